@@ -1,0 +1,70 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ *
+ * The durable map of one epoch, or of several neighbours merged: a file in the disk's state folder.
+ * Called by whoever has the disk's lock, and by readers once it is sealed; never in the data path.
+ * A sealed file never changes (I6) and carries a checksum that is verified when it is loaded.
+ *
+ * Format, little-endian, version 1:
+ *     0     64-byte head: magic "varvemap", version, block shift, disk uuid, size of the disk,
+ *           first and last epoch, number of the epoch before the first (0: none)
+ *     4096  mark, in a sector of its own: state (0 open, 1 clean, 2 sealed), SHA-256 of head and bits
+ *     8192  bits, one a block, least significant first, in whole 64-bit words; rest of file zero
+ * open: the bits are not to be believed.  clean: the epoch is live, and these were its bits when its
+ * server stopped.  sealed: final.  The mark is written after what it speaks of is durable.
+ */
+#ifndef VARVE_LIB_EPOCH_FILE_H
+#define VARVE_LIB_EPOCH_FILE_H
+
+#include "lib/bitmap.h"
+#include "lib/block.h"
+#include "lib/err.h"
+#include "lib/paths.h"
+#include "lib/world.h"
+
+enum varve_epoch_state {
+    VARVE_EPOCH_FILE_OPEN = 0,
+    VARVE_EPOCH_FILE_CLEAN = 1,
+    VARVE_EPOCH_FILE_SEALED = 2,
+};
+
+struct varve_epoch_file {
+    uint64_t first, last, prev;
+    enum varve_epoch_state state;
+};
+
+/* Creates the open, preallocated file of epoch `epoch`, durable when it returns (its directory too).
+ * An open file of that name is replaced.  -ENOSPC: no room for it. */
+int varve_epoch_file_create(struct varve_world *w, const struct varve_paths *p,
+                            const uint8_t uuid[16], const struct varve_geometry *g, uint64_t epoch,
+                            uint64_t prev, struct varve_err *err);
+
+/* Writes bits (varve_map_bytes() of them) and marks the file clean or sealed, durable when it
+ * returns.  Dying anywhere before leaves it open.  -EEXIST: it is sealed already. */
+int varve_epoch_file_finish(struct varve_world *w, const struct varve_paths *p,
+                            const struct varve_geometry *g, uint64_t epoch, const void *bits,
+                            enum varve_epoch_state state, struct varve_err *err);
+
+/* Marks a clean file open again, durably. */
+int varve_epoch_file_reopen(struct varve_world *w, const struct varve_paths *p, uint64_t epoch,
+                            struct varve_err *err);
+
+/* Reads head and mark.  -EUCLEAN: not such a file, damaged, or of another disk;
+ * -ENOTSUP: of a newer format. */
+int varve_epoch_file_info(struct varve_world *w, const struct varve_paths *p,
+                          const uint8_t uuid[16], const struct varve_geometry *g, uint64_t first,
+                          uint64_t last, struct varve_epoch_file *info, struct varve_err *err);
+
+/* ORs the bits of a clean or sealed file into `into` (nblks bits), after verifying the checksum.
+ * On error `into` is unchanged.  -EUCLEAN: open, damaged or of another disk. */
+int varve_epoch_file_load(struct varve_world *w, const struct varve_paths *p,
+                          const uint8_t uuid[16], const struct varve_geometry *g, uint64_t first,
+                          uint64_t last, struct varve_bitmap *into, struct varve_err *err);
+
+/* Writes a sealed file of epochs first..last, durable when it returns: what a merge leaves.  The
+ * files of the parts are the caller's to remove afterwards. */
+int varve_epoch_file_write_merged(struct varve_world *w, const struct varve_paths *p,
+                                  const uint8_t uuid[16], const struct varve_geometry *g,
+                                  uint64_t first, uint64_t last, uint64_t prev,
+                                  const struct varve_bitmap *bits, struct varve_err *err);
+
+#endif

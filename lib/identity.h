@@ -1,0 +1,33 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ *
+ * Who a disk is: the small JSON file that makes a folder of the state directory a disk.
+ * Written once, by the first server of the disk; read by everyone.  It says nothing that changes
+ * while the disk is served.
+ */
+#ifndef VARVE_LIB_IDENTITY_H
+#define VARVE_LIB_IDENTITY_H
+
+#include "lib/block.h"
+#include "lib/err.h"
+#include "lib/paths.h"
+#include "lib/world.h"
+
+#include <limits.h>
+
+#define VARVE_STATE_FORMAT 1
+
+struct varve_identity {
+    uint8_t uuid[16];
+    char image[PATH_MAX]; /* absolute */
+    struct varve_geometry geometry;
+};
+
+/* -ENOENT: there is none; -ENOTSUP: of another format version; -EUCLEAN: damaged. */
+int varve_identity_read(struct varve_world *w, const struct varve_paths *p,
+                        struct varve_identity *id, struct varve_err *err);
+
+/* Durable when it returns. */
+int varve_identity_write(struct varve_world *w, const struct varve_paths *p,
+                         const struct varve_identity *id, struct varve_err *err);
+
+#endif

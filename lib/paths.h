@@ -1,0 +1,50 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ *
+ * Where things lie: the files of a disk below the state, runtime and scratch directories, and which
+ * names are allowed.  Pure string work, any thread.  It never touches a file.
+ *
+ *     STATE/NAME/disk.json             who the disk is
+ *     STATE/NAME/lock                  held by the disk's one server
+ *     STATE/NAME/epoch-F-L.map         what was written in epochs F..L (lib/epoch-file.h)
+ *     SCRATCH/NAME/epoch-N.scratch     preimages of epoch N, at their own offsets
+ *     RUNTIME/NAME/control             lib/control.h
+ *     RUNTIME/NAME/epoch-N.live        bits of epoch N as they are set
+ *     RUNTIME/NAME/epoch-N.lost        blocks of epoch N whose preimage could not be kept
+ *     RUNTIME/NAME/link.sock           the link
+ */
+#ifndef VARVE_LIB_PATHS_H
+#define VARVE_LIB_PATHS_H
+
+#include "lib/err.h"
+
+#include <limits.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+/* [A-Za-z0-9][A-Za-z0-9._-]{0,63}.  `what` is what the message calls it ("disk name"). */
+int varve_name_check(const char *name, const char *what, struct varve_err *err);
+
+struct varve_paths {
+    char state[PATH_MAX];   /* the disk's own folders */
+    char runtime[PATH_MAX];
+    char scratch[PATH_MAX];
+};
+
+/* scratch_dir NULL: state_dir.  -ENAMETOOLONG */
+int varve_paths_init(struct varve_paths *p, const char *state_dir, const char *runtime_dir,
+                     const char *scratch_dir, const char *name, struct varve_err *err);
+
+/* Each writes to buf of PATH_MAX bytes and returns it. */
+char *varve_path_identity(const struct varve_paths *p, char *buf);
+char *varve_path_lock(const struct varve_paths *p, char *buf);
+char *varve_path_epoch(const struct varve_paths *p, uint64_t first, uint64_t last, char *buf);
+char *varve_path_scratch(const struct varve_paths *p, uint64_t epoch, char *buf);
+char *varve_path_control(const struct varve_paths *p, char *buf);
+char *varve_path_live(const struct varve_paths *p, uint64_t epoch, char *buf);
+char *varve_path_lost(const struct varve_paths *p, uint64_t epoch, char *buf);
+char *varve_path_link(const struct varve_paths *p, char *buf);
+
+/* "epoch-F-L.map" taken apart.  False: it is not such a name. */
+bool varve_path_parse_epoch(const char *name, uint64_t *first, uint64_t *last);
+
+#endif

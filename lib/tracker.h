@@ -1,0 +1,117 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ *
+ * The writing side of a disk: marks what is written, keeps what is overwritten, makes boundaries.
+ * Whoever attaches is the disk's one server (it has the lock): the plugin while a guest may write,
+ * the daemon for the moment of a boundary on an offline disk.  It holds no policy, knows no names
+ * of checkpoints, and never talks to a network.
+ *
+ * Threads: any number may be between varve_piece_begin and varve_piece_end.  All other functions are
+ * for one control thread at a time.
+ */
+#ifndef VARVE_LIB_TRACKER_H
+#define VARVE_LIB_TRACKER_H
+
+#include "lib/block.h"
+#include "lib/control.h"
+#include "lib/err.h"
+#include "lib/identity.h"
+#include "lib/paths.h"
+#include "lib/world.h"
+
+struct varve_tracker;
+
+enum varve_scratch_full {
+    VARVE_SCRATCH_DEGRADE, /* what could not be kept is lost to open views, and only that */
+    VARVE_SCRATCH_BREAK,   /* the epoch, and with it every view that needs it, is broken */
+};
+
+struct varve_tracker_config {
+    const char *state_dir;
+    const char *runtime_dir;
+    const char *scratch_dir; /* NULL: state_dir */
+    const char *name;
+    const char *image;   /* absolute path, for the identity */
+    int image_fd;        /* read for preimages; borrowed; -1: no writer will come (offline) */
+    uint64_t size;       /* of the image now, bytes */
+    uint64_t block_size; /* bytes; 0: the disk's own, or the default for a new one */
+    uint64_t scratch_max; /* bytes of preimages per disk; 0: no limit */
+    enum varve_scratch_full on_scratch_full;
+    unsigned freeze_timeout_ms;
+    const char *role; /* "nbdkit" or "varved": what a message about the lock calls us */
+    bool existing_only; /* -ENOENT instead of making a new disk */
+};
+
+/* Takes the disk: locks it, makes or checks its state, adopts the runtime files in place if they are
+ * this boot's, else rebuilds them.  What it found stands in `notes` (one line, may be empty).
+ * -EBUSY: another process serves it (its pid is in err).  -EINVAL: granularity or size do not fit;
+ * -ENOTSUP: state of another format; others as of the world. */
+int varve_tracker_attach(struct varve_world *w, const struct varve_tracker_config *cfg,
+                         struct varve_tracker **out, char notes[256], struct varve_err *err);
+
+/* Writes down the live epoch as clean and lets the disk go.  No piece may be under way.
+ * Open views stay open.  An error means only that the next start after a reboot must doubt. */
+int varve_tracker_detach(struct varve_tracker *t, struct varve_err *err);
+
+/* For a child of fork(): the lock file names this process from now on. */
+int varve_tracker_claim_pid(struct varve_tracker *t, struct varve_err *err);
+
+const struct varve_identity *varve_tracker_identity(const struct varve_tracker *t);
+const struct varve_paths *varve_tracker_paths(const struct varve_tracker *t);
+uint64_t varve_tracker_epoch(const struct varve_tracker *t);
+
+/* --- the data path ---------------------------------------------------------------------------- */
+
+struct varve_piece {
+    struct varve_tracked_epoch *epoch;
+    unsigned shard;
+};
+
+/* Length of the first piece of [off, off+len): pieces never cross a multiple of VARVE_PIECE_MAX. */
+uint32_t varve_piece_len(uint64_t off, uint64_t len);
+
+/* Before the image is changed in [off, off+len), a piece within the disk: waits while a boundary is
+ * made, enters the epoch, keeps what must be kept, sets the bits.  Cannot fail.  `cheap_copy`: the
+ * caller is about to free the range, so sharing extents (reflink) is worth trying. */
+void varve_piece_begin(struct varve_tracker *t, uint64_t off, uint32_t len, bool cheap_copy,
+                       struct varve_piece *p);
+
+/* After the image was changed, or was not because of an error. */
+void varve_piece_end(struct varve_tracker *t, struct varve_piece *p);
+
+/* --- boundaries ------------------------------------------------------------------------------- */
+
+/* Makes the next epoch ready; nobody waits meanwhile.  arm: it shall preserve (it does so too while
+ * any view is open).  A former one that was not entered is dropped. */
+int varve_tracker_prepare(struct varve_tracker *t, bool arm, uint64_t *epoch,
+                          struct varve_err *err);
+
+/* Holds new pieces back and waits, at most the freeze timeout, for those under way.  From here the
+ * timeout runs: past it writers go on by themselves and the swap is refused.  -ETIMEDOUT. */
+int varve_tracker_quiesce(struct varve_tracker *t, struct varve_err *err);
+
+/* Enters the prepared epoch, with view `view_id` (0: none) opened at this boundary, and lets writers
+ * go on.  -ETIMEDOUT: writers had been let go before; nothing has happened.  -ENOSPC: no view free. */
+int varve_tracker_swap(struct varve_tracker *t, uint64_t epoch, uint64_t view_id,
+                       struct varve_err *err);
+
+/* Lets writers go on in the old epoch and drops the prepared one.  May be called at any time. */
+void varve_tracker_abort(struct varve_tracker *t);
+
+/* Seals all epochs before the live one that are not sealed yet: durable when it returns. */
+int varve_tracker_seal(struct varve_tracker *t, struct varve_err *err);
+
+/* Ends a view and frees what no open view needs any more.  An unknown id is not an error. */
+int varve_tracker_end_view(struct varve_tracker *t, uint64_t view_id, struct varve_err *err);
+
+/* --- for readers in other processes ----------------------------------------------------------- */
+
+/* Files of an epoch from the oldest that an open view needs to the prepared one, each opened
+ * read-only on its own: [0] live map, and if it is armed [1] lost map, [2] scratch, else -1.
+ * The caller closes them.  -ENOENT: no such epoch. */
+int varve_tracker_open_epoch(struct varve_tracker *t, uint64_t epoch, int fds[3],
+                             struct varve_err *err);
+
+/* The control page, read-only. */
+int varve_tracker_open_control(struct varve_tracker *t, struct varve_err *err);
+
+#endif
