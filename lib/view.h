@@ -58,10 +58,12 @@ struct varve_view {
 int varve_view_read(struct varve_source *s, const struct varve_view *v, void *buf, uint64_t off,
                     uint32_t len, uint64_t *lost_off, struct varve_err *err);
 
-/* Whether [off, off+len), len at most 1 MiB, was wholly a hole (reads as zeroes and took no space) at
- * the boundary: 1 hole, 0 data.  Doubt says data.  Errors as of varve_view_read. */
-int varve_view_is_hole(struct varve_source *s, const struct varve_view *v, uint64_t off,
-                       uint64_t len, struct varve_err *err);
+/* Whether the disk had a hole at `off` at the boundary (nothing was allocated, it read as zeroes): 1
+ * hole, 0 data; *run_len (bytes, 1..max_len) tells how far the same answer is known to go, whole
+ * blocks or to the disk's end.  off must be a multiple of the block size.  Doubt says data.  It may
+ * stop early: ask on from there.  Errors as of varve_view_read. */
+int varve_view_hole_run(struct varve_source *s, const struct varve_view *v, uint64_t off,
+                        uint64_t max_len, uint64_t *run_len, struct varve_err *err);
 
 /* Whether the view can be read at all: 0, -ESTALE with the reason, or -EAGAIN. */
 int varve_view_check(struct varve_source *s, const struct varve_view *v, struct varve_err *err);
