@@ -4,10 +4,22 @@ lib_libvarve_la_SOURCES = \
 	%D%/bitmap.h \
 	%D%/block.c \
 	%D%/block.h \
+	%D%/digest.c \
+	%D%/digest.h \
+	%D%/epoch-file.c \
+	%D%/epoch-file.h \
 	%D%/err.c \
 	%D%/err.h \
+	%D%/identity.c \
+	%D%/identity.h \
+	%D%/link-proto.c \
+	%D%/link-proto.h \
+	%D%/paths.c \
+	%D%/paths.h \
 	%D%/qmp.c \
 	%D%/qmp.h \
+	%D%/whole-file.c \
+	%D%/whole-file.h \
 	%D%/world-posix.c \
 	%D%/world.h
 lib_libvarve_la_CFLAGS = $(AM_CFLAGS) $(JANSSON_CFLAGS) $(GNUTLS_CFLAGS)
