@@ -1,152 +1,74 @@
-/* SPDX-License-Identifier: BSD-3-Clause
- *
- * How an epoch's map gets to disk and what a crash can leave of it.
- *
- *     create   name.tmp: allocate, head, sync     -- rename, sync dir -->  OPEN   (a zero mark)
- *     finish   OPEN:  bits, sync, mark, sync      ---------------------->  CLEAN or SEALED
- *     reopen   CLEAN: zero mark, sync             ---------------------->  OPEN
- *     merge    name.tmp: head, bits, mark, sync   -- rename, sync dir -->  SEALED
- *
- * 1. A file under its final name has a whole head: it was durable before the name was.
- * 2. A mark that says clean or sealed was written after its bits were durable.  While bits change
- * the durable mark says open.
- * 3. The mark has a check of its own.  Whatever does not pass it, a torn one too, reads as open.
- * 4. A failed finish leaves an open mark behind, so that trying again writes and syncs everything
- *    again: pages whose write-back failed look clean to the next sync.
- */
-#include "lib/epoch-file.h"
+/* SPDX-License-Identifier: BSD-3-Clause */
+#include "lib/epoch-file-internal.h"
 
-#include "lib/digest.h"
-
-#include <assert.h>
 #include <endian.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
-#define MAGIC       "varvemap"
-#define VERSION     1u
-#define MARK_OFF    4096u
-#define MARK_SECTOR 512u
-#define BITS_OFF    8192u
-
-/* Unit of writing bits: what is zero and was zero is not written. */
-#define PAGE 4096u
-/* Unit of working through them and of giving space back. */
-#define CHUNK 65536u
-
-struct file_head {
-    char magic[8];
-    uint32_t version;
-    uint32_t shift;
-    uint8_t uuid[16];
-    uint64_t size;
-    uint64_t first, last, prev;
-};
-
-static_assert(sizeof(struct file_head) == 64, "the format's head");
-
-struct file_mark {
-    uint32_t state;
-    uint32_t zero;
-    uint8_t digest[VARVE_DIGEST_LEN]; /* of head and bits */
-    uint8_t check[VARVE_DIGEST_LEN];  /* of what stands before it in the mark */
-};
-
-static_assert(sizeof(struct file_mark) <= MARK_SECTOR, "the mark is written by one sector");
-
-static uint64_t file_bytes(const struct varve_geometry *g)
-{
-    return BITS_OFF + (varve_map_bytes(g) + PAGE - 1) / PAGE * PAGE;
-}
-
-static bool is_zero(const uint8_t *p, size_t len)
-{
-    return p[0] == 0 && memcmp(p, p + 1, len - 1) == 0;
-}
-
-static char *path_tmp(char *tmp, const struct varve_paths *p, uint64_t first, uint64_t last)
-{
-    varve_path_epoch(p, first, last, tmp);
-    return strcat(tmp, ".tmp"); /* varve_paths_init has left room */
-}
-
 /* --- head and mark ---------------------------------------------------------------------------- */
 
-static void head_encode(struct file_head *head, const uint8_t uuid[16],
-                        const struct varve_geometry *g, uint64_t first, uint64_t last,
-                        uint64_t prev)
-{
-    memcpy(head->magic, MAGIC, sizeof(head->magic));
-    head->version = htole32(VERSION);
-    head->shift = htole32(g->shift);
-    memcpy(head->uuid, uuid, sizeof(head->uuid));
-    head->size = htole64(g->size);
-    head->first = htole64(first);
-    head->last = htole64(last);
-    head->prev = htole64(prev);
-}
-
-static int damaged(const char *path, const char *why, struct varve_err *err)
+int varve_epoch_file_unusable(const char *path, const char *why, struct varve_err *err)
 {
     return varve_err_set(err, EUCLEAN, "%s cannot be used: %s", path, why);
 }
 
-/* Reads the head as it stands in the file and checks it.  uuid, g: NULL if they do not matter. */
-static int head_read(struct varve_world *w, int fd, const char *path, const uint8_t *uuid,
-                     const struct varve_geometry *g, uint64_t first, uint64_t last,
-                     struct file_head *head, struct varve_err *err)
+int varve_epoch_head_read(struct varve_world *w, int fd, const char *path, const uint8_t *uuid,
+                          const struct varve_geometry *g, uint64_t first, uint64_t last,
+                          struct varve_epoch_head *head, struct varve_err *err)
 {
     ssize_t got = w->pread(w, fd, head, sizeof(*head), 0);
 
     if (got < 0)
         return varve_err_sys(err, (int)-got, "cannot read %s", path);
-    if (got < (ssize_t)sizeof(*head) || memcmp(head->magic, MAGIC, sizeof(head->magic)) != 0)
-        return damaged(path, "it is not an epoch's map", err);
-    if (le32toh(head->version) != VERSION)
+    if (got < (ssize_t)sizeof(*head) ||
+        memcmp(head->magic, VARVE_EPOCH_MAGIC, sizeof(head->magic)) != 0)
+        return varve_epoch_file_unusable(path, "it is not an epoch's map", err);
+    if (le32toh(head->version) != VARVE_EPOCH_VERSION)
         return varve_err_set(err, ENOTSUP,
                              "%s has format %" PRIu32 ", this varve knows format %u only: use the "
                              "version of varve that wrote it",
-                             path, le32toh(head->version), VERSION);
+                             path, le32toh(head->version), VARVE_EPOCH_VERSION);
     if (le64toh(head->first) != first || le64toh(head->last) != last ||
         le64toh(head->prev) >= first)
-        return damaged(path, "its name and its head tell different epochs", err);
+        return varve_epoch_file_unusable(path, "its name and its head tell different epochs", err);
     if (uuid && memcmp(head->uuid, uuid, sizeof(head->uuid)) != 0)
-        return damaged(path, "it belongs to another disk", err);
+        return varve_epoch_file_unusable(path, "it belongs to another disk", err);
     if (g && (le32toh(head->shift) != g->shift || le64toh(head->size) != g->size))
-        return damaged(path, "it is of another size or granularity than the disk", err);
+        return varve_epoch_file_unusable(path, "it is of another size or granularity than the disk",
+                                         err);
     return 0;
 }
 
-static int mark_check(const struct file_mark *mark, uint8_t check[VARVE_DIGEST_LEN],
-                      struct varve_err *err)
+int varve_epoch_mark_check(const struct varve_epoch_mark *mark, uint8_t check[VARVE_DIGEST_LEN],
+                           struct varve_err *err)
 {
     struct varve_digest d;
     int rc = varve_digest_init(&d, err);
 
     if (rc < 0)
         return rc;
-    varve_digest_update(&d, mark, offsetof(struct file_mark, check));
+    varve_digest_update(&d, mark, offsetof(struct varve_epoch_mark, check));
     return varve_digest_final(&d, check, err);
 }
 
-static int mark_read(struct varve_world *w, int fd, const char *path, enum varve_epoch_state *state,
-                     uint8_t digest[VARVE_DIGEST_LEN], struct varve_err *err)
+int varve_epoch_mark_read(struct varve_world *w, int fd, const char *path,
+                          enum varve_epoch_state *state, uint8_t digest[VARVE_DIGEST_LEN],
+                          struct varve_err *err)
 {
-    struct file_mark mark;
+    struct varve_epoch_mark mark;
     uint8_t check[VARVE_DIGEST_LEN];
-    ssize_t got = w->pread(w, fd, &mark, sizeof(mark), MARK_OFF);
+    ssize_t got = w->pread(w, fd, &mark, sizeof(mark), VARVE_EPOCH_MARK_OFF);
     uint32_t said;
     int rc;
 
     if (got < 0)
         return varve_err_sys(err, (int)-got, "cannot read %s", path);
     if (got < (ssize_t)sizeof(mark))
-        return damaged(path, "it ends before its mark", err);
-    rc = mark_check(&mark, check, err);
+        return varve_epoch_file_unusable(path, "it ends before its mark", err);
+    rc = varve_epoch_mark_check(&mark, check, err);
     if (rc < 0)
         return rc;
     said = le32toh(mark.state);
@@ -160,342 +82,6 @@ static int mark_read(struct varve_world *w, int fd, const char *path, enum varve
     return 0;
 }
 
-/* Not durable yet.  The open mark is all zeroes. */
-static int mark_write(struct varve_world *w, int fd, const char *path, enum varve_epoch_state state,
-                      const uint8_t digest[VARVE_DIGEST_LEN], struct varve_err *err)
-{
-    uint8_t sector[MARK_SECTOR] = {0};
-    int rc;
-
-    if (state != VARVE_EPOCH_FILE_OPEN) {
-        struct file_mark mark = {.state = htole32(state)};
-
-        memcpy(mark.digest, digest, VARVE_DIGEST_LEN);
-        rc = mark_check(&mark, mark.check, err);
-        if (rc < 0)
-            return rc;
-        memcpy(sector, &mark, sizeof(mark));
-    }
-    rc = w->pwrite(w, fd, sector, sizeof(sector), MARK_OFF);
-    return rc < 0 ? varve_err_sys(err, -rc, "cannot write %s", path) : 0;
-}
-
-static int file_sync(struct varve_world *w, int fd, const char *path, struct varve_err *err)
-{
-    int rc = w->sync(w, fd);
-
-    return rc < 0 ? varve_err_sys(err, -rc, "cannot make %s durable", path) : 0;
-}
-
-/* --- bits ------------------------------------------------------------------------------------- */
-
-/* Bytes [at, at+len) of the map as they stand in a file, nothing behind the last block. */
-static void bits_encode(uint8_t *out, const void *bits, const struct varve_geometry *g, uint64_t at,
-                        size_t len)
-{
-    memcpy(out, (const uint8_t *)bits + at, len);
-    for (size_t i = 0; i < len; i += 8) {
-        uint64_t bit = (at + i) * 8;
-        uint64_t word;
-
-        memcpy(&word, out + i, 8);
-        if (g->nblks - bit < 64)
-            word &= ((uint64_t)1 << (g->nblks - bit)) - 1;
-        word = htole64(word);
-        memcpy(out + i, &word, 8);
-    }
-}
-
-/* Writes the pages of now[0, len) where it or was[] is not zero; len is a multiple of PAGE. */
-static int chunk_write(struct varve_world *w, int fd, const uint8_t *now, const uint8_t *was,
-                       size_t len, uint64_t off)
-{
-    size_t from = 0;
-
-    while (from < len) {
-        size_t to = from;
-        int rc;
-
-        while (to < len && !(is_zero(now + to, PAGE) && is_zero(was + to, PAGE)))
-            to += PAGE;
-        if (to == from) {
-            from += PAGE;
-            continue;
-        }
-        rc = w->pwrite(w, fd, now + from, to - from, off + from);
-        if (rc < 0)
-            return rc;
-        from = to;
-    }
-    return 0;
-}
-
-/* Brings the bits into the file, whose length is right, and into the digest.  Chunks that are zero
- * are set in zero_chunks (may be NULL). */
-static int bits_write(struct varve_world *w, int fd, const char *path,
-                      const struct varve_geometry *g, const void *bits, struct varve_digest *d,
-                      struct varve_bitmap *zero_chunks, struct varve_err *err)
-{
-    uint64_t bytes = varve_map_bytes(g);
-    uint8_t *now = malloc(2 * CHUNK);
-    uint8_t *was = now + CHUNK;
-    int rc = 0;
-
-    if (!now)
-        return varve_err_sys(err, ENOMEM, "cannot write %s", path);
-    for (uint64_t at = 0; at < bytes && rc == 0; at += CHUNK) {
-        size_t len = bytes - at < CHUNK ? (size_t)(bytes - at) : CHUNK;
-        size_t whole = (len + PAGE - 1) / PAGE * PAGE;
-        ssize_t got;
-
-        bits_encode(now, bits, g, at, len);
-        memset(now + len, 0, whole - len);
-        varve_digest_update(d, now, len);
-        if (zero_chunks && is_zero(now, whole))
-            varve_bitmap_set(zero_chunks, at / CHUNK, at / CHUNK + 1);
-        got = w->pread(w, fd, was, whole, BITS_OFF + at);
-        if (got >= 0 && got < (ssize_t)whole)
-            rc = damaged(path, "it is shorter than it was made", err);
-        else if (got < 0)
-            rc = varve_err_sys(err, (int)-got, "cannot read %s", path);
-        if (rc < 0)
-            break;
-        rc = chunk_write(w, fd, now, was, whole, BITS_OFF + at);
-        if (rc < 0)
-            varve_err_sys(err, -rc, "cannot write %s", path);
-    }
-    free(now);
-    return rc;
-}
-
-/* Head as it stands in the file, bits, sync; then the mark and another sync. */
-static int bits_and_mark_write(struct varve_world *w, int fd, const char *path,
-                               const struct file_head *head, const struct varve_geometry *g,
-                               const void *bits, enum varve_epoch_state state,
-                               struct varve_bitmap *zero_chunks, struct varve_err *err)
-{
-    uint8_t digest[VARVE_DIGEST_LEN];
-    struct varve_digest d;
-    int rc = varve_digest_init(&d, err);
-    int final;
-
-    if (rc < 0)
-        return rc;
-    varve_digest_update(&d, head, sizeof(*head));
-    rc = bits_write(w, fd, path, g, bits, &d, zero_chunks, err);
-    final = varve_digest_final(&d, digest, rc < 0 ? NULL : err);
-    if (rc == 0)
-        rc = final;
-    if (rc == 0)
-        rc = file_sync(w, fd, path, err);
-    if (rc < 0)
-        return rc;
-    rc = mark_write(w, fd, path, state, digest, err);
-    if (rc == 0)
-        rc = file_sync(w, fd, path, err);
-    if (rc < 0)
-        mark_write(w, fd, path, VARVE_EPOCH_FILE_OPEN, NULL, NULL); /* rule 4 */
-    return rc;
-}
-
-/* Gives back the blocks of a sealed file that hold only zeroes.  Failure costs space, nothing else.
- */
-static void zero_chunks_punch(struct varve_world *w, int fd, const struct varve_geometry *g,
-                              const struct varve_bitmap *zero_chunks)
-{
-    uint64_t from = varve_bitmap_find(zero_chunks, 0, true);
-
-    while (from < zero_chunks->nbits) {
-        uint64_t to = varve_bitmap_find(zero_chunks, from, false);
-        uint64_t off = BITS_OFF + from * CHUNK;
-        uint64_t end = BITS_OFF + to * CHUNK;
-
-        if (end > file_bytes(g))
-            end = file_bytes(g);
-        if (w->punch(w, fd, off, end - off) < 0)
-            return;
-        from = varve_bitmap_find(zero_chunks, to, true);
-    }
-}
-
-/* --- making files ----------------------------------------------------------------------------- */
-
-/* Gives the durable file `tmp` its name, durably. */
-static int file_publish(struct varve_world *w, const struct varve_paths *p, const char *tmp,
-                        const char *path, struct varve_err *err)
-{
-    int rc = w->rename(w, tmp, path);
-
-    if (rc == 0)
-        rc = w->sync_dir(w, p->state);
-    return rc < 0 ? varve_err_sys(err, -rc, "cannot make %s durable", path) : 0;
-}
-
-int varve_epoch_file_create(struct varve_world *w, const struct varve_paths *p,
-                            const uint8_t uuid[16], const struct varve_geometry *g, uint64_t epoch,
-                            uint64_t prev, struct varve_err *err)
-{
-    char path[PATH_MAX], tmp[PATH_MAX];
-    struct varve_epoch_file info;
-    struct file_head head;
-    int fd, rc;
-
-    if (prev >= epoch)
-        return varve_err_set(err, EINVAL, "epoch %" PRIu64 " cannot follow epoch %" PRIu64, epoch,
-                             prev);
-    varve_path_epoch(p, epoch, epoch, path);
-    path_tmp(tmp, p, epoch, epoch);
-    rc = varve_epoch_file_info(w, p, uuid, g, epoch, epoch, &info, err);
-    if (rc < 0 && rc != -ENOENT)
-        return rc;
-    if (rc == 0 && info.state != VARVE_EPOCH_FILE_OPEN)
-        return varve_err_set(err, EEXIST, "%s exists and holds an epoch's bits", path);
-
-    head_encode(&head, uuid, g, epoch, epoch, prev);
-    fd = w->open(w, tmp, O_RDWR | O_CREAT | O_TRUNC, 0644);
-    if (fd < 0)
-        return varve_err_sys(err, -fd, "cannot create %s", tmp);
-    rc = w->allocate(w, fd, 0, file_bytes(g));
-    if (rc == 0)
-        rc = w->pwrite(w, fd, &head, sizeof(head), 0);
-    if (rc == 0)
-        rc = w->sync(w, fd);
-    w->close(w, fd);
-    if (rc < 0)
-        varve_err_sys(err, -rc, "cannot make %s with its %" PRIu64 " bytes", tmp, file_bytes(g));
-    else
-        rc = file_publish(w, p, tmp, path, err);
-    if (rc < 0)
-        w->unlink(w, tmp);
-    return rc;
-}
-
-static int finish_fd(struct varve_world *w, int fd, const char *path,
-                     const struct varve_geometry *g, uint64_t epoch, const void *bits,
-                     enum varve_epoch_state state, struct varve_bitmap *zero_chunks,
-                     struct varve_err *err)
-{
-    struct file_head head;
-    enum varve_epoch_state was;
-    uint8_t digest[VARVE_DIGEST_LEN];
-    int rc = head_read(w, fd, path, NULL, g, epoch, epoch, &head, err);
-
-    if (rc == 0)
-        rc = mark_read(w, fd, path, &was, digest, err);
-    if (rc < 0)
-        return rc;
-    if (was == VARVE_EPOCH_FILE_SEALED) {
-        /* Whoever wrote the mark may have died before it was durable. */
-        rc = file_sync(w, fd, path, err);
-        return rc < 0 ? rc : varve_err_set(err, EEXIST, "%s is sealed already", path);
-    }
-    if (was == VARVE_EPOCH_FILE_CLEAN) {
-        rc = mark_write(w, fd, path, VARVE_EPOCH_FILE_OPEN, NULL, err);
-        if (rc == 0)
-            rc = file_sync(w, fd, path, err);
-        if (rc < 0)
-            return rc;
-    }
-    rc = bits_and_mark_write(w, fd, path, &head, g, bits, state, zero_chunks, err);
-    if (rc == 0 && state == VARVE_EPOCH_FILE_SEALED)
-        zero_chunks_punch(w, fd, g, zero_chunks);
-    return rc;
-}
-
-int varve_epoch_file_finish(struct varve_world *w, const struct varve_paths *p,
-                            const struct varve_geometry *g, uint64_t epoch, const void *bits,
-                            enum varve_epoch_state state, struct varve_err *err)
-{
-    char path[PATH_MAX];
-    struct varve_bitmap *zero_chunks;
-    int fd, rc;
-
-    varve_path_epoch(p, epoch, epoch, path);
-    if (state != VARVE_EPOCH_FILE_CLEAN && state != VARVE_EPOCH_FILE_SEALED)
-        return varve_err_set(err, EINVAL, "%s can be finished as clean or sealed only", path);
-    zero_chunks = varve_bitmap_new((varve_map_bytes(g) + CHUNK - 1) / CHUNK);
-    if (!zero_chunks)
-        return varve_err_sys(err, ENOMEM, "cannot write %s", path);
-    fd = w->open(w, path, O_RDWR, 0);
-    if (fd < 0) {
-        rc = varve_err_sys(err, -fd, "cannot open %s", path);
-    } else {
-        rc = finish_fd(w, fd, path, g, epoch, bits, state, zero_chunks, err);
-        w->close(w, fd);
-    }
-    free(zero_chunks);
-    return rc;
-}
-
-static int reopen_fd(struct varve_world *w, int fd, const char *path, uint64_t epoch,
-                     struct varve_err *err)
-{
-    struct file_head head;
-    enum varve_epoch_state was;
-    uint8_t digest[VARVE_DIGEST_LEN];
-    int rc = head_read(w, fd, path, NULL, NULL, epoch, epoch, &head, err);
-
-    if (rc == 0)
-        rc = mark_read(w, fd, path, &was, digest, err);
-    if (rc == 0 && was == VARVE_EPOCH_FILE_SEALED)
-        rc = varve_err_set(err, EEXIST, "%s is sealed already", path);
-    /* Also if it reads as open: that need not be durable. */
-    if (rc == 0)
-        rc = mark_write(w, fd, path, VARVE_EPOCH_FILE_OPEN, NULL, err);
-    if (rc == 0)
-        rc = file_sync(w, fd, path, err);
-    return rc;
-}
-
-int varve_epoch_file_reopen(struct varve_world *w, const struct varve_paths *p, uint64_t epoch,
-                            struct varve_err *err)
-{
-    char path[PATH_MAX];
-    int fd, rc;
-
-    varve_path_epoch(p, epoch, epoch, path);
-    fd = w->open(w, path, O_RDWR, 0);
-    if (fd < 0)
-        return varve_err_sys(err, -fd, "cannot open %s", path);
-    rc = reopen_fd(w, fd, path, epoch, err);
-    w->close(w, fd);
-    return rc;
-}
-
-int varve_epoch_file_write_merged(struct varve_world *w, const struct varve_paths *p,
-                                  const uint8_t uuid[16], const struct varve_geometry *g,
-                                  uint64_t first, uint64_t last, uint64_t prev,
-                                  const struct varve_bitmap *bits, struct varve_err *err)
-{
-    char path[PATH_MAX], tmp[PATH_MAX];
-    struct file_head head;
-    int fd, rc;
-
-    if (prev >= first || first > last || bits->nbits != g->nblks)
-        return varve_err_set(err, EINVAL, "epochs %" PRIu64 " to %" PRIu64 " cannot be merged",
-                             first, last);
-    varve_path_epoch(p, first, last, path);
-    path_tmp(tmp, p, first, last);
-    head_encode(&head, uuid, g, first, last, prev);
-    fd = w->open(w, tmp, O_RDWR | O_CREAT | O_TRUNC, 0644);
-    if (fd < 0)
-        return varve_err_sys(err, -fd, "cannot create %s", tmp);
-    rc = w->truncate(w, fd, file_bytes(g));
-    if (rc == 0)
-        rc = w->pwrite(w, fd, &head, sizeof(head), 0);
-    if (rc < 0)
-        varve_err_sys(err, -rc, "cannot write %s", tmp);
-    else
-        rc = bits_and_mark_write(w, fd, tmp, &head, g, bits->words, VARVE_EPOCH_FILE_SEALED, NULL,
-                                 err);
-    w->close(w, fd);
-    if (rc == 0)
-        rc = file_publish(w, p, tmp, path, err);
-    if (rc < 0)
-        w->unlink(w, tmp);
-    return rc;
-}
-
 /* --- reading ---------------------------------------------------------------------------------- */
 
 int varve_epoch_file_info(struct varve_world *w, const struct varve_paths *p,
@@ -503,7 +89,7 @@ int varve_epoch_file_info(struct varve_world *w, const struct varve_paths *p,
                           uint64_t last, struct varve_epoch_file *info, struct varve_err *err)
 {
     char path[PATH_MAX];
-    struct file_head head;
+    struct varve_epoch_head head;
     uint8_t digest[VARVE_DIGEST_LEN];
     int fd, rc;
 
@@ -511,9 +97,9 @@ int varve_epoch_file_info(struct varve_world *w, const struct varve_paths *p,
     fd = w->open(w, path, O_RDONLY, 0);
     if (fd < 0)
         return varve_err_sys(err, -fd, "cannot open %s", path);
-    rc = head_read(w, fd, path, uuid, g, first, last, &head, err);
+    rc = varve_epoch_head_read(w, fd, path, uuid, g, first, last, &head, err);
     if (rc == 0)
-        rc = mark_read(w, fd, path, &info->state, digest, err);
+        rc = varve_epoch_mark_read(w, fd, path, &info->state, digest, err);
     w->close(w, fd);
     if (rc < 0)
         return rc;
@@ -524,12 +110,12 @@ int varve_epoch_file_info(struct varve_world *w, const struct varve_paths *p,
 }
 
 /* Reads the bits into words (varve_map_bytes() of them) and compares the checksum. */
-static int bits_read(struct varve_world *w, int fd, const char *path, const struct file_head *head,
-                     const struct varve_geometry *g, const uint8_t want[VARVE_DIGEST_LEN],
-                     uint64_t *words, struct varve_err *err)
+static int bits_read(struct varve_world *w, int fd, const char *path,
+                     const struct varve_epoch_head *head, const struct varve_geometry *g,
+                     const uint8_t want[VARVE_DIGEST_LEN], uint64_t *words, struct varve_err *err)
 {
     size_t bytes = (size_t)varve_map_bytes(g);
-    ssize_t got = w->pread(w, fd, words, bytes, BITS_OFF);
+    ssize_t got = w->pread(w, fd, words, bytes, VARVE_EPOCH_BITS_OFF);
     uint8_t digest[VARVE_DIGEST_LEN];
     struct varve_digest d;
     int rc;
@@ -537,7 +123,7 @@ static int bits_read(struct varve_world *w, int fd, const char *path, const stru
     if (got < 0)
         return varve_err_sys(err, (int)-got, "cannot read %s", path);
     if ((size_t)got < bytes)
-        return damaged(path, "it is too short", err);
+        return varve_epoch_file_unusable(path, "it is too short", err);
     rc = varve_digest_init(&d, err);
     if (rc < 0)
         return rc;
@@ -547,7 +133,7 @@ static int bits_read(struct varve_world *w, int fd, const char *path, const stru
     if (rc < 0)
         return rc;
     if (memcmp(digest, want, sizeof(digest)) != 0)
-        return damaged(path, "its checksum does not match its contents", err);
+        return varve_epoch_file_unusable(path, "its checksum does not match its contents", err);
     return 0;
 }
 
@@ -555,25 +141,25 @@ static int load_fd(struct varve_world *w, int fd, const char *path, const uint8_
                    const struct varve_geometry *g, uint64_t first, uint64_t last,
                    struct varve_bitmap *into, struct varve_err *err)
 {
-    struct file_head head;
+    struct varve_epoch_head head;
     enum varve_epoch_state state;
     uint8_t digest[VARVE_DIGEST_LEN];
     struct varve_stat st;
     struct varve_bitmap *bits;
-    int rc = head_read(w, fd, path, uuid, g, first, last, &head, err);
+    int rc = varve_epoch_head_read(w, fd, path, uuid, g, first, last, &head, err);
 
     if (rc == 0)
-        rc = mark_read(w, fd, path, &state, digest, err);
+        rc = varve_epoch_mark_read(w, fd, path, &state, digest, err);
     if (rc < 0)
         return rc;
     if (state == VARVE_EPOCH_FILE_OPEN)
-        return damaged(path, "it was not sealed", err);
+        return varve_epoch_file_unusable(path, "it was not sealed", err);
     /* Before memory is taken for bits that are not there. */
     rc = w->stat(w, fd, &st);
     if (rc < 0)
         return varve_err_sys(err, -rc, "cannot look at %s", path);
-    if (st.size < file_bytes(g))
-        return damaged(path, "it is too short", err);
+    if (st.size < varve_epoch_file_bytes(g))
+        return varve_epoch_file_unusable(path, "it is too short", err);
     bits = varve_bitmap_new(g->nblks);
     if (!bits)
         return varve_err_sys(err, ENOMEM, "cannot read %s", path);

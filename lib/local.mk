@@ -6,6 +6,8 @@ lib_libvarve_la_SOURCES = \
 	%D%/block.h \
 	%D%/digest.c \
 	%D%/digest.h \
+	%D%/epoch-file-internal.h \
+	%D%/epoch-file-write.c \
 	%D%/epoch-file.c \
 	%D%/epoch-file.h \
 	%D%/err.c \

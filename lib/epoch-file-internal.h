@@ -1,0 +1,68 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ *
+ * The layout of an epoch file, shared by those who read it (epoch-file.c) and those who make it
+ * (epoch-file-write.c) and nobody else.  Threads as of lib/epoch-file.h.
+ * It never decides what a state means.
+ */
+#ifndef VARVE_LIB_EPOCH_FILE_INTERNAL_H
+#define VARVE_LIB_EPOCH_FILE_INTERNAL_H
+
+#include "lib/digest.h"
+#include "lib/epoch-file.h"
+
+#include <assert.h>
+
+#define VARVE_EPOCH_MAGIC       "varvemap"
+#define VARVE_EPOCH_VERSION     1u
+#define VARVE_EPOCH_MARK_OFF    4096u
+#define VARVE_EPOCH_MARK_SECTOR 512u
+#define VARVE_EPOCH_BITS_OFF    8192u
+#define VARVE_EPOCH_PAGE        4096u
+
+/* All integers little-endian. */
+struct varve_epoch_head {
+    char magic[8];
+    uint32_t version;
+    uint32_t shift;
+    uint8_t uuid[16];
+    uint64_t size;
+    uint64_t first, last, prev;
+};
+
+static_assert(sizeof(struct varve_epoch_head) == 64, "the format's head");
+
+struct varve_epoch_mark {
+    uint32_t state;
+    uint32_t zero;
+    uint8_t digest[VARVE_DIGEST_LEN]; /* of head and bits */
+    uint8_t check[VARVE_DIGEST_LEN];  /* of what stands before it in the mark */
+};
+
+static_assert(sizeof(struct varve_epoch_mark) <= VARVE_EPOCH_MARK_SECTOR,
+              "the mark is written by one sector");
+
+static inline uint64_t varve_epoch_file_bytes(const struct varve_geometry *g)
+{
+    uint64_t pages = (varve_map_bytes(g) + VARVE_EPOCH_PAGE - 1) / VARVE_EPOCH_PAGE;
+
+    return VARVE_EPOCH_BITS_OFF + pages * VARVE_EPOCH_PAGE;
+}
+
+/* Says that the file at path cannot be used, and why; -EUCLEAN. */
+int varve_epoch_file_unusable(const char *path, const char *why, struct varve_err *err);
+
+/* Reads the head as it stands in the file and checks it.  uuid, g: NULL if they do not matter. */
+int varve_epoch_head_read(struct varve_world *w, int fd, const char *path, const uint8_t *uuid,
+                          const struct varve_geometry *g, uint64_t first, uint64_t last,
+                          struct varve_epoch_head *head, struct varve_err *err);
+
+/* Reads the mark.  digest is set unless the state is open. */
+int varve_epoch_mark_read(struct varve_world *w, int fd, const char *path,
+                          enum varve_epoch_state *state, uint8_t digest[VARVE_DIGEST_LEN],
+                          struct varve_err *err);
+
+/* Computes the mark's own check. */
+int varve_epoch_mark_check(const struct varve_epoch_mark *mark, uint8_t check[VARVE_DIGEST_LEN],
+                           struct varve_err *err);
+
+#endif
