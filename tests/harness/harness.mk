@@ -38,6 +38,7 @@ EXTRA_DIST += \
 	tests/SKIPS \
 	tests/build.sh \
 	tests/demo.sh \
+	tests/demo/ledger.py \
 	tests/deps.sh \
 	tests/run.sh \
 	%D%/count.py \
