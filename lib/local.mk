@@ -4,6 +4,9 @@ lib_libvarve_la_SOURCES = \
 	%D%/bitmap.h \
 	%D%/block.c \
 	%D%/block.h \
+	%D%/catalogue-json.c \
+	%D%/catalogue.c \
+	%D%/catalogue.h \
 	%D%/digest.c \
 	%D%/digest.h \
 	%D%/epoch-file-internal.h \
@@ -12,6 +15,8 @@ lib_libvarve_la_SOURCES = \
 	%D%/epoch-file.h \
 	%D%/err.c \
 	%D%/err.h \
+	%D%/gate.c \
+	%D%/gate.h \
 	%D%/identity.c \
 	%D%/identity.h \
 	%D%/link-proto.c \
@@ -20,6 +25,15 @@ lib_libvarve_la_SOURCES = \
 	%D%/paths.h \
 	%D%/qmp.c \
 	%D%/qmp.h \
+	%D%/slot-file.c \
+	%D%/slot-file.h \
+	%D%/tracker-attach.c \
+	%D%/tracker-boundary.c \
+	%D%/tracker-epochs.c \
+	%D%/tracker-internal.h \
+	%D%/tracker-preserve.c \
+	%D%/tracker.c \
+	%D%/tracker.h \
 	%D%/whole-file.c \
 	%D%/whole-file.h \
 	%D%/world-posix.c \

@@ -1,0 +1,196 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ *
+ * Boundaries: prepare, quiesce, swap or abort, seal; and the end of views.
+ *
+ *      idle ──prepare──▶ prepared ──quiesce──▶ closed ──swap──▶ idle, in the new epoch
+ *       ▲                   │  ▲                  │
+ *       └─────abort─────────┘  └── deadline ──────┘   (a waiting writer, or a late swap)
+ *
+ * All that can be slow (making and syncing files) is done while prepared; between close and swap
+ * only memory is touched.  A number once prepared is never used again, entered or not.
+ */
+#include "lib/tracker-internal.h"
+
+#include "lib/epoch-file.h"
+
+#include <errno.h>
+#include <inttypes.h>
+#include <string.h>
+#include <time.h>
+
+static void tracker_drop_prepared(struct varve_tracker *t)
+{
+    struct varve_tracked_epoch *e = t->next ? varve_tracker_find(t, t->next) : NULL;
+    char path[PATH_MAX];
+
+    if (!e)
+        return;
+    t->w->unlink(t->w, varve_path_epoch(&t->paths, e->number, e->number, path));
+    varve_tracked_epoch_drop(t, e);
+    /* Readers that walk over this number must know that it never was. */
+    atomic_store(&t->ctl->epochs[t->next % VARVE_CTL_EPOCHS].number, t->next);
+    t->next = 0;
+}
+
+int varve_tracker_prepare(struct varve_tracker *t, bool arm, uint64_t *epoch,
+                          struct varve_err *err)
+{
+    uint64_t live = varve_tracker_epoch(t), view = varve_tracker_oldest_view(t);
+    uint64_t oldest = view < live ? view : live, number;
+    int r;
+
+    tracker_drop_prepared(t);
+    number = atomic_load(&t->ctl->prepared) + 1;
+    if (number - oldest >= VARVE_CTL_EPOCHS || *varve_tracker_slot(t, number))
+        return varve_err_set(err, ENOSPC,
+                             "%u boundaries were made since the oldest running backup began: "
+                             "end that backup first",
+                             VARVE_CTL_EPOCHS);
+    atomic_store(&t->ctl->prepared, number);
+    r = varve_epoch_file_create(t->w, &t->paths, t->id.uuid, &t->id.geometry, number, live, err);
+    if (r < 0)
+        return r;
+    r = varve_tracked_epoch_create(t, number, arm || view != UINT64_MAX, err);
+    if (r < 0) {
+        char path[PATH_MAX];
+
+        t->w->unlink(t->w, varve_path_epoch(&t->paths, number, number, path));
+        return r;
+    }
+    t->next = number;
+    *epoch = number;
+    return 0;
+}
+
+/* Guests get at least as much time between two boundaries as the last one took from them. */
+static void tracker_leave_a_gap(struct varve_tracker *t)
+{
+    uint64_t gap = t->reopened_ns - t->closed_ns, now = t->w->monotonic_ns(t->w);
+    uint64_t until = t->reopened_ns + gap;
+
+    if (now < until) {
+        struct timespec ts = {(time_t)((until - now) / 1000000000u),
+                              (long)((until - now) % 1000000000u)};
+
+        nanosleep(&ts, NULL);
+    }
+}
+
+static void tracker_count_freeze(struct varve_tracker *t, bool made)
+{
+    struct varve_ctl *ctl = t->ctl;
+    uint64_t took;
+
+    t->reopened_ns = t->w->monotonic_ns(t->w);
+    took = t->reopened_ns - t->closed_ns;
+    atomic_store(&ctl->freeze_ns_last, took);
+    if (took > atomic_load(&ctl->freeze_ns_max))
+        atomic_store(&ctl->freeze_ns_max, took);
+    atomic_fetch_add(made ? &ctl->freezes : &ctl->freezes_failed, 1);
+}
+
+int varve_tracker_quiesce(struct varve_tracker *t, struct varve_err *err)
+{
+    int r;
+
+    if (t->next == 0)
+        return varve_err_set(err, EINVAL, "no boundary is prepared");
+    tracker_leave_a_gap(t);
+    t->closed_ns = t->w->monotonic_ns(t->w);
+    r = varve_gate_close(&t->gate, t->freeze_timeout_ms);
+    if (r < 0) {
+        tracker_count_freeze(t, false);
+        return varve_err_set(err, -r, "writes under way did not end within %u ms",
+                             t->freeze_timeout_ms);
+    }
+    return 0;
+}
+
+static struct varve_ctl_view *tracker_free_view(struct varve_tracker *t)
+{
+    for (unsigned i = 0; i < VARVE_CTL_VIEWS; i++) {
+        if (atomic_load(&t->ctl->views[i].state) != VARVE_VIEW_OPEN)
+            return &t->ctl->views[i];
+    }
+    return NULL;
+}
+
+int varve_tracker_swap(struct varve_tracker *t, uint64_t epoch, uint64_t view_id,
+                       struct varve_err *err)
+{
+    struct varve_tracked_epoch *e = varve_tracker_find(t, epoch);
+    struct varve_ctl_view *view = NULL;
+    int r;
+
+    if (!e || epoch != t->next)
+        return varve_err_set(err, EINVAL, "epoch %" PRIu64 " is not prepared", epoch);
+    if (view_id != 0) {
+        if (!atomic_load(&e->preserve))
+            return varve_err_set(err, EINVAL, "epoch %" PRIu64 " was not prepared for a view",
+                                 epoch);
+        view = tracker_free_view(t);
+        if (!view)
+            return varve_err_set(err, ENOSPC, "%u backups of this disk run already",
+                                 VARVE_CTL_VIEWS);
+        atomic_store(&view->id, view_id);
+        atomic_store(&view->boundary, epoch);
+        atomic_store(&view->state, VARVE_VIEW_OPEN);
+    }
+    atomic_fetch_or(&e->slot->flags, VARVE_EPOCH_ENTERED);
+    r = varve_gate_swap(&t->gate, epoch);
+    tracker_count_freeze(t, r == 0);
+    if (r < 0) {
+        atomic_fetch_and(&e->slot->flags, ~(uint64_t)VARVE_EPOCH_ENTERED);
+        if (view)
+            atomic_store(&view->state, VARVE_VIEW_FREE);
+        return varve_err_set(err, -r, "the boundary came too late: writes went on after %u ms",
+                             t->freeze_timeout_ms);
+    }
+    t->next = 0;
+    return 0;
+}
+
+void varve_tracker_abort(struct varve_tracker *t)
+{
+    if (atomic_load(&t->ctl->now) & VARVE_NOW_QUIESCE) {
+        varve_gate_open(&t->gate);
+        tracker_count_freeze(t, false);
+    }
+    tracker_drop_prepared(t);
+}
+
+int varve_tracker_seal(struct varve_tracker *t, struct varve_err *err)
+{
+    uint64_t live = varve_tracker_epoch(t);
+    int r = 0;
+
+    for (unsigned i = 0; i < VARVE_CTL_EPOCHS; i++) {
+        struct varve_tracked_epoch *e = t->epochs[i];
+        int sealed;
+
+        if (!e || e->sealed || e->number >= live)
+            continue;
+        sealed = varve_epoch_file_finish(t->w, &t->paths, &t->id.geometry, e->number, e->bits,
+                                         VARVE_EPOCH_FILE_SEALED, err);
+        if (sealed == 0 || sealed == -EEXIST)
+            e->sealed = true;
+        else
+            r = sealed;
+    }
+    varve_tracker_tidy(t);
+    return r;
+}
+
+int varve_tracker_end_view(struct varve_tracker *t, uint64_t view_id, struct varve_err *err)
+{
+    if (view_id == 0)
+        return varve_err_set(err, EINVAL, "0 is no view");
+    for (unsigned i = 0; i < VARVE_CTL_VIEWS; i++) {
+        struct varve_ctl_view *v = &t->ctl->views[i];
+
+        if (atomic_load(&v->id) == view_id && atomic_load(&v->state) == VARVE_VIEW_OPEN)
+            atomic_store(&v->state, VARVE_VIEW_ENDED);
+    }
+    varve_tracker_tidy(t);
+    return 0;
+}

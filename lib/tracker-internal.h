@@ -1,0 +1,108 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ *
+ * What the files of the tracker share: tracker-*.c and nobody else.
+ */
+#ifndef VARVE_LIB_TRACKER_INTERNAL_H
+#define VARVE_LIB_TRACKER_INTERNAL_H
+
+#include "lib/gate.h"
+#include "lib/tracker.h"
+
+#include <limits.h>
+#include <pthread.h>
+
+/* Preserving is serialized per stripe: the piece-sized areas of the disk, hashed. */
+#define VARVE_STRIPES 256u
+
+/* An epoch whose files are in the runtime folder. */
+struct varve_tracked_epoch {
+    uint64_t number;
+    int live_fd;
+    _Atomic uint64_t *bits; /* mapping of live_fd */
+    int lost_fd;            /* -1: not armed */
+    _Atomic uint64_t *lost; /* mapping of lost_fd */
+    int scratch_fd;         /* -1: not armed */
+    _Atomic bool preserve;  /* armed, and some open view still needs it */
+    bool sealed;            /* its epoch file is durable */
+    struct varve_ctl_epoch *slot;
+};
+
+struct varve_tracker {
+    struct varve_world *w;
+    struct varve_identity id;
+    struct varve_paths paths;
+    int image_fd;
+    bool may_clone; /* image and scratch lie on one file system */
+    uint64_t scratch_max;
+    enum varve_scratch_full on_scratch_full;
+    unsigned freeze_timeout_ms;
+    char role[16];
+
+    int lock_fd;
+    int ctl_fd;
+    struct varve_ctl *ctl;
+    struct varve_gate gate;
+
+    /* Guards the preimages of the blocks of its stripe: test, copy and mark are one step.
+     * Rank: taken inside the gate; nothing but scratch and image I/O under it. */
+    pthread_mutex_t stripes[VARVE_STRIPES];
+
+    /* Slot number % VARVE_CTL_EPOCHS.  A writer inside the gate may use that of the live epoch; the
+     * others are the control thread's. */
+    struct varve_tracked_epoch *epochs[VARVE_CTL_EPOCHS];
+    uint64_t next; /* the prepared epoch, 0: none */
+    _Atomic uint64_t scratch_used; /* bytes of preimages in all open scratch files */
+
+    uint64_t closed_ns;   /* monotonic: when the gate was closed */
+    uint64_t reopened_ns; /* and when it was opened again */
+};
+
+static inline struct varve_tracked_epoch **varve_tracker_slot(struct varve_tracker *t,
+                                                              uint64_t number)
+{
+    return &t->epochs[number % VARVE_CTL_EPOCHS];
+}
+
+/* The tracked epoch of that number, or NULL. */
+static inline struct varve_tracked_epoch *varve_tracker_find(struct varve_tracker *t,
+                                                             uint64_t number)
+{
+    struct varve_tracked_epoch *e = *varve_tracker_slot(t, number);
+
+    return e && e->number == number ? e : NULL;
+}
+
+/* --- tracker-epochs.c: the runtime files of epochs --- */
+
+/* Makes live map and, if armed, lost map and scratch of a new epoch, all empty, and fills its slot of
+ * the control page without VARVE_EPOCH_ENTERED.  Nothing is left of it on error. */
+int varve_tracked_epoch_create(struct varve_tracker *t, uint64_t number, bool armed,
+                               struct varve_err *err);
+
+/* Opens the files of an epoch that the control page knows, found after a restart.  Broken or missing
+ * scratch breaks the epoch; -ENOENT or -EUCLEAN: its live map is gone. */
+int varve_tracked_epoch_adopt(struct varve_tracker *t, uint64_t number, struct varve_err *err);
+
+/* Stops preserving into it, says so in the control page, and frees its scratch. */
+void varve_tracked_epoch_disarm(struct varve_tracker *t, struct varve_tracked_epoch *e);
+
+/* Removes its runtime files and its slot.  Nobody may be writing in it. */
+void varve_tracked_epoch_drop(struct varve_tracker *t, struct varve_tracked_epoch *e);
+
+/* Closes and unmaps; the files stay. */
+void varve_tracked_epoch_free(struct varve_tracker *t, struct varve_tracked_epoch *e);
+
+/* The oldest boundary an open view has, or UINT64_MAX. */
+uint64_t varve_tracker_oldest_view(struct varve_tracker *t);
+
+/* Disarms, drops and forgets what no open view needs and what is sealed. */
+void varve_tracker_tidy(struct varve_tracker *t);
+
+/* --- tracker-preserve.c --- */
+
+/* Keeps the blocks [from, to) of e: their preimages are in its scratch, or they are marked lost (or
+ * the epoch broken), when it returns.  The stripe's lock is held. */
+void varve_tracker_preserve(struct varve_tracker *t, struct varve_tracked_epoch *e, uint64_t from,
+                            uint64_t to, bool cheap_copy);
+
+#endif

@@ -1,0 +1,141 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ *
+ * Copy before write: the preimages of blocks go from the image to the same offsets of the epoch's
+ * scratch file.  Zeroes are not stored, the scratch is sparse: a hole in it under a set bit is a
+ * preimage of zeroes.  No memory is allocated and nothing of another stripe is waited for.
+ */
+#include "lib/tracker-internal.h"
+
+#include "lib/bitmap.h"
+
+#include <errno.h>
+#include <stdalign.h>
+#include <string.h>
+
+/* Copied at once; on the stack of the writer. */
+#define COPY_BUFFER ((uint64_t)64 * 1024)
+/* The grain at which zeroes are left out. */
+#define ZERO_GRAIN ((uint64_t)4096)
+/* Below this, sharing extents costs more than copying. */
+#define CLONE_MIN ((uint64_t)64 * 1024)
+
+static bool is_zero(const char *buf, uint64_t len)
+{
+    return buf[0] == 0 && memcmp(buf, buf + 1, len - 1) == 0;
+}
+
+static bool preserve_room(struct varve_tracker *t, uint64_t len)
+{
+    uint64_t used = atomic_fetch_add(&t->scratch_used, len) + len;
+
+    if (t->scratch_max == 0 || used <= t->scratch_max)
+        return true;
+    atomic_fetch_sub(&t->scratch_used, len);
+    return false;
+}
+
+static int preserve_store(struct varve_tracker *t, struct varve_tracked_epoch *e, const char *buf,
+                          uint64_t off, uint64_t len)
+{
+    int r;
+
+    if (!preserve_room(t, len))
+        return -ENOSPC;
+    r = t->w->pwrite(t->w, e->scratch_fd, buf, len, off);
+    if (r < 0) {
+        atomic_fetch_sub(&t->scratch_used, len);
+        return r;
+    }
+    atomic_fetch_add_explicit(&e->slot->scratch_bytes, len, memory_order_relaxed);
+    atomic_fetch_add_explicit(&t->ctl->preserved_bytes, len, memory_order_relaxed);
+    return 0;
+}
+
+/* [off, end), at most COPY_BUFFER. */
+static int preserve_chunk(struct varve_tracker *t, struct varve_tracked_epoch *e, uint64_t off,
+                          uint64_t end)
+{
+    alignas(4096) char buf[COPY_BUFFER];
+    uint64_t len = end - off, pos = 0;
+    ssize_t n = t->w->pread(t->w, t->image_fd, buf, len, off);
+
+    if (n < 0)
+        return (int)n;
+    if ((uint64_t)n < len)
+        return -EIO; /* the image has become shorter than the disk */
+    while (pos < len) {
+        uint64_t stop = pos;
+
+        while (stop < len) {
+            uint64_t grain = len - stop < ZERO_GRAIN ? len - stop : ZERO_GRAIN;
+
+            if (is_zero(buf + stop, grain))
+                break;
+            stop += grain;
+        }
+        if (stop > pos) {
+            int r = preserve_store(t, e, buf + pos, off + pos, stop - pos);
+
+            if (r < 0)
+                return r;
+        }
+        pos = stop + (stop < len ? ZERO_GRAIN : 0);
+    }
+    return 0;
+}
+
+/* Shares the extents of [off, end) where the file system can; 0: done. */
+static int preserve_clone(struct varve_tracker *t, struct varve_tracked_epoch *e, uint64_t off,
+                          uint64_t end)
+{
+    int64_t data = t->w->seek_data(t->w, t->image_fd, off);
+
+    if (data == -ENXIO || (data >= 0 && (uint64_t)data >= end))
+        return 0; /* one hole: zeroes */
+    if (!t->may_clone || end - off < CLONE_MIN || !preserve_room(t, end - off))
+        return -ENOTSUP;
+    for (uint64_t at = off; at < end;) {
+        ssize_t n = t->w->copy(t->w, t->image_fd, at, e->scratch_fd, at, end - at);
+
+        if (n <= 0) {
+            atomic_fetch_sub(&t->scratch_used, end - off);
+            return n < 0 ? (int)n : -EIO;
+        }
+        at += (uint64_t)n;
+    }
+    atomic_fetch_add_explicit(&e->slot->scratch_bytes, end - off, memory_order_relaxed);
+    atomic_fetch_add_explicit(&t->ctl->preserved_bytes, end - off, memory_order_relaxed);
+    return 0;
+}
+
+static void preserve_failed(struct varve_tracker *t, struct varve_tracked_epoch *e, uint64_t from,
+                            uint64_t to)
+{
+    uint64_t newly = 0;
+
+    for (uint64_t blk = from; blk < to; blk++)
+        newly += !varve_abits_test(e->lost, blk);
+    /* Said before the bit: whoever finds the bit finds this (I2). */
+    varve_abits_set(e->lost, from, to);
+    if (t->on_scratch_full == VARVE_SCRATCH_BREAK)
+        atomic_fetch_or(&e->slot->flags, VARVE_EPOCH_BROKEN);
+    atomic_fetch_add_explicit(&e->slot->lost_blks, newly, memory_order_relaxed);
+    atomic_fetch_add_explicit(&t->ctl->lost_blks, newly, memory_order_relaxed);
+}
+
+void varve_tracker_preserve(struct varve_tracker *t, struct varve_tracked_epoch *e, uint64_t from,
+                            uint64_t to, bool cheap_copy)
+{
+    const struct varve_geometry *g = &t->id.geometry;
+    uint64_t start = from << g->shift, end = varve_block_end(g, to - 1);
+
+    if (cheap_copy && preserve_clone(t, e, start, end) == 0)
+        return;
+    for (uint64_t off = start; off < end;) {
+        uint64_t stop = end - off < COPY_BUFFER ? end : off + COPY_BUFFER;
+
+        if (preserve_chunk(t, e, off, stop) < 0)
+            preserve_failed(t, e, off >> g->shift, ((stop - 1) >> g->shift) + 1);
+        off = stop;
+    }
+}
