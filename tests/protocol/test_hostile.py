@@ -1,0 +1,485 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: BSD-3-Clause
+"""Peers that send garbage, too much, too little, or never read.
+
+The section of proto.md behind all of it: "Termination of the session during option haggling" and
+"Terminating the transmission phase": a violation MAY be answered by a disconnect; it must not be
+answered by anything worse.  After each test the harness has a good client served."""
+import random
+
+from nbdtest import *  # noqa: F401,F403
+
+MODES = (False, True)
+BA = "base:allocation"
+GROWTH = 96 * M  # what one peer may cost, sanitizer's quarantine and all
+
+
+def pour(c, data, times=1):
+    """Sends as long as the server takes it; whether it took all."""
+    try:
+        for _ in range(times):
+            c.send(data)
+        return True
+    except Closed:
+        return False
+
+
+def bounded(s, before, what):
+    must(s.rss() < before + GROWTH, "%s: the server grew by %d MiB", what, (s.rss() - before) >> 20)
+
+
+@test
+def garbage_of_100_mb_on_a_fresh_connection(s):
+    """Client flags: unknown ones MUST close."""
+    before = s.rss()
+    for seed in (1, 2):
+        junk = random.Random(seed).randbytes(M)
+        with s.connect() as c:
+            must(not pour(c, junk, 100), "100 MB were swallowed, the connection is open")
+    bounded(s, before, "garbage")
+
+
+@test
+def garbage_of_100_mb_after_good_flags(s):
+    """Newstyle negotiation: an option opens with IHAVEOPT."""
+    before = s.rss()
+    with s.hello() as c:
+        must(not pour(c, random.Random(3).randbytes(M), 100), "100 MB were swallowed")
+    bounded(s, before, "garbage")
+
+
+@test
+def garbage_of_100_mb_in_transmission(s):
+    """Request message: a request opens with its magic."""
+    before = s.rss()
+    for mode in MODES:
+        with s.open("vda", structured=mode) as c:
+            must(not pour(c, random.Random(4).randbytes(M), 100), "100 MB were swallowed")
+    bounded(s, before, "garbage")
+
+
+@test
+def garbage_after_each_option_closes(s):
+    """Newstyle negotiation: an option opens with IHAVEOPT."""
+    junk = random.Random(5).randbytes(4096)
+    for opt in (OPT_LIST, OPT_INFO, OPT_STRUCTURED, OPT_LIST_META, 99):
+        with s.hello() as c:
+            c.send_opt(opt, c.info_data("vda") if opt == OPT_INFO else b"")
+            pour(c, junk)
+            c.drain()
+
+
+@test
+def option_of_length_2_32_is_no_reason_to_grow(s):
+    """Termination of the session: a server MAY disconnect if it believes in a denial of service."""
+    before = s.rss()
+    for opt in list(range(1, 12)) + [77]:
+        for length in (0xFFFFFFFF, 0x80000000, 0x7FFFFFFF, 100 * M, M):
+            with s.hello() as c:
+                c.send_opt(opt, b"", length=length)
+                took = pour(c, bytes(64 * K), 16)
+                if took and length == M:
+                    # all of it was sent: now it must be answered or have closed
+                    try:
+                        c.option_replies(opt)
+                    except Closed:
+                        pass
+    bounded(s, before, "huge options")
+
+
+@test
+def option_too_long_is_too_big_or_invalid_or_closes(s):
+    """NBD_REP_ERR_TOO_BIG: the request is too large to process."""
+    for opt in (OPT_LIST, OPT_INFO, OPT_GO, OPT_STRUCTURED, OPT_LIST_META, OPT_SET_META, 77, 0xFFFFFFFF):
+        for n in (5000, 40000, 70000, 200000):
+            with s.hello() as c:
+                c.send_opt(opt, b"", length=n)
+                pour(c, b"\xff" * n)
+                try:
+                    r = c.option_replies(opt)[-1]
+                except Closed:
+                    continue
+                must(r.type in (ERR_TOO_BIG, ERR_INVALID, ERR_UNSUP), "option %d of %d got %s", opt, n, r)
+                c.go("vda")
+                c.disc()
+
+
+@test
+def options_10000_in_a_row_are_answered_or_end(s):
+    """Termination of the session: MUST simply error inbound options, or MAY disconnect at abuse."""
+    before = s.rss()
+    for opt, data in ((99, b"abc"), (OPT_LIST, b""), (OPT_INFO, Conn.info_data("nope"))):
+        with s.hello() as c:
+            try:
+                for _ in range(10000):
+                    c.option(opt, data)
+            except Closed:
+                pass
+    bounded(s, before, "10,000 options")
+
+
+@test
+def options_10000_without_reading_are_bounded(s):
+    """Fixed newstyle: the client MUST NOT send an option until the reply; one that does may wait."""
+    before = s.rss()
+    names = ["e%03d" % i for i in range(200)]
+    with Fixture([n + ":1M:zero" for n in names]) as f:
+        before = f.rss()
+        with f.hello() as c:
+            c.deadline = 3
+            blob = struct.pack(">QII", IHAVEOPT, OPT_LIST, 0) * 1000
+            try:
+                for _ in range(10):
+                    c.send(blob)
+            except (Closed, Silence):
+                pass
+            bounded(f, before, "unread replies")
+            f.check_serves()
+
+
+@test
+def pipelined_options_are_answered_in_order_or_end(s):
+    """Fixed newstyle: the client MUST NOT do so; the server must not be confused."""
+    with s.hello() as c:
+        blob = b""
+        for i in range(20):
+            blob += struct.pack(">QII", IHAVEOPT, 1000 + i, 0)
+        data = c.info_data("vda")
+        blob += struct.pack(">QII", IHAVEOPT, OPT_GO, len(data)) + data
+        b, cookie = c.pack(CMD_READ, 4096, 512)
+        c.send(blob + b)
+        try:
+            for i in range(20):
+                must(c.option_replies(1000 + i)[-1].type == ERR_UNSUP, "not UNSUP")
+            must(c.info_replies("vda", OPT_GO).ok, "GO failed")
+            must(c.wait(cookie).data == s.exports["vda"].content(4096, 512), "wrong bytes")
+            c.disc()
+        except Closed:
+            pass
+
+
+@test
+def handshake_has_a_time_limit_at_every_stage(s):
+    """Issue 3: limits on handshake time (server/nbd-server.h handshake_timeout_ms)."""
+    needs("--handshake-timeout")
+    data = Conn.info_data("vda")
+    stages = {
+        "nothing at all": b"",
+        "half the flags": b"\0\0",
+        "flags, no option": b"\0\0\0\3",
+        "half an option header": b"\0\0\0\3" + struct.pack(">QI", IHAVEOPT, OPT_GO),
+        "half an option's data": b"\0\0\0\3" + struct.pack(">QII", IHAVEOPT, OPT_GO, len(data)) + data[:4],
+        "half of an unknown option": b"\0\0\0\3" + struct.pack(">QII", IHAVEOPT, 99, 60000) + bytes(9999),
+        "a finished option": b"\0\0\0\3" + struct.pack(">QII", IHAVEOPT, OPT_LIST, 0),
+    }
+    with Fixture(["vda:1M:pattern"], ["--handshake-timeout", "400"]) as f:
+        good = f.open("vda")
+        conns = []
+        for stage in stages.values():
+            c = f.connect()
+            c.greeting()
+            c.send(stage)
+            conns.append(c)
+        for c in conns:
+            c.drain()
+            c.close()
+        # the limit is the handshake's: one who is through may be silent for as long as he likes
+        must(good.read(0, 512).data == pattern(0, 512), "the limit hit a client in transmission")
+        good.disc()
+
+
+@test
+def handshake_that_drips_is_ended_too(s):
+    """Issue 3: the limit is from accept to transmission, whatever comes meanwhile."""
+    needs("--handshake-timeout")
+    with Fixture(["vda:1M:pattern"], ["--handshake-timeout", "400"]) as f:
+        with f.hello() as c:
+            end = time.monotonic() + DEADLINE
+            drip = struct.pack(">QII", IHAVEOPT, 99, 1 << 16) + bytes(1 << 16)
+            for b in drip:
+                must(time.monotonic() < end, "still open after %g s of dripping", DEADLINE)
+                c.sock.settimeout(0.02)  # one byte each 20 ms, unless the server ends it
+                try:
+                    if not c.sock.recv(4096):
+                        break
+                except socket.timeout:
+                    pass
+                except ConnectionResetError:
+                    break
+                if not pour(c, bytes([b])):
+                    break
+        with f.hello() as c:  # the same with whole options, each answered
+            end = time.monotonic() + DEADLINE
+            try:
+                while True:
+                    must(time.monotonic() < end, "still haggling after %g s", DEADLINE)
+                    c.option(99)
+            except Closed:
+                pass
+
+
+@test
+def flood_of_reads_without_reading_costs_little(s):
+    """Issue 3: bounded memory per connection; a client that never reads delays nobody."""
+    e = s.exports["vda"]
+    with s.open("vda") as good:
+        before = s.rss()
+        for mode in MODES:
+            with s.open("vda", structured=mode, rcvbuf=4096) as c:
+                c.deadline = 2
+                blob = b"".join(c.pack(CMD_READ, 0, 32 * M)[0] for _ in range(1000))
+                try:
+                    for _ in range(50):
+                        c.send(blob)  # at some time the server stops taking requests
+                except (Silence, Closed):
+                    pass
+                for i in range(50):
+                    must(good.read(i * 4096, 4096).data == e.content(i * 4096, 4096), "wrong bytes")
+                grown = s.rss() - before
+                must(grown < 2 * GROWTH, "the server grew by %d MiB", grown >> 20)
+        good.disc()
+
+
+@test
+def flood_of_small_requests_without_reading_costs_little(s):
+    """Issue 3: bytes queued are bounded; back-pressure by not reading."""
+    for cmd, n in ((CMD_READ, 1), (CMD_FLUSH, 0), (99, 0), (CMD_BLOCK_STATUS, 64 * M), (CMD_TRIM, 512)):
+        with s.open("vda", contexts=[BA, "qemu:dirty-bitmap:backup-vda"], rcvbuf=4096) as c:
+            before = s.rss()
+            c.deadline = 2
+            blob = struct.pack(">IHHQQI", REQUEST_MAGIC, 0, cmd, 5, 0, n) * 10000
+            try:
+                for _ in range(40):
+                    c.send(blob)
+            except (Silence, Closed):
+                pass
+            bounded(s, before, "command %d" % cmd)
+            s.check_serves()
+
+
+@test
+def twenty_clients_that_never_read_delay_nobody(s):
+    """Issue 3: a slow or dead client costs bounded memory and nothing to others."""
+    e = s.exports["vda"]
+    stalled = []
+    for i in range(20):
+        c = s.open("vda", contexts=[BA], tcp=i % 2 == 1)
+        c.send(b"".join(c.pack(CMD_READ, 0, 32 * M)[0] for _ in range(16)))
+        stalled.append(c)
+    with s.open("vda", contexts=[BA]) as good:
+        for i in range(100):
+            off = i * 300007
+            must(good.read(off, 65536).data == e.content(off, 65536), "wrong bytes")
+            must(not good.status(off, M).errors, "status failed")
+        good.disc()
+    must(s.rss() < 20 * 40 * M + 512 * M, "%d MiB for 20 stalled clients", s.rss() >> 20)
+    for c in stalled:
+        c.close()
+
+
+@test
+def client_that_takes_nothing_is_dropped_in_time(s):
+    """server/nbd-server.h write_timeout_ms."""
+    needs("--write-timeout")
+    with Fixture(["vda:64M:pattern"], ["--write-timeout", "300"]) as f:
+        good = f.open()
+        base = f.open_fds()
+        for mode in MODES:
+            with f.open(structured=mode) as c:
+                c.send(b"".join(c.pack(CMD_READ, 0, 16 * M)[0] for _ in range(4)))
+                eventually(lambda: f.open_fds() <= base, "the stalled client dropped")
+        must(good.read(0, 512).data == pattern(0, 512), "the limit hit an idle client")
+        good.disc()
+
+
+@test
+def client_that_takes_slowly_is_not_dropped(s):
+    """server/nbd-server.h write_timeout_ms: one that takes nothing; slow is not nothing.
+
+    client: asks for 2 MiB, takes 64 KiB each 50 ms | limit: 300 ms"""
+    needs("--write-timeout")
+    with Fixture(["vda:64M:pattern"], ["--write-timeout", "300"]) as f:
+        with f.open(structured=False, rcvbuf=65536) as c:
+            cookie = c.cmd(CMD_READ, 0, 2 * M)
+            got = b""
+            while len(got) < 16 + 2 * M:
+                got += c.recv(min(64 * K, 16 + 2 * M - len(got)))
+                time.sleep(0.05)  # the slowness itself, not a race
+            must(got[16:] == pattern(0, 2 * M), "wrong bytes")
+            del c.pending[cookie]
+            c.disc()
+
+
+@test
+def idle_limit_ends_the_idle_only(s):
+    """server/nbd-server.h idle_timeout_ms."""
+    needs("--idle-timeout")
+    with Fixture(["vda:1M:pattern"], ["--idle-timeout", "400"]) as f:
+        idle, busy = f.open(), f.open()
+        end = time.monotonic() + DEADLINE
+        closed = False
+        while not closed:
+            must(time.monotonic() < end, "the idle client was not closed")
+            must(busy.read(0, 512).data == pattern(0, 512), "wrong bytes")
+            idle.sock.settimeout(0.02)
+            try:
+                closed = not idle.sock.recv(1)
+            except socket.timeout:
+                pass
+            except ConnectionResetError:
+                closed = True
+        for _ in range(50):
+            must(busy.read(0, 512).data == pattern(0, 512), "wrong bytes")
+        busy.disc()
+
+
+@test
+def close_in_the_middle_of_a_reply(s):
+    """Terminating the transmission phase: the client drops the session."""
+    for i in range(40):
+        c = s.open("vda", structured=i % 2 == 0, tcp=i % 4 > 1)
+        c.send(b"".join(c.pack(CMD_READ, k * M, 8 * M)[0] for k in range(8)))
+        c.recv(1 + i * 5000)
+        c.close() if i % 3 else c.reset()
+
+
+@test
+def close_in_the_middle_of_a_request(s):
+    """Terminating the transmission phase."""
+    for n in range(1, 29):
+        for mode in MODES:
+            c = s.open("pat", structured=mode)
+            b, _ = c.pack(CMD_WRITE if n % 2 else CMD_READ, 0, 4096)
+            c.send((b + bytes(100))[:n + (n == 28) * 50])
+            c.close() if n % 3 else c.reset()
+
+
+@test
+def close_with_requests_in_flight(s):
+    """Terminating the transmission phase.  The gate keeps reads in flight while the client goes."""
+    gate = os.path.join(tempfile.mkdtemp(dir=tmpdir()), "gate")
+    with Fixture(["vda:64M:pattern,slow=" + gate, "b:1M:pattern"], name="b") as f:
+        base = f.open_fds()
+        open(gate, "w").close()
+        for i in range(10):
+            c = f.open("vda", structured=i % 2 == 0)
+            c.send(b"".join(c.pack(CMD_READ, k * M, 65536)[0] for k in range(16)))
+            c.close() if i % 3 else c.reset()
+        os.unlink(gate)
+        f.check_serves()
+        eventually(lambda: f.open_fds() <= base, "the connections gone")
+
+
+@test
+def half_closed_client_is_let_go(s):
+    """Terminating the transmission phase: a client that says no more is gone, sooner or later."""
+    for mode in MODES:
+        with s.open("vda", structured=mode) as c:
+            c.send(b"".join(c.pack(CMD_READ, k * M, 65536)[0] for k in range(16)))
+            c.half_close()
+            c.drain()
+    for stage in (b"", b"\0\0", b"\0\0\0\3", b"\0\0\0\3" + struct.pack(">QI", IHAVEOPT, OPT_GO)):
+        with s.connect() as c:
+            c.greeting()
+            c.send(stage)
+            c.half_close()
+            c.drain()
+
+
+@test
+def connections_that_come_and_go_leave_nothing(s):
+    """No descriptor is left of 600 short connections."""
+    s.check_serves()
+    base = s.open_fds()
+    for i in range(600):
+        c = s.connect(tcp=i % 2 == 1)
+        if i % 3 == 1:
+            c.greeting()
+        if i % 3 == 2:
+            c.hello().send_opt(OPT_GO, c.info_data("vda"))
+        c.close() if i % 5 else c.reset()
+    eventually(lambda: s.open_fds() <= base, "descriptors back to %d" % base)
+
+
+@test
+def silent_connections_500_delay_nobody(s):
+    """Issue 3: 1,000 idle connections (here 500 that never speak)."""
+    idle = [s.connect(tcp=i % 2 == 1) for i in range(500)]
+    for c in idle[::50]:
+        c.greeting()
+    for _ in range(10):
+        s.check_serves()
+    for c in idle:
+        c.close()
+
+
+@test
+def equal_cookies_in_flight_are_both_answered(s):
+    """Transmission: clients SHOULD use distinct cookies; to the server they are opaque."""
+    for mode in MODES:
+        with s.open("pat", structured=mode) as c:
+            b = struct.pack(">IHHQQI", REQUEST_MAGIC, 0, CMD_FLUSH, 42, 0, 0)
+            c.send(b * 3)
+            for _ in range(3):
+                c.pending[42] = Pending(CMD_FLUSH, 0, 0, 0)
+                must(not c.wait(42).errors, "failed")
+            c.disc()
+
+
+@test
+def names_that_want_to_be_formats_or_paths_find_nothing(s):
+    """NBD_OPT_GO: names are just bytes."""
+    with s.hello() as c:
+        c.negotiate_structured()
+        for name in (b"%s%s%s%n", b"../vda", b"/etc/passwd", b"vda\n", b"\x1b[31m", b"vda@", b"@", b"+delta",
+                     b"vda+delta", b"\xed\xa0\x80", b"\xf4\x90\x80\x80", b"%76da", bytes(range(1, 256))):
+            t = c.info(name, [INFO_BLOCK_SIZE]).final
+            must(t in (ERR_UNKNOWN, ERR_INVALID), "%r got %s", name, rep_name(t))
+            t = c.set_meta(name, [BA])[1]
+            must(t in (ERR_UNKNOWN, ERR_INVALID), "%r got %s", name, rep_name(t))
+        c.abort()
+
+
+@test
+def bent_conversations_harm_nobody(s):
+    """A whole good conversation with bytes flipped, doubled, cut: 400 times."""
+    seed = int(os.environ.get("NBD_TEST_SEED", "5"))
+    rng = random.Random(seed)
+    before = s.rss()
+
+    def opt(o, d=b""):
+        return struct.pack(">QII", IHAVEOPT, o, len(d)) + d
+
+    talk = (b"\0\0\0\3" + opt(OPT_STRUCTURED) + opt(OPT_LIST)
+            + opt(OPT_LIST_META, Conn.meta_data("vda", ["qemu:"]))
+            + opt(OPT_SET_META, Conn.meta_data("vda", [BA, "qemu:dirty-bitmap:backup-vda"]))
+            + opt(OPT_INFO, Conn.info_data("vda", [1, 2, 3])) + opt(OPT_GO, Conn.info_data("vda", [3])))
+    for i, cmd in enumerate((CMD_READ, CMD_BLOCK_STATUS, CMD_WRITE, CMD_CACHE, CMD_READ, CMD_FLUSH)):
+        talk += struct.pack(">IHHQQI", REQUEST_MAGIC, 0, cmd, i, 65536, 512 if cmd != CMD_FLUSH else 0)
+        talk += bytes(512) if cmd == CMD_WRITE else b""
+    talk += struct.pack(">IHHQQI", REQUEST_MAGIC, 0, CMD_DISC, 0, 0, 0)
+    for _ in range(400):
+        t = bytearray(talk)
+        for _ in range(rng.choice((1, 1, 1, 2, 5, 20))):
+            k = rng.randrange(len(t))
+            how = rng.randrange(4)
+            if how == 0:
+                t[k] ^= 1 << rng.randrange(8)
+            elif how == 1:
+                t[k] = rng.choice((0, 255, 127, 128))
+            elif how == 2:
+                t[k:k] = t[k:k + rng.randrange(1, 40)]
+            else:
+                del t[k:k + rng.randrange(1, 40)]
+        with s.connect() as c:
+            pour(c, bytes(t))
+            try:
+                c.half_close()
+            except OSError:
+                pass
+            c.drain()
+            must(s.alive, "seed %d: the server died of %s", seed, bytes(t).hex())
+    bounded(s, before, "bent conversations")
+
+
+main()

@@ -1,0 +1,465 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: BSD-3-Clause
+"""READ, with simple and with structured replies."""
+import random
+
+from nbdtest import *  # noqa: F401,F403
+
+MODES = (False, True)
+BIG = 32 * M
+
+
+def agree(c, e, off, n, flags=0):
+    got = c.read(off, n, flags).data
+    want = e.content(off, n)
+    if got != want:
+        i = next(i for i in range(n) if got[i] != want[i])
+        must(False, "%s [%d, +%d): byte %d is %#x, want %#x", e.name, off, n, off + i, got[i], want[i])
+
+
+@test(generic=True)
+def read_without_negotiation_is_a_simple_reply(s):
+    """Simple reply message: MUST be used if structured replies have not been negotiated."""
+    with s.open(structured=False) as c:
+        must(c.read(0, 512).simple, "structured")
+        c.disc()
+
+
+@test(generic=True)
+def read_with_structured_replies_is_never_simple(s):
+    """Structured reply chunk message: MUST NOT use a simple reply for READ, even for EINVAL."""
+    with s.open() as c:
+        must(not c.read(0, 512).simple, "simple")
+        must(not c.read(c.size, 512).simple, "simple error")          # nbdwire refuses it as well
+        must(not c.read(0, 512, 1 << 13).simple, "simple error for a bad flag")
+        c.disc()
+
+
+@test
+def read_gives_the_exports_bytes(s):
+    """NBD_CMD_READ: the same bytes in both reply modes."""
+    for mode in MODES:
+        for e in s.exports.values():
+            if "errors" in e.opts:
+                continue
+            with s.open(e.name, structured=mode) as c:
+                mid = e.size // 2
+                for off, n in ((0, 1), (0, 512), (0, 65536), (mid - 4096, 8192), (e.size - 1, 1),
+                               (e.size - 4096, 4096), (mid, 1), (mid - 1, 1), (mid - 1, 2)):
+                    agree(c, e, off, n)
+                c.disc()
+
+
+@test
+def read_is_byte_exact_at_unaligned_offsets(s):
+    """NBD_CMD_READ: length and offset define the data to be read."""
+    rng = random.Random(7)
+    for mode in MODES:
+        for name in ("pat", "odd", "vda"):
+            e = s.exports[name]
+            with s.open(name, structured=mode) as c:
+                for base in (0, 511, 4095, 65535, e.size // 2 - 3, 262143, 262144 - 5):
+                    for n in (1, 2, 7, 8, 9, 511, 513, 4097, 65537, 262145):
+                        agree(c, e, base, min(n, e.size - base))
+                for _ in range(60):
+                    off = rng.randrange(e.size)
+                    agree(c, e, off, rng.randrange(1, min(400000, e.size - off) + 1))
+                c.disc()
+
+
+@test
+def whole_export_can_be_read(s):
+    """NBD_CMD_READ: up to the maximum payload of 32 MiB."""
+    for mode in MODES:
+        for name in ("pat", "odd", "fine"):
+            e = s.exports[name]
+            with s.open(name, structured=mode) as c:
+                agree(c, e, 0, e.size)
+                c.disc()
+
+
+@test
+def read_of_the_maximum_payload_is_served(s):
+    """Size constraints: a maximum payload size of at least 2^25."""
+    for mode in MODES:
+        with s.open("vda", structured=mode, infos=[INFO_BLOCK_SIZE]) as c:
+            must(c.block_size[2] >= BIG, "maximum payload %d", c.block_size[2])
+            agree(c, s.exports["vda"], 16 * M, BIG)
+            c.disc()
+
+
+@test(generic=True)
+def last_byte_can_be_read(s):
+    """NBD_CMD_READ: up to the export's size (by the minimum block size)."""
+    for mode in MODES:
+        with s.open(structured=mode, infos=[INFO_BLOCK_SIZE]) as c:
+            n = c.block_size[0] if c.block_size else 512
+            must(not c.read(c.size - n, n).errors, "failed")
+            c.disc()
+
+
+@test(generic=True)
+def read_beyond_the_end_is_einval(s):
+    """Error values: SHOULD return EINVAL for a read including sectors beyond the size."""
+    for mode in MODES:
+        with s.open(structured=mode) as c:
+            z = c.size
+            for off, n in ((z, 512), (z - 512, 1024), (z + 512, 512), (0, z + 512) if z < BIG else (z, 1),
+                           (1 << 63, 512), ((1 << 64) - 512, 512), ((1 << 64) - 512, 1024)):
+                r = c.read(off, n)
+                must(r.error == EINVAL, "[%d, +%d) of %d got %s", off, n, z, r.errors)
+                must(not r.content, "content beside the error")
+            must(not c.read(0, 512).errors, "the connection did not survive")
+            c.disc()
+
+
+@test
+def one_byte_beyond_the_end_is_einval(s):
+    """Error values: nothing is cut or padded."""
+    for mode in MODES:
+        for name in ("odd", "pat"):
+            z = s.exports[name].size
+            with s.open(name, structured=mode) as c:
+                for off, n in ((z, 1), (z - 1, 2), (0, z + 1), (z - 4096, 4097), (z + 1, 1),
+                               ((1 << 64) - 1, 1), ((1 << 64) - 1, 2), ((1 << 64) - 1, 0xFFFFFFFF)):
+                    r = c.read(off, n)
+                    must(r.error == EINVAL, "[%d, +%d) of %d got %s", off, n, z, r.errors)
+                c.disc()
+
+
+@test(generic=True)
+def read_of_length_0_does_not_disconnect(s):
+    """NBD_CMD_READ: unspecified, although the server SHOULD NOT disconnect."""
+    for mode in MODES:
+        with s.open(structured=mode) as c:
+            for off in (0, 512, c.size):
+                c.read(off, 0)
+            must(not c.read(0, 512).errors, "the connection did not survive")
+            c.disc()
+
+
+@test(generic=True)
+def cookie_is_opaque(s):
+    """Transmission: the server MUST use the same cookie, treating it as an opaque field."""
+    for mode in MODES:
+        with s.open(structured=mode) as c:
+            for cookie in (0, 1, (1 << 64) - 1, 1 << 63, 0x6744669800000000, 0x0102030405060708, 0):
+                r = c.wait(c.cmd(CMD_READ, 0, 512, cookie=cookie))
+                must(not r.errors, "failed")
+            c.disc()
+
+
+@test(generic=True)
+def every_request_in_flight_is_answered_once(s):
+    """Transmission: replies need not be in order; each request has one reply."""
+    for mode in MODES:
+        with s.open(structured=mode) as c:
+            blob, want = b"", {}
+            for i in range(200):
+                off = (i * 7919 * 512) % (c.size // 512 * 512)
+                b, cookie = c.pack(CMD_READ, off, 512)
+                blob += b
+                want[cookie] = off
+            c.send(blob)
+            for _ in range(200):
+                cookie, p = c.wait_any()
+                must(not p.errors and p.off == want.pop(cookie), "wrong reply")
+            must(not want, "unanswered")
+            c.disc()  # a reply too many would come before the close
+
+
+@test
+def replies_in_flight_carry_their_own_bytes(s):
+    """Transmission: the client can correlate which request is receiving a response."""
+    rng = random.Random(11)
+    e = s.exports["vda"]
+    for mode in MODES:
+        with s.open("vda", structured=mode) as c:
+            reqs = [(rng.randrange(e.size - 300000), rng.randrange(1, 300000)) for _ in range(64)]
+            blob = b"".join(c.pack(CMD_READ, o, n)[0] for o, n in reqs)
+            c.send(blob)
+            for _ in reqs:
+                _, p = c.wait_any()
+                must(p.data == e.content(p.off, p.len), "wrong bytes at %d", p.off)
+            c.disc()
+
+
+@test
+def request_may_come_byte_by_byte(s):
+    """Request message: a stream has no message borders."""
+    with s.open("pat") as c:
+        b, cookie = c.pack(CMD_READ, 4096, 4096)
+        for x in b:
+            c.send(bytes([x]))
+        must(c.wait(cookie).data == pattern(4096, 4096), "wrong bytes")
+        c.disc()
+
+
+@test
+def request_may_be_cut_at_any_byte(s):
+    """Request message: a stream has no message borders."""
+    with s.open("pat") as c:
+        for n in range(1, 28):
+            b1, k1 = c.pack(CMD_READ, n * 512, 512)
+            b2, k2 = c.pack(CMD_READ, n * 1024, 512)
+            blob = b1 + b2
+            c.send(blob[:28 + n])
+            must(c.wait(k1).data == pattern(n * 512, 512), "wrong bytes")
+            c.send(blob[28 + n:])
+            must(c.wait(k2).data == pattern(n * 1024, 512), "wrong bytes")
+        c.disc()
+
+
+@test(generic=True)
+def df_gives_at_most_one_content_chunk(s):
+    """NBD_CMD_READ: DF; the server MUST support lengths up to 65,536 bytes."""
+    with s.open() as c:
+        for off, n in ((0, 512), (0, 65536), (c.size // 2 // 512 * 512 - 32768, 65536),
+                       (c.size // 512 * 512 - 65536, 65536)):
+            r = c.read(off, n, DF)
+            must(not r.errors and len(r.content) == 1, "%s", r.errors)
+        c.disc()
+
+
+@test
+def df_across_data_and_hole_is_data(s):
+    """NBD_CMD_READ: with DF and both data and a hole, MUST use OFFSET_DATA with zeroes present."""
+    e = s.exports["vda"]
+    with s.open("vda") as c:
+        for off, n in ((32 * M - 32768, 65536), (32 * M - 1, 2), (32 * M - 1, 65536)):
+            r = c.read(off, n, DF)
+            must(not r.holes, "a hole chunk")
+            must(r.data == e.content(off, n), "wrong bytes")
+        c.disc()
+
+
+@test
+def df_beyond_65536_is_one_chunk_or_eoverflow(s):
+    """NBD_CMD_READ: MAY reject with EOVERFLOW, in which case it MUST NOT send a content chunk."""
+    e = s.exports["vda"]
+    with s.open("vda") as c:
+        for off, n in ((0, 65537), (0, M), (16 * M, 32 * M), (31 * M, 2 * M)):
+            r = c.read(off, n, DF)
+            if r.errors:
+                must(r.error == EOVERFLOW and not r.content, "got %s", r.errors)
+            else:
+                must(r.data == e.content(off, n), "wrong bytes")
+        c.disc()
+
+
+@test(generic=True)
+def df_without_structured_replies_is_einval(s):
+    """Error values: EINVAL for a flag not applicable; SEND_DF is not set then."""
+    with s.open(structured=False) as c:
+        r = c.read(0, 512, DF)
+        must(r.error == EINVAL, "got %s", r.errors)
+        must(not c.read(0, 512).errors, "the connection did not survive")
+        c.disc()
+
+
+@test
+def read_error_is_told_with_message_and_offset(s):
+    """NBD_CMD_READ: MUST include an error chunk; the fixture's reads fail with EIO, "lost"."""
+    with s.open("bad") as c:
+        for off, n in ((65536, 4096), (65536 + 512, 512), (65536 + 4095, 1), (0, M), (61440, 8192)):
+            r = c.read(off, n)
+            must(r.error == EIO, "[%d, +%d) got %s", off, n, r.errors)
+            must("lost" in r.message, "message %r", r.message)
+        must(c.read(0, 65536).data == pattern(0, 65536), "before the lost range")
+        must(c.read(69632, 4096).data == pattern(69632, 4096), "behind the lost range")
+        c.disc()
+
+
+@test
+def content_beside_a_read_error_is_right_before_its_offset(s):
+    """NBD_CMD_READ: data with no subsequent error offset is valid, else up to that offset."""
+    with s.open("bad") as c:
+        for off, n in ((0, M), (0, 65537), (60000, 100000), (65536 + 4095, 300000)):
+            r = c.read(off, n)
+            must(r.errors, "no error")
+            offs = [o for _, _, o in r.errors]
+            must(None in offs or any(65536 - 256 * K < o < 65536 + 4096 for o in offs),
+                 "error at %s", offs)
+            for start, data in r.parts:
+                good = len(data)
+                for o in offs:
+                    if o is None:
+                        good = 0
+                    elif start <= o < start + len(data):
+                        good = min(good, o - start)
+                must(data[:good] == pattern(start, good), "wrong bytes in the chunk at %d", start)
+        c.disc()
+
+
+@test
+def read_error_with_df_is_one_reply(s):
+    """NBD_CMD_READ: with DF at most one content chunk, and error chunks."""
+    with s.open("bad") as c:
+        r = c.read(32768, 65536, DF)
+        must(r.error == EIO, "got %s", r.errors)
+        must(c.read(0, 4096, DF).data == pattern(0, 4096), "wrong bytes")
+        c.disc()
+
+
+@test
+def read_error_in_simple_mode_sends_no_payload(s):
+    """NBD_CMD_READ, simple replies: MUST NOT send any payload for this request."""
+    with s.open("bad", structured=False) as c:
+        for off, n in ((65536, 4096), (0, M), (65536 + 100, 1)):
+            r = c.read(off, n)
+            must(r.error == EIO, "got %s", r.errors)
+        must(c.read(0, 4096).data == pattern(0, 4096), "the connection did not survive")
+        c.disc()
+
+
+@test
+def read_error_does_not_touch_others_in_flight(s):
+    """Transmission: a request's error is its own."""
+    for mode in MODES:
+        with s.open("bad", structured=mode) as c:
+            blob = b"".join(c.pack(CMD_READ, o, 4096)[0] for o in range(0, 256 * K, 4096))
+            c.send(blob)
+            for _ in range(64):
+                _, p = c.wait_any()
+                if p.off == 65536:
+                    must(p.error == EIO, "no error")
+                else:
+                    must(p.data == pattern(p.off, 4096), "wrong bytes at %d", p.off)
+            c.disc()
+
+
+@test(house=True)
+def zeroes_of_a_hole_do_not_travel(s):
+    """NBD_REPLY_TYPE_OFFSET_HOLE: holes as hole chunks; 32 MiB of hole in less than 4 KiB."""
+    for name, off in (("zero", 16 * M), ("vda", 32 * M), ("huge", 4 * T)):
+        with s.open(name) as c:
+            r = c.read(off, BIG)
+            must(r.wire < 4096, "%s: %d bytes on the wire", name, r.wire)
+            must(not any(r.data), "not zeroes")
+            c.disc()
+
+
+@test
+def chunk_borders_are_multiples_of_512(s):
+    """NBD_CMD_READ: SHOULD use chunks with lengths and offsets as a multiple of 512, where possible."""
+    for name in ("vda", "odd", "pat"):
+        with s.open(name) as c:
+            z = c.size
+            for off, n in ((1, min(z - 1, 3 * M)), (777, min(z - 777, M + 13)), (z // 2 - 70001, 140003)):
+                r = c.read(off, n)
+                inner = {p for ch in r.content for p in ch} - {off, off + n}
+                must(not any(p % 512 for p in inner), "borders %s", sorted(inner)[:5])
+            c.disc()
+
+
+@test
+def read_larger_than_the_maximum_is_served_or_refused(s):
+    """NBD_CMD_READ: MAY be split, or rejected with EOVERFLOW (EINVAL when too large for simple)."""
+    for mode in MODES:
+        with s.open("vda", structured=mode) as c:
+            for n in (BIG + 1, BIG + 4096, 48 * M, 64 * M):
+                r = c.read(0, n)
+                if r.errors:
+                    must(r.error in (EOVERFLOW, EINVAL) and not r.content, "got %s", r.errors)
+                else:
+                    must(r.data == s.exports["vda"].content(0, n), "wrong bytes")
+            must(not c.read(0, 512).errors, "the connection did not survive")
+            c.disc()
+
+
+@test
+def read_of_4_gib_is_served_or_refused(s):
+    """NBD_CMD_READ: more than 2^32 - 8 bytes MUST be split or rejected."""
+    for mode in MODES:
+        with s.open("huge", structured=mode) as c:
+            for n in (0xFFFFFFFF, 0xFFFFF000, 0x80000000):
+                b, cookie = c.pack(CMD_READ, 0, n)
+                c.send(b)
+                p = c.pending[cookie]
+                while not p.done:
+                    c.message()
+                    p.parts.clear()
+                must(not p.errors or p.error in (EOVERFLOW, EINVAL), "got %s", p.errors)
+            must(not c.read(0, 512).errors, "the connection did not survive")
+            c.disc()
+
+
+@test
+def read_far_behind_4_gib_is_served(s):
+    """Request message: offset is 64 bits."""
+    for mode in MODES:
+        with s.open("huge", structured=mode) as c:
+            for off in (4 * G - 256, 4 * G, T + 1, 8 * T - 512):
+                must(c.read(off, 512).data == bytes(512), "not zeroes")
+            c.disc()
+
+
+@test
+def unknown_flags_of_read_are_einval(s):
+    """Error values: SHOULD return EINVAL for an unknown or inapplicable command flag."""
+    for mode in MODES:
+        with s.open("pat", structured=mode) as c:
+            for bit in (1, 3, 4, 5, 6, 7, 8, 12, 15):
+                r = c.read(0, 512, 1 << bit)
+                must(r.error == EINVAL, "flag bit %d got %s", bit, r.errors)
+            must(c.read(0, 512).data == pattern(0, 512), "the connection did not survive")
+            c.disc()
+
+
+@test(generic=True)
+def fua_on_read_follows_its_flag(s):
+    """NBD_CMD_FLAG_FUA: with SEND_FUA the server MUST accept it on all commands."""
+    for mode in MODES:
+        with s.open(structured=mode) as c:
+            r = c.read(0, 512, FUA)
+            if c.tflags & SEND_FUA:
+                must(not r.errors, "got %s", r.errors)
+            c.disc()
+
+
+@test
+def slow_read_does_not_hold_up_other_exports(s):
+    """Ordering of messages: commands MAY be out of order; issue 3: no connection waits for
+    another's disk.
+
+    The gate is a file: reads of `slow` block while it exists."""
+    d = tempfile.mkdtemp(dir=tmpdir())
+    gate = os.path.join(d, "gate")
+    with Fixture(["pat:4M:pattern", "slow:4M:pattern,slow=" + gate]) as f:
+        open(gate, "w").close()
+        with f.open("slow") as c, f.open("pat") as good:
+            cookie = c.cmd(CMD_READ, 0, 4096)
+            for _ in range(10):
+                must(good.read(4096, 4096).data == pattern(4096, 4096), "wrong bytes")
+            must(cookie in c.pending, "test bug")
+            os.unlink(gate)
+            must(c.wait(cookie).data == pattern(0, 4096), "wrong bytes")
+            good.disc()
+            c.disc()
+
+
+@test(house=True)
+def many_slow_reads_do_not_hold_up_other_exports(s):
+    """Issue 3: no connection waits for another's disk.  128 reads stick, from 4 connections."""
+    d = tempfile.mkdtemp(dir=tmpdir())
+    gate = os.path.join(d, "gate")
+    with Fixture(["pat:4M:pattern", "slow:4M:pattern,slow=" + gate]) as f:
+        open(gate, "w").close()
+        slow = [f.open("slow") for _ in range(4)]
+        for c in slow:
+            c.send(b"".join(c.pack(CMD_READ, i * 4096, 4096)[0] for i in range(32)))
+        try:
+            with f.open("pat", contexts=["base:allocation"]) as good:
+                must(good.read(4096, 4096).data == pattern(4096, 4096), "wrong bytes")
+                must(not good.status(0, M).errors, "status failed")
+                good.disc()
+        finally:
+            os.unlink(gate)
+        for c in slow:
+            for _ in range(32):
+                _, p = c.wait_any()
+                must(p.data == pattern(p.off, 4096), "wrong bytes")
+            c.disc()
+
+
+main()
