@@ -1,0 +1,29 @@
+bin_PROGRAMS += varve
+varve_SOURCES = \
+	%D%/backup.c \
+	%D%/checkpoint.c \
+	%D%/cli.h \
+	%D%/control.c \
+	%D%/control.h \
+	%D%/copy.c \
+	%D%/copy.h \
+	%D%/main.c \
+	%D%/map-draw.c \
+	%D%/map-draw.h \
+	%D%/map.c \
+	%D%/nbd-open.c \
+	%D%/nbd-status.c \
+	%D%/nbd.h \
+	%D%/out.c \
+	%D%/out.h \
+	%D%/progress.c \
+	%D%/progress.h \
+	%D%/pull.c \
+	%D%/qmp.c \
+	%D%/sink.c \
+	%D%/sink.h \
+	%D%/status.c \
+	%D%/uri.c \
+	%D%/uri.h
+varve_CFLAGS = $(AM_CFLAGS) $(JANSSON_CFLAGS) $(LIBNBD_CFLAGS)
+varve_LDADD = lib/libvarve.la $(JANSSON_LIBS) $(LIBNBD_LIBS)

@@ -238,6 +238,11 @@ int varve_qmp_reader_next(struct varve_qmp_reader *r, json_t **out, struct varve
     return r->end - r->start > r->max ? reader_too_long(r, err) : 0;
 }
 
+bool varve_qmp_reader_idle(const struct varve_qmp_reader *r)
+{
+    return r->state == BETWEEN && r->scan == r->end;
+}
+
 json_t *varve_qmp_greeting(void)
 {
     int major = 0, minor = 0, micro = 0;

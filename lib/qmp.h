@@ -10,6 +10,7 @@
 #include "lib/err.h"
 
 #include <jansson.h>
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -36,6 +37,9 @@ int varve_qmp_reader_feed(struct varve_qmp_reader *r, const char *buf, size_t le
  * line, as soon as it is known.
  * -E2BIG: as above, also when more than the limit had to be skipped. */
 int varve_qmp_reader_next(struct varve_qmp_reader *r, json_t **out, struct varve_err *err);
+
+/* False: the stream so far ends inside a message or a line that is being skipped. */
+bool varve_qmp_reader_idle(const struct varve_qmp_reader *r);
 
 /* Messages; a new reference each, NULL: no memory.  `id` is borrowed and may be NULL.  Values that
  * are stolen are gone also when there was no memory.  What is not UTF-8 in `desc` becomes '?'. */

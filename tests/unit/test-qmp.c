@@ -111,6 +111,26 @@ static void brackets_in_strings_do_not_count(void **state)
     expect("{\"}\": [\"]\", \"\\u007b\"]}", "o");
 }
 
+static void reader_is_idle_only_between_messages(void **state)
+{
+    struct varve_qmp_reader *r = varve_qmp_reader_new(100);
+    struct outcome o = {0};
+
+    (void)state;
+    assert_non_null(r);
+    assert_true(varve_qmp_reader_idle(r));
+    assert_int_equal(varve_qmp_reader_feed(r, "{\"a\": ", 6, &o.err), 0);
+    drain(r, &o);
+    assert_false(varve_qmp_reader_idle(r));
+    assert_int_equal(varve_qmp_reader_feed(r, "1}\n", 3, &o.err), 0);
+    assert_false(varve_qmp_reader_idle(r));
+    drain(r, &o);
+    assert_true(varve_qmp_reader_idle(r));
+    assert_string_equal(o.letters, "o");
+    json_decref(o.last);
+    varve_qmp_reader_free(r);
+}
+
 static void values_that_are_no_objects_are_refused_once(void **state)
 {
     (void)state;
@@ -350,6 +370,7 @@ int main(void)
         cmocka_unit_test(objects_split_over_reads_are_whole),
         cmocka_unit_test(objects_need_no_white_space_between),
         cmocka_unit_test(brackets_in_strings_do_not_count),
+        cmocka_unit_test(reader_is_idle_only_between_messages),
         cmocka_unit_test(values_that_are_no_objects_are_refused_once),
         cmocka_unit_test(bad_json_between_brackets_is_refused_and_skipped),
         cmocka_unit_test(forgotten_quote_costs_one_line),

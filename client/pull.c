@@ -1,0 +1,172 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ *
+ * varve pull: an NBD export into a file, whole or only what is dirty.
+ */
+#include "client/cli.h"
+#include "client/copy.h"
+#include "client/out.h"
+#include "client/sink.h"
+#include "include/varve.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum { PULL_CONTEXT, PULL_SINCE, PULL_VERIFY };
+
+static const struct varve_option pull_options[] = {
+    {"context", "CTX",
+     "FILE is the previous backup: write only what is dirty in this\n"
+     "meta context onto it, such as qemu:dirty-bitmap:NAME"},
+    {"since", "NAME",
+     "the same with the changes since a checkpoint or bitmap of\n"
+     "varved's: the export NAME@BASE"},
+    {"verify", NULL, "read back and compare what was written"},
+    {NULL, NULL, NULL},
+};
+
+struct pull {
+    struct varve_nbd_target target;
+    const char *file;
+    char *context; /* NULL: a full copy is asked */
+    bool verify;
+    struct nbd_handle *h;
+    uint64_t export_size;
+    struct varve_copy copy;
+};
+
+/* Connects, with the context that is asked checked even where a full copy makes no use of it. */
+static int pull_connect(struct pull *p, struct varve_err *err)
+{
+    const char *const ctx[2] = {p->context, VARVE_CTX_ALLOCATION};
+    int64_t export_size;
+    int rc = varve_nbd_dial(&p->h, &p->target, NULL, err);
+
+    if (rc == 0)
+        rc = varve_nbd_go(p->h, &p->target, ctx, NULL, err);
+    if (rc != 0)
+        return rc;
+    export_size = nbd_get_size(p->h);
+    if (export_size < 0)
+        return varve_nbd_error(err, p->target.uri);
+    p->export_size = (uint64_t)export_size;
+    return 0;
+}
+
+static int pull_verify(struct pull *p, struct varve_sink *sink, struct varve_err *err)
+{
+    struct varve_copy compare = {
+        .target = &p->target,
+        .what = "verifying",
+        .dirty_ctx = p->copy.dirty_ctx,
+        .read_zeroes = true,
+        .data = varve_sink_compare,
+        .opaque = sink,
+    };
+
+    varve_sink_forget(sink);
+    return varve_copy_run(&compare, p->h, err);
+}
+
+static int pull_into(struct pull *p, struct varve_sink *sink, struct varve_err *err)
+{
+    struct varve_err was;
+    int rc = varve_sink_begin(sink, p->context, p->target.uri, p->export_size, err);
+
+    if (rc != 0)
+        return rc;
+    p->copy = (struct varve_copy){
+        .target = &p->target,
+        .what = "pulling",
+        .dirty_ctx = sink->kind == VARVE_SINK_INCREMENTAL ? p->context : NULL,
+        .data = varve_sink_data,
+        .zero = varve_sink_zero,
+        .opaque = sink,
+    };
+    rc = varve_copy_run(&p->copy, p->h, err);
+    if (rc == 0)
+        rc = varve_sink_sync(sink, err);
+    if (rc == 0 && p->verify)
+        rc = pull_verify(p, sink, err);
+    if (rc == 0)
+        return varve_sink_finish(sink, err);
+    was = *err;
+    return varve_err_set(err, was.code,
+                         "%.300s (%.120s.partial marks the file as unfinished; the "
+                         "same command again finishes it)",
+                         was.msg, p->file);
+}
+
+static void pull_print(const struct pull *p, bool json)
+{
+    const struct varve_copy *c = &p->copy;
+    char buf[3][VARVE_OUT_SIZE_LEN];
+
+    if (json) {
+        json_t *result = json_pack("{s:I, s:I, s:I, s:I, s:b}", "size", (json_int_t)p->export_size,
+                                   "dirty-bytes", (json_int_t)c->dirty_bytes, "data-bytes",
+                                   (json_int_t)c->data_bytes, "zero-bytes",
+                                   (json_int_t)c->zero_bytes, "verified", p->verify);
+
+        varve_out_json(result);
+        json_decref(result);
+        return;
+    }
+    printf("pulled %s of %s into %s (%s; %s of zeroes not moved)%s\n",
+           varve_out_size(buf[0], c->data_bytes), varve_out_size(buf[1], p->export_size), p->file,
+           c->dirty_ctx ? "what changed" : "a full copy", varve_out_size(buf[2], c->zero_bytes),
+           p->verify ? ", verified" : "");
+}
+
+static int pull_run(const struct varve_cli *cli, const struct varve_args *args,
+                    struct varve_err *err)
+{
+    const char *since = args->option[PULL_SINCE];
+    struct pull p = {
+        .target = {.uri = args->words[0], .since = since},
+        .file = args->words[1],
+        .verify = args->option[PULL_VERIFY] != NULL,
+    };
+    struct varve_sink sink;
+    int rc;
+
+    if (since && args->option[PULL_CONTEXT])
+        return varve_cli_usage(err, "--context and --since exclude each other");
+    if (args->option[PULL_CONTEXT] && !varve_nbd_is_dirty_context(args->option[PULL_CONTEXT]))
+        return varve_cli_usage(
+            err, "--context %s: not a dirty bitmap such as " VARVE_CTX_DIRTY_PREFIX "NAME",
+            args->option[PULL_CONTEXT]);
+    if (since) {
+        if (asprintf(&p.context, "%s%s", VARVE_CTX_DIRTY_PREFIX, since) < 0)
+            return varve_err_set(err, ENOMEM, "no memory");
+    } else if (args->option[PULL_CONTEXT]) {
+        p.context = strdup(args->option[PULL_CONTEXT]);
+        if (!p.context)
+            return varve_err_set(err, ENOMEM, "no memory");
+    }
+    rc = pull_connect(&p, err);
+    if (rc == 0)
+        rc = varve_sink_open(&sink, p.file, p.context, p.export_size, err);
+    if (rc == 0) {
+        rc = pull_into(&p, &sink, err);
+        if (rc == 0)
+            pull_print(&p, cli->json);
+        varve_sink_close(&sink);
+    }
+    if (p.h)
+        nbd_close(p.h);
+    free(p.context);
+    return rc;
+}
+
+const struct varve_verb varve_pull_verbs[] = {
+    {.name = "pull",
+     .synopsis = "URI FILE [--context CTX | --since NAME] [--verify]",
+     .summary = "Copies an NBD export into a new FILE, or what changed onto an old one",
+     .options = pull_options,
+     .words_min = 2,
+     .words_max = 2,
+     .run = pull_run},
+    {.name = NULL},
+};

@@ -1,0 +1,58 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ *
+ * The file that varve pull makes or updates, and the marker FILE.partial beside it that says that
+ * it is not (or no longer) a backup.  Opening, marking and finishing: one thread; writing, punching
+ * and comparing: any threads, on ranges that do not overlap.  It never touches a byte of the file
+ * before the marker is durable, and never removes the marker before the file is.
+ */
+#ifndef VARVE_CLIENT_SINK_H
+#define VARVE_CLIENT_SINK_H
+
+#include "lib/err.h"
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+enum varve_sink_kind {
+    VARVE_SINK_FULL,        /* a whole copy, into a new file or over an unfinished whole copy */
+    VARVE_SINK_INCREMENTAL, /* changes, onto the backup that is there */
+};
+
+struct varve_sink {
+    const char *path; /* as the user named it; borrowed */
+    char *real;       /* where that leads */
+    char *marker;     /* base name of FILE.partial */
+    int dir;          /* the folder of both */
+    int fd;           /* -1: not there yet */
+    enum varve_sink_kind kind;
+    bool resumed; /* a marker was there */
+};
+
+/* Looks at the file and its marker and decides what a pull with this context (NULL: none asked) of
+ * an export of export_size bytes has to do.  Changes nothing.  0: *s is set, to be closed; or
+ * -errno with a sentence that says what to do. */
+int varve_sink_open(struct varve_sink *s, const char *path, const char *context,
+                    uint64_t export_size, struct varve_err *err);
+void varve_sink_close(struct varve_sink *s);
+
+/* Makes the marker durable, then makes or empties the file for a full copy. */
+int varve_sink_begin(struct varve_sink *s, const char *context, const char *uri,
+                     uint64_t export_size, struct varve_err *err);
+
+/* For struct varve_copy; opaque is the sink. */
+int varve_sink_data(void *opaque, const char *buf, uint64_t off, size_t len, struct varve_err *err);
+int varve_sink_zero(void *opaque, uint64_t off, uint64_t len, struct varve_err *err);
+int varve_sink_compare(void *opaque, const char *buf, uint64_t off, size_t len,
+                       struct varve_err *err);
+
+/* Makes the file durable. */
+int varve_sink_sync(struct varve_sink *s, struct varve_err *err);
+
+/* Asks the kernel to forget the synced file's cached pages, so that compare reads the disk. */
+void varve_sink_forget(struct varve_sink *s);
+
+/* Takes the marker away: the file is a backup. */
+int varve_sink_finish(struct varve_sink *s, struct varve_err *err);
+
+#endif

@@ -1,0 +1,115 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ *
+ * varve status: what the daemon knows of its disks.
+ */
+#include "client/cli.h"
+#include "client/control.h"
+#include "client/out.h"
+
+#include <errno.h>
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+static void status_table(const json_t *disks)
+{
+    static const char *const heading[] = {"DISK",  "STATE",       "SIZE",    "BLOCK", "EPOCHS",
+                                          "DIRTY", "CHECKPOINTS", "BACKUPS", "IMAGE"};
+    struct varve_table t;
+    const json_t *disk;
+    size_t i;
+
+    varve_table_init(&t, 9, heading);
+    json_array_foreach(disks, i, disk)
+    {
+        char count[2][32];
+
+        snprintf(count[0], sizeof(count[0]), "%zu",
+                 json_array_size(json_object_get(disk, "checkpoints")));
+        snprintf(count[1], sizeof(count[1]), "%zu",
+                 json_array_size(json_object_get(disk, "backups")));
+        varve_table_add(&t, varve_get_string(disk, "name"));
+        varve_table_add(&t, varve_get_string(disk, "state"));
+        varve_table_size(&t, json_object_get(disk, "size"));
+        varve_table_size(&t, json_object_get(disk, "granularity"));
+        varve_table_number(&t, json_object_get(disk, "epochs"));
+        varve_table_size(&t, json_object_get(disk, "dirty-bytes"));
+        varve_table_add(&t, count[0]);
+        varve_table_add(&t, count[1]);
+        varve_table_add(&t, varve_get_string(disk, "image"));
+    }
+    varve_table_print(&t);
+}
+
+static void status_names(const json_t *disk, const char *label, const char *key)
+{
+    char *names = varve_get_names(disk, key);
+
+    printf("%-13s%s\n", label, names);
+    free(names);
+}
+
+static void status_one(const json_t *disk)
+{
+    const json_t *scratch = json_object_get(disk, "scratch");
+    const json_t *max = json_object_get(scratch, "max");
+    const char *reason = json_string_value(json_object_get(disk, "reason"));
+    char buf[VARVE_OUT_SIZE_LEN];
+    uint64_t size = varve_get_number(disk, "size");
+
+    printf("%-13s%s\n", "disk", varve_get_string(disk, "name"));
+    printf("%-13s%s%s%s\n", "state", varve_get_string(disk, "state"), reason ? ": " : "",
+           reason ? reason : "");
+    printf("%-13s%s\n", "image", varve_get_string(disk, "image"));
+    printf("%-13s%s (%" PRIu64 " bytes)\n", "size", varve_out_size(buf, size), size);
+    printf("%-13s%s\n", "block", varve_out_size(buf, varve_get_number(disk, "granularity")));
+    printf("%-13s%" PRIu64 " (%" PRIu64 " kept)\n", "epoch", varve_get_number(disk, "epoch"),
+           varve_get_number(disk, "epochs"));
+    printf("%-13s%s since the last boundary\n", "dirty",
+           varve_out_size(buf, varve_get_number(disk, "dirty-bytes")));
+    printf("%-13s%s\n", "durability", varve_get_string(disk, "durability"));
+    printf("%-13s%" PRIu64 " regions\n", "intent", varve_get_number(disk, "intent-regions"));
+    printf("%-13s%s used", "scratch", varve_out_size(buf, varve_get_number(scratch, "used")));
+    if (json_is_integer(max))
+        printf(" of %s", varve_out_size(buf, varve_get_number(scratch, "max")));
+    printf("\n");
+    status_names(disk, "checkpoints", "checkpoints");
+    status_names(disk, "bitmaps", "bitmaps");
+    status_names(disk, "backups", "backups");
+}
+
+static int status_run(const struct varve_cli *cli, const struct varve_args *args,
+                      struct varve_err *err)
+{
+    const char *disk = args->nwords > 0 ? args->words[0] : NULL;
+    json_t *disks = NULL;
+    int rc;
+
+    rc = varve_control_once(cli->control, "query-disks",
+                            disk ? json_pack("{s:s}", "disk", disk) : NULL, &disks, err);
+    if (rc != 0)
+        return rc;
+    if (cli->json) {
+        varve_out_json(disks);
+    } else if (disk) {
+        size_t i;
+        const json_t *one;
+
+        json_array_foreach(disks, i, one) status_one(one);
+    } else if (json_array_size(disks) == 0) {
+        printf("no disks: serve one with 'nbdkit varve IMAGE'\n");
+    } else {
+        status_table(disks);
+    }
+    json_decref(disks);
+    return 0;
+}
+
+const struct varve_verb varve_status_verbs[] = {
+    {.name = "status",
+     .synopsis = "[DISK]",
+     .summary = "Shows the disks, or one disk in full",
+     .words_max = 1,
+     .run = status_run},
+    {.name = NULL},
+};
