@@ -232,6 +232,7 @@ int varve_epoch_file_create(struct varve_world *w, const struct varve_paths *p,
 {
     char path[PATH_MAX], tmp[PATH_MAX];
     struct varve_epoch_file info;
+    struct varve_err why;
     struct varve_epoch_head head;
     int fd, rc;
 
@@ -240,9 +241,12 @@ int varve_epoch_file_create(struct varve_world *w, const struct varve_paths *p,
                              prev);
     varve_path_epoch(p, epoch, epoch, path);
     path_tmp(tmp, p, epoch, epoch);
-    rc = varve_epoch_file_info(w, p, uuid, g, epoch, epoch, &info, err);
-    if (rc < 0 && rc != -ENOENT)
+    rc = varve_epoch_file_info(w, p, uuid, g, epoch, epoch, &info, &why);
+    if (rc < 0 && rc != -ENOENT) {
+        if (err)
+            *err = why;
         return rc;
+    }
     if (rc == 0 && info.state != VARVE_EPOCH_FILE_OPEN)
         return varve_err_set(err, EEXIST, "%s exists and holds an epoch's bits", path);
 

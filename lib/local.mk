@@ -27,6 +27,8 @@ lib_libvarve_la_SOURCES = \
 	%D%/qmp.h \
 	%D%/slot-file.c \
 	%D%/slot-file.h \
+	%D%/timeline.c \
+	%D%/timeline.h \
 	%D%/tracker-attach.c \
 	%D%/tracker-boundary.c \
 	%D%/tracker-epochs.c \

@@ -12,17 +12,22 @@
 struct varve_timeline {
     struct varve_epoch_file *files; /* sorted by first; parts of a merged file are left out */
     size_t nfiles;
+    /* Highest number in any epoch file's name, also of files that were left out: numbers up to here
+     * are used up.  0: no file. */
+    uint64_t highest;
 };
 
-/* Reads the directory.  Damaged files are left out (a hole in the timeline is found by union).
- * Fini it after success. */
+/* Reads the directory.  Files that are damaged, unreadable or of another disk are left out (a hole
+ * in the timeline is found by union).  -ENOTSUP: one is of a newer format.  Fini after success. */
 int varve_timeline_scan(struct varve_world *w, const struct varve_paths *p, const uint8_t uuid[16],
                         const struct varve_geometry *g, struct varve_timeline *tl,
                         struct varve_err *err);
 void varve_timeline_fini(struct varve_timeline *tl);
 
 /* ORs what was written in the sealed epochs from `first` on and before `end` into `into`.
- * first == end: nothing.  -EUCLEAN: one of them is missing, unsealed or damaged; err names it. */
+ * first == end: nothing.  Both are boundaries; the file that begins at `end`, sealed or live,
+ * proves that nothing before it is missing.  -EUCLEAN: one of them is missing, unsealed or damaged,
+ * err names it; `into` may then hold some of the others. */
 int varve_timeline_union(struct varve_world *w, const struct varve_paths *p,
                          const uint8_t uuid[16], const struct varve_geometry *g,
                          const struct varve_timeline *tl, uint64_t first, uint64_t end,
@@ -30,7 +35,9 @@ int varve_timeline_union(struct varve_world *w, const struct varve_paths *p,
 
 /* Frees sealed epochs before the oldest of the boundaries that are needed (numbers of the epochs
  * that follow them, any order), and merges sealed neighbours that no needed boundary separates.
- * None needed: all sealed ones go.  Dying anywhere leaves a timeline that says the same. */
+ * None needed: all sealed ones go.  Dying anywhere leaves a timeline that says the same.  May run
+ * while the disk's server makes, seals and opens epochs: open and clean files are never touched.
+ * -EUCLEAN, -EIO: a damaged file was in the way and left where it is, all else was done. */
 int varve_timeline_tidy(struct varve_world *w, const struct varve_paths *p, const uint8_t uuid[16],
                         const struct varve_geometry *g, const uint64_t *needed, size_t nneeded,
                         struct varve_err *err);
