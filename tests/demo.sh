@@ -140,7 +140,7 @@ work=$(mktemp -d "${TMPDIR:-/tmp}/vd.XXXXXX")
 if [ -z "$build" ]; then
     build=$work/build
 fi
-if [ ! -x "$build/varved" ] || [ ! -x "$build/varve" ]; then
+if [ ! -x "$build/server/varved" ] || [ ! -x "$build/client/varve" ]; then
     echo "Building varve..."
     "$src/tests/build.sh" "$build" >"$work/build.log" 2>&1
 fi
@@ -157,7 +157,7 @@ done
 
 cd "$work"
 export PYTHONDONTWRITEBYTECODE=1
-export PATH="$build:/usr/sbin:/sbin:$PATH"
+export PATH="$build/server:$build/client:/usr/sbin:/sbin:$PATH"
 ln -s "$build/plugin/.libs/nbdkit-varve-plugin.so" nbdkit-varve-plugin.so
 ln -s "$run_dir" run
 mkdir state
