@@ -7,6 +7,8 @@ lib_libvarve_la_SOURCES = \
 	%D%/catalogue-json.c \
 	%D%/catalogue.c \
 	%D%/catalogue.h \
+	%D%/control.c \
+	%D%/control.h \
 	%D%/digest.c \
 	%D%/digest.h \
 	%D%/epoch-file-internal.h \
@@ -21,21 +23,31 @@ lib_libvarve_la_SOURCES = \
 	%D%/identity.h \
 	%D%/link-proto.c \
 	%D%/link-proto.h \
+	%D%/nbd-proto.c \
+	%D%/nbd-proto.h \
+	%D%/parse.c \
+	%D%/parse.h \
 	%D%/paths.c \
 	%D%/paths.h \
 	%D%/qmp.c \
 	%D%/qmp.h \
 	%D%/slot-file.c \
 	%D%/slot-file.h \
+	%D%/source.c \
 	%D%/timeline.c \
 	%D%/timeline.h \
+	%D%/tracker-adopt.c \
 	%D%/tracker-attach.c \
 	%D%/tracker-boundary.c \
 	%D%/tracker-epochs.c \
 	%D%/tracker-internal.h \
 	%D%/tracker-preserve.c \
+	%D%/tracker-rebuild.c \
 	%D%/tracker.c \
 	%D%/tracker.h \
+	%D%/view-internal.h \
+	%D%/view.c \
+	%D%/view.h \
 	%D%/whole-file.c \
 	%D%/whole-file.h \
 	%D%/world-posix.c \

@@ -1,0 +1,453 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ *
+ * The life of a connection.
+ *
+ *     accept
+ *       │
+ *       ▼          GO, EXPORT_NAME               DISC, end of input, kick, server closes
+ *     HANDSHAKE ────────────────────▶ TRANSMIT ────────────────────────────────▶ LEAVING
+ *       │ ABORT                                     requests in flight end; new ones │
+ *       │                                           get ESHUTDOWN unless c->deaf     │
+ *       ▼                                                                            ▼
+ *     LINGER ◀────────────────────────────────────────────── nothing in flight, all written
+ *       │  FIN is sent, input thrown away, so that no RST overtakes the last answer
+ *       ▼
+ *     CLOSING ◀── from every state: errors, broken rules, deadlines
+ *       │  handles close, jobs in the pool end
+ *       ▼
+ *     freed
+ *
+ * Every callback stores what happened and calls the tick, which alone eats input, writes output and
+ * moves on.  Input is one small buffer; while it is full the socket is not read, and that is all
+ * the back-pressure there is: the parts leave bytes in it when they want no more.
+ *
+ * Bytes to and from the peer pass through conn_on_read() and conn_flush() only.
+ */
+#include "server/nbd-conn.h"
+
+#include <assert.h>
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* How long a peer may take to notice that the connection ended. */
+#define LINGER_MS 500u
+
+/* The same for one in the handshake when the server closes: it gets ERR_SHUTDOWN that long. */
+#define HANDSHAKE_GRACE_MS 500u
+
+#define TCP_KEEPALIVE_S 60u
+
+/* One write: few enough bytes that memory is given back while a long reply is under way. */
+#define BATCH_BUFS  32u
+#define BATCH_BYTES (1024u * 1024u)
+
+static bool conn_may_move(enum varve_nbd_state from, enum varve_nbd_state to)
+{
+    switch (to) {
+    case VARVE_NBD_TRANSMIT:
+        return from == VARVE_NBD_HANDSHAKE;
+    case VARVE_NBD_LEAVING:
+        return from == VARVE_NBD_TRANSMIT;
+    case VARVE_NBD_LINGER:
+        return from == VARVE_NBD_HANDSHAKE || from == VARVE_NBD_LEAVING;
+    case VARVE_NBD_CLOSING:
+        return from != VARVE_NBD_CLOSING;
+    default:
+        return false;
+    }
+}
+
+static void conn_move(struct varve_nbd_conn *c, enum varve_nbd_state to)
+{
+    assert(conn_may_move(c->state, to));
+    c->state = to;
+    c->deadline_ms = 0;
+}
+
+static uint64_t conn_now_ms(const struct varve_nbd_conn *c)
+{
+    return uv_now(c->host->loop);
+}
+
+/* --- the end -------------------------------------------------------------------------------- */
+
+static void conn_free_outs(struct varve_nbd_outs *outs)
+{
+    struct varve_nbd_out *out;
+
+    while ((out = TAILQ_FIRST(outs))) {
+        TAILQ_REMOVE(outs, out, link);
+        free(out);
+    }
+}
+
+/* Nothing is in flight any more, so the export need not wait for the socket's end. */
+static void conn_release_export(struct varve_nbd_conn *c)
+{
+    varve_nbd_metactx_clear(&c->hs.meta);
+    varve_nbd_transmit_end(c);
+}
+
+static void conn_maybe_free(struct varve_nbd_conn *c)
+{
+    struct varve_nbd_host *host = c->host;
+
+    assert(c->state == VARVE_NBD_CLOSING);
+    if (c->handles || c->tx.njobs)
+        return;
+    assert(!c->writing);
+    varve_nbd_handshake_end(c);
+    conn_release_export(c);
+    TAILQ_REMOVE(&host->conns, c, link);
+    host->nconns--;
+    free(c);
+    host->conn_gone(host);
+}
+
+static void conn_on_handle_closed(uv_handle_t *handle)
+{
+    struct varve_nbd_conn *c = handle->data;
+
+    c->handles--;
+    conn_maybe_free(c);
+}
+
+void varve_nbd_conn_close(struct varve_nbd_conn *c)
+{
+    if (c->state == VARVE_NBD_CLOSING)
+        return;
+    conn_move(c, VARVE_NBD_CLOSING);
+    atomic_store(&c->dead, true);
+    varve_nbd_transmit_drop(c);
+    conn_free_outs(&c->queue);
+    uv_close(&c->io.handle, conn_on_handle_closed);
+    uv_close((uv_handle_t *)&c->timer, conn_on_handle_closed);
+}
+
+static void conn_on_shutdown(uv_shutdown_t *req, int status)
+{
+    struct varve_nbd_conn *c = req->data;
+
+    if (status)
+        varve_nbd_conn_close(c);
+}
+
+static void conn_linger(struct varve_nbd_conn *c)
+{
+    if (c->eof) {
+        varve_nbd_conn_close(c);
+        return;
+    }
+    conn_move(c, VARVE_NBD_LINGER);
+    conn_release_export(c);
+    c->deaf = true;
+    c->deadline_ms = conn_now_ms(c) + LINGER_MS;
+    c->shutdown.data = c;
+    if (uv_shutdown(&c->shutdown, &c->io.stream, conn_on_shutdown))
+        varve_nbd_conn_close(c);
+}
+
+void varve_nbd_conn_leave(struct varve_nbd_conn *c, unsigned deadline_ms)
+{
+    uint64_t at = deadline_ms ? conn_now_ms(c) + deadline_ms : 0;
+
+    switch (c->state) {
+    case VARVE_NBD_HANDSHAKE:
+        if (c->deaf || !deadline_ms)
+            break;
+        if (deadline_ms > HANDSHAKE_GRACE_MS)
+            at = conn_now_ms(c) + HANDSHAKE_GRACE_MS;
+        break;
+    case VARVE_NBD_TRANSMIT:
+        conn_move(c, VARVE_NBD_LEAVING);
+        break;
+    case VARVE_NBD_LEAVING:
+        break;
+    case VARVE_NBD_LINGER:
+    case VARVE_NBD_CLOSING:
+        return;
+    }
+    if (at && (!c->deadline_ms || at < c->deadline_ms))
+        c->deadline_ms = at;
+}
+
+/* --- output --------------------------------------------------------------------------------- */
+
+struct varve_nbd_out *varve_nbd_out_new(size_t len)
+{
+    struct varve_nbd_out *out = malloc(sizeof(*out) + len);
+
+    if (out) {
+        memset(out, 0, sizeof(*out));
+        out->len = len;
+    }
+    return out;
+}
+
+void varve_nbd_conn_send(struct varve_nbd_conn *c, struct varve_nbd_out *out)
+{
+    if (c->state == VARVE_NBD_CLOSING)
+        free(out);
+    else
+        TAILQ_INSERT_TAIL(&c->queue, out, link);
+}
+
+static void conn_on_written(uv_write_t *req, int status)
+{
+    struct varve_nbd_conn *c = req->data;
+    struct varve_nbd_out *out;
+
+    c->writing = false;
+    while ((out = TAILQ_FIRST(&c->batch))) {
+        TAILQ_REMOVE(&c->batch, out, link);
+        if (!status)
+            varve_nbd_transmit_sent(c, out);
+        free(out);
+    }
+    if (status)
+        varve_nbd_conn_close(c);
+    else
+        c->took_ms = conn_now_ms(c);
+    varve_nbd_conn_tick(c);
+}
+
+static void conn_flush(struct varve_nbd_conn *c)
+{
+    uv_buf_t bufs[BATCH_BUFS];
+    unsigned nbufs = 0;
+    size_t bytes = 0;
+    struct varve_nbd_out *out;
+
+    if (c->writing)
+        return;
+    while (nbufs < BATCH_BUFS && bytes < BATCH_BYTES && (out = TAILQ_FIRST(&c->queue))) {
+        TAILQ_REMOVE(&c->queue, out, link);
+        TAILQ_INSERT_TAIL(&c->batch, out, link);
+        bufs[nbufs++] = uv_buf_init((char *)out->data, (unsigned)out->len);
+        bytes += out->len;
+    }
+    if (!nbufs)
+        return;
+    c->write.data = c;
+    c->took_ms = conn_now_ms(c);
+    if (uv_write(&c->write, &c->io.stream, bufs, nbufs, conn_on_written)) {
+        conn_free_outs(&c->batch);
+        varve_nbd_conn_close(c);
+        return;
+    }
+    c->writing = true;
+    c->untaken = uv_stream_get_write_queue_size(&c->io.stream);
+}
+
+/* --- input ---------------------------------------------------------------------------------- */
+
+static void conn_on_alloc(uv_handle_t *handle, size_t suggested, uv_buf_t *buf)
+{
+    struct varve_nbd_conn *c = handle->data;
+
+    (void)suggested;
+    *buf = uv_buf_init((char *)c->in + c->in_len, (unsigned)(VARVE_NBD_INPUT_LEN - c->in_len));
+}
+
+static void conn_on_read(uv_stream_t *stream, ssize_t nread, const uv_buf_t *buf)
+{
+    struct varve_nbd_conn *c = stream->data;
+
+    (void)buf;
+    if (nread > 0) {
+        c->in_len += (size_t)nread;
+        c->heard_ms = conn_now_ms(c);
+    } else if (nread == UV_EOF) {
+        c->eof = true;
+    } else if (nread < 0) {
+        varve_nbd_conn_close(c);
+    }
+    varve_nbd_conn_tick(c);
+}
+
+static size_t conn_feed_part(struct varve_nbd_conn *c, const uint8_t *buf, size_t len)
+{
+    if (c->state == VARVE_NBD_HANDSHAKE)
+        return varve_nbd_handshake_feed(c, buf, len);
+    return varve_nbd_transmit_feed(c, buf, len);
+}
+
+static void conn_feed(struct varve_nbd_conn *c)
+{
+    size_t pos = 0;
+
+    while (c->state != VARVE_NBD_CLOSING && !c->deaf) {
+        size_t avail = c->in_len - pos;
+        size_t eaten = c->skip < avail ? (size_t)c->skip : avail;
+
+        if (c->skip) {
+            c->skip -= eaten;
+            pos += eaten;
+            if (c->skip)
+                break;
+            continue;
+        }
+        eaten = conn_feed_part(c, c->in + pos, avail);
+        if (!eaten)
+            break;
+        pos += eaten;
+    }
+    if (c->deaf)
+        pos = c->in_len;
+    c->in_len -= pos;
+    memmove(c->in, c->in + pos, c->in_len);
+}
+
+static void conn_update_reading(struct varve_nbd_conn *c)
+{
+    bool want = !c->eof && c->in_len < VARVE_NBD_INPUT_LEN;
+
+    if (want == c->reading)
+        return;
+    c->reading = want;
+    if (!want)
+        uv_read_stop(&c->io.stream);
+    else if (uv_read_start(&c->io.stream, conn_on_alloc, conn_on_read))
+        varve_nbd_conn_close(c);
+}
+
+/* --- clocks --------------------------------------------------------------------------------- */
+
+static uint64_t conn_next_deadline(const struct varve_nbd_conn *c)
+{
+    const struct varve_nbd_options *o = &c->host->options;
+    uint64_t quiet_since = c->took_ms > c->heard_ms ? c->took_ms : c->heard_ms;
+    uint64_t at = c->deadline_ms ? c->deadline_ms : UINT64_MAX;
+
+    if (varve_nbd_conn_has_output(c) && o->write_timeout_ms &&
+        c->took_ms + o->write_timeout_ms < at)
+        at = c->took_ms + o->write_timeout_ms;
+    if (c->state == VARVE_NBD_TRANSMIT && !c->tx.nreqs && o->idle_timeout_ms &&
+        quiet_since + o->idle_timeout_ms < at)
+        at = quiet_since + o->idle_timeout_ms;
+    return at;
+}
+
+static void conn_on_timer(uv_timer_t *timer)
+{
+    struct varve_nbd_conn *c = timer->data;
+    size_t untaken = uv_stream_get_write_queue_size(&c->io.stream);
+
+    /* libuv tells of a write when all of it is taken; a slow peer takes it in parts. */
+    if (c->writing && untaken < c->untaken)
+        c->took_ms = conn_now_ms(c);
+    c->untaken = untaken;
+    if (conn_now_ms(c) >= conn_next_deadline(c))
+        varve_nbd_conn_close(c);
+    varve_nbd_conn_tick(c);
+}
+
+/* The timer may fire too early, and then looks again; so it is moved only to be earlier. */
+static void conn_update_timer(struct varve_nbd_conn *c)
+{
+    uint64_t now = conn_now_ms(c);
+    uint64_t at = conn_next_deadline(c);
+    uint64_t wait;
+
+    if (at == UINT64_MAX)
+        return;
+    wait = at > now ? at - now : 0;
+    if (uv_is_active((uv_handle_t *)&c->timer) && uv_timer_get_due_in(&c->timer) <= wait)
+        return;
+    uv_timer_start(&c->timer, conn_on_timer, wait, 0);
+}
+
+/* --- the tick ------------------------------------------------------------------------------- */
+
+static void conn_advance(struct varve_nbd_conn *c)
+{
+    bool all_written = !varve_nbd_conn_has_output(c);
+
+    switch (c->state) {
+    case VARVE_NBD_HANDSHAKE:
+        if (c->deaf && all_written)
+            conn_linger(c);
+        else if (c->eof && all_written)
+            varve_nbd_conn_close(c);
+        break;
+    case VARVE_NBD_TRANSMIT:
+        /* Below the limit all requests that came were taken. */
+        if (c->deaf || (c->eof && c->tx.nreqs < VARVE_NBD_REQUESTS_MAX))
+            varve_nbd_conn_leave(c, 0);
+        break;
+    default:
+        break;
+    }
+    if (c->state == VARVE_NBD_LEAVING && !c->tx.nreqs && all_written)
+        conn_linger(c);
+    if (c->state == VARVE_NBD_LINGER && c->eof)
+        varve_nbd_conn_close(c);
+}
+
+void varve_nbd_conn_tick(struct varve_nbd_conn *c)
+{
+    if (c->state != VARVE_NBD_CLOSING)
+        conn_feed(c);
+    if (c->state == VARVE_NBD_TRANSMIT || c->state == VARVE_NBD_LEAVING)
+        varve_nbd_transmit_pump(c);
+    if (c->state != VARVE_NBD_CLOSING)
+        conn_flush(c);
+    if (c->state != VARVE_NBD_CLOSING)
+        conn_advance(c);
+    if (c->state != VARVE_NBD_CLOSING)
+        conn_update_reading(c);
+    if (c->state != VARVE_NBD_CLOSING)
+        conn_update_timer(c);
+    else
+        conn_maybe_free(c);
+}
+
+/* --- the beginning -------------------------------------------------------------------------- */
+
+void varve_nbd_conn_transmit(struct varve_nbd_conn *c)
+{
+    varve_nbd_handshake_end(c);
+    conn_move(c, VARVE_NBD_TRANSMIT);
+}
+
+static int conn_init_io(struct varve_nbd_conn *c, uv_loop_t *loop, uv_handle_type type)
+{
+    return type == UV_TCP ? uv_tcp_init(loop, &c->io.tcp) : uv_pipe_init(loop, &c->io.pipe, 0);
+}
+
+int varve_nbd_conn_accept(struct varve_nbd_host *host, uv_stream_t *listener)
+{
+    struct varve_nbd_conn *c = calloc(1, sizeof(*c));
+    int rc;
+
+    if (!c)
+        return -ENOMEM;
+    rc = conn_init_io(c, host->loop, uv_handle_get_type((uv_handle_t *)listener));
+    assert(rc == 0);
+    c->host = host;
+    c->io.handle.data = c;
+    uv_timer_init(host->loop, &c->timer);
+    c->timer.data = c;
+    c->handles = 2;
+    TAILQ_INIT(&c->queue);
+    TAILQ_INIT(&c->batch);
+    TAILQ_INIT(&c->tx.ready);
+    TAILQ_INSERT_TAIL(&host->conns, c, link);
+    host->nconns++;
+    rc = uv_accept(listener, &c->io.stream);
+    if (rc || host->nconns > host->options.max_connections || host->going_down) {
+        varve_nbd_conn_close(c);
+        return 0;
+    }
+    if (uv_handle_get_type(&c->io.handle) == UV_TCP) {
+        uv_tcp_nodelay(&c->io.tcp, 1);
+        uv_tcp_keepalive(&c->io.tcp, 1, TCP_KEEPALIVE_S);
+    }
+    c->took_ms = c->heard_ms = conn_now_ms(c);
+    if (host->options.handshake_timeout_ms)
+        c->deadline_ms = conn_now_ms(c) + host->options.handshake_timeout_ms;
+    varve_nbd_handshake_begin(c);
+    varve_nbd_conn_tick(c);
+    return 0;
+}

@@ -1,0 +1,187 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ *
+ * Block status, in the pool: one chunk for each selected context, all ending at the same offset
+ * (virtnbdbackup lays them side by side and loses dirty data where they differ).
+ */
+#include "server/nbd-conn.h"
+
+#include <errno.h>
+#include <stdlib.h>
+
+/* Extents asked of the export at once. */
+#define STATUS_STEP 2048u
+
+/* Before a chunk's extents: its header and the context's number. */
+#define STATUS_HEADER_LEN (VARVE_NBD_CHUNK_LEN + 4u)
+
+/* Exports know no finer grain than this; if one does, its answers are shorter than asked. */
+#define STATUS_GRAIN 4096u
+
+size_t varve_nbd_status_extents_max(const struct varve_nbd_request *hdr)
+{
+    uint64_t worst = hdr->len / STATUS_GRAIN + 2; /* one begun at each end */
+
+    if (hdr->flags & VARVE_NBD_CMD_FLAG_REQ_ONE)
+        return 1;
+    return worst < VARVE_NBD_EXTENTS_MAX ? (size_t)worst : VARVE_NBD_EXTENTS_MAX;
+}
+
+size_t varve_nbd_status_cost(unsigned ncontexts, size_t extents_max)
+{
+    return ncontexts * (STATUS_HEADER_LEN + extents_max * VARVE_NBD_EXTENT_LEN);
+}
+
+/* A chunk that grows. */
+struct chunk {
+    struct varve_nbd_out *out;
+    size_t room;       /* extents */
+    size_t nextents;   /* written */
+    size_t max;        /* at most */
+    uint64_t covered;  /* bytes, the last extent included */
+    uint64_t last_len; /* the last extent, not yet written */
+    uint32_t last_flags;
+};
+
+static uint8_t *chunk_extent(struct varve_nbd_out *out, size_t i)
+{
+    return out->data + STATUS_HEADER_LEN + i * VARVE_NBD_EXTENT_LEN;
+}
+
+static bool chunk_grow(struct chunk *k)
+{
+    size_t room = k->room ? 2 * k->room : 64;
+    struct varve_nbd_out *out;
+
+    if (room > k->max)
+        room = k->max;
+    out = realloc(k->out, sizeof(*out) + STATUS_HEADER_LEN + room * VARVE_NBD_EXTENT_LEN);
+    if (!out)
+        return false;
+    k->out = out;
+    k->room = room;
+    return true;
+}
+
+/* Writes the last extent down. */
+static bool chunk_settle(struct chunk *k)
+{
+    uint8_t *p;
+
+    if (!k->last_len)
+        return true;
+    if (k->nextents == k->room && !chunk_grow(k))
+        return false;
+    p = chunk_extent(k->out, k->nextents++);
+    varve_nbd_put32(p, (uint32_t)k->last_len);
+    varve_nbd_put32(p + 4, k->last_flags);
+    k->last_len = 0;
+    return true;
+}
+
+/* No more extents fit behind the last one. */
+static bool chunk_full(const struct chunk *k)
+{
+    return k->nextents + 1 >= k->max && k->last_len;
+}
+
+/* Adds runs, merging equal neighbours, until the chunk is full.  -ENOMEM. */
+static int chunk_add(struct chunk *k, const struct varve_extent *runs, int nruns, uint64_t limit)
+{
+    for (int i = 0; i < nruns && k->covered < limit; i++) {
+        uint64_t len = runs[i].len < limit - k->covered ? runs[i].len : limit - k->covered;
+
+        if (k->last_len && k->last_flags != runs[i].flags) {
+            if (chunk_full(k))
+                return 0;
+            if (!chunk_settle(k))
+                return -ENOMEM;
+        }
+        k->last_len += len;
+        k->last_flags = runs[i].flags;
+        k->covered += len;
+    }
+    return 0;
+}
+
+/* Asks the export for [job->off, job->off + len) in its context ctx. */
+static int status_collect(struct varve_nbd_job *job, unsigned ctx, uint64_t len, struct chunk *k)
+{
+    struct varve_export *e = job->export;
+    struct varve_extent runs[STATUS_STEP];
+    size_t step = job->extents_max < STATUS_STEP ? job->extents_max : STATUS_STEP;
+
+    while (k->covered < len) {
+        uint64_t before = k->covered;
+        int n;
+
+        if (atomic_load_explicit(&job->conn->dead, memory_order_relaxed))
+            return varve_err_set(&job->err, ESHUTDOWN, "the connection is closing");
+        n = e->ops->status(e, ctx, job->off + before, len - before, runs, step, &job->err);
+        if (n < 0) {
+            job->err.code = -n;
+            return n;
+        }
+        if (chunk_add(k, runs, n, len))
+            return varve_err_set(&job->err, ENOMEM, "no memory for the block status");
+        /* Full; or the export answered with nothing, which must not become an endless loop. */
+        if (chunk_full(k) || k->covered == before)
+            break;
+    }
+    if (!k->covered)
+        return varve_err_set(&job->err, EIO, "the export knows no status of this range");
+    if (!chunk_settle(k))
+        return varve_err_set(&job->err, ENOMEM, "no memory for the block status");
+    return 0;
+}
+
+/* Cuts the chunk at `len` bytes and puts its header before it. */
+static void chunk_finish(struct chunk *k, const struct varve_nbd_job *job, unsigned ctx,
+                         uint64_t len)
+{
+    struct varve_nbd_out *out = k->out;
+    size_t payload;
+
+    while (k->covered > len) {
+        uint8_t *p = chunk_extent(out, k->nextents - 1);
+        uint32_t extent = varve_nbd_get32(p);
+
+        if (k->covered - extent < len) {
+            varve_nbd_put32(p, (uint32_t)(extent - (k->covered - len)));
+            k->covered = len;
+        } else {
+            k->covered -= extent;
+            k->nextents--;
+        }
+    }
+    payload = 4 + k->nextents * VARVE_NBD_EXTENT_LEN;
+    *out = (struct varve_nbd_out){.len = VARVE_NBD_CHUNK_LEN + payload};
+    out->held = out->len;
+    varve_nbd_encode_chunk(out->data, 0, VARVE_NBD_CHUNK_BLOCK_STATUS, job->req->hdr.cookie,
+                           (uint32_t)payload);
+    varve_nbd_put32(out->data + VARVE_NBD_CHUNK_LEN, varve_nbd_metactx_id(ctx));
+}
+
+void varve_nbd_status_run(struct varve_nbd_job *job)
+{
+    const struct varve_nbd_metactx *meta = job->meta;
+    struct chunk chunks[VARVE_NBD_METACTX_MAX] = {{.max = 0}};
+    uint64_t len = job->len;
+    int rc = 0;
+
+    job->err.code = 0;
+    /* What a later context need not say, because an earlier one ended before, it is not asked. */
+    for (unsigned i = 0; i < meta->n && !rc; i++) {
+        chunks[i].max = job->extents_max;
+        rc = status_collect(job, meta->ctx[i], len, &chunks[i]);
+        if (!rc)
+            len = chunks[i].covered;
+    }
+    for (unsigned i = 0; i < meta->n; i++) {
+        if (rc) {
+            free(chunks[i].out);
+            continue;
+        }
+        chunk_finish(&chunks[i], job, meta->ctx[i], len);
+        job->chunks[i] = chunks[i].out;
+    }
+}

@@ -1,0 +1,565 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ *
+ * Requests of the transmission phase.
+ *
+ *     header ──▶ refused ────────────────────────────────────────────────▶ reply queued ──▶ sent
+ *        │          ▲ (writes: after their payload was skipped)                 ▲
+ *        ▼          │                                                           │
+ *      READY ──── launch, while jobs and budget last ──▶ pool ──▶ done: chunk, or the last of all
+ *        ▲─── more pieces: to the tail ──┘
+ *
+ * A request counts (tx.nreqs) until the last byte of its reply is with the peer's kernel.  Work is
+ * launched in turns, one piece of a request each, so a long read does not hold up short ones; the
+ * first of the queue waits for the budget, and all wait behind it, so that one that needs much is
+ * not starved by many that need little.
+ */
+#include "server/nbd-transmit.h"
+
+#include "server/nbd-conn.h"
+
+#include <assert.h>
+#include <errno.h>
+#include <stdlib.h>
+
+/* --- replies -------------------------------------------------------------------------------- */
+
+/* Sends a reply's last message. */
+static void reply_last(struct varve_nbd_conn *c, struct varve_nbd_out *out)
+{
+    out->ends_request = true;
+    varve_nbd_conn_send(c, out);
+}
+
+static void reply_error(struct varve_nbd_conn *c, const struct varve_nbd_request *hdr, int code,
+                        const char *msg, const uint64_t *off)
+{
+    uint32_t error = varve_nbd_error(code);
+    struct varve_nbd_out *out;
+    size_t len = VARVE_NBD_SIMPLE_REPLY_LEN;
+
+    if (c->hs.structured)
+        len = varve_nbd_encode_error(NULL, 0, 0, error, msg, off);
+    out = varve_nbd_out_new(len);
+    if (!out) {
+        varve_nbd_conn_close(c);
+        return;
+    }
+    if (c->hs.structured)
+        varve_nbd_encode_error(out->data, VARVE_NBD_CHUNK_DONE, hdr->cookie, error, msg, off);
+    else
+        varve_nbd_encode_simple_reply(out->data, error, hdr->cookie);
+    reply_last(c, out);
+}
+
+/* Success without content. */
+static void reply_ok(struct varve_nbd_conn *c, const struct varve_nbd_request *hdr)
+{
+    /* A structured client may not get a simple reply to a read. */
+    bool chunk = c->hs.structured && hdr->type == VARVE_NBD_CMD_READ;
+    struct varve_nbd_out *out;
+
+    out = varve_nbd_out_new(chunk ? VARVE_NBD_CHUNK_LEN : VARVE_NBD_SIMPLE_REPLY_LEN);
+    if (!out) {
+        varve_nbd_conn_close(c);
+        return;
+    }
+    if (chunk)
+        varve_nbd_encode_chunk(out->data, VARVE_NBD_CHUNK_DONE, VARVE_NBD_CHUNK_NONE, hdr->cookie,
+                               0);
+    else
+        varve_nbd_encode_simple_reply(out->data, 0, hdr->cookie);
+    reply_last(c, out);
+}
+
+void varve_nbd_transmit_sent(struct varve_nbd_conn *c, const struct varve_nbd_out *out)
+{
+    assert(c->tx.held >= out->held);
+    c->tx.held -= out->held;
+    if (out->data_len)
+        atomic_fetch_add(&c->tx.export->bytes_read, out->data_len);
+    if (out->ends_request) {
+        assert(c->tx.nreqs > 0);
+        c->tx.nreqs--;
+    }
+}
+
+/* --- requests ------------------------------------------------------------------------------- */
+
+/* The reply comes in one piece: it is known to be good before its first byte is sent. */
+static bool req_is_whole(const struct varve_nbd_conn *c, const struct varve_nbd_req *req)
+{
+    return req->hdr.type == VARVE_NBD_CMD_READ &&
+           (!c->hs.structured || req->hdr.flags & VARVE_NBD_CMD_FLAG_DF);
+}
+
+static size_t whole_header_len(const struct varve_nbd_conn *c)
+{
+    return c->hs.structured ? VARVE_NBD_DATA_HEADER_LEN : VARVE_NBD_SIMPLE_REPLY_LEN;
+}
+
+static void req_free(struct varve_nbd_req *req)
+{
+    free(req->whole);
+    free(req);
+}
+
+/* Nothing more of it is launched. */
+static void req_stop(struct varve_nbd_conn *c, struct varve_nbd_req *req)
+{
+    if (req->left)
+        TAILQ_REMOVE(&c->tx.ready, req, link);
+    req->left = 0;
+}
+
+static void req_fail(struct varve_nbd_conn *c, struct varve_nbd_req *req,
+                     const struct varve_err *err, uint64_t off)
+{
+    req_stop(c, req);
+    /* Of several the first in the request is told: up to there a client may use what it got. */
+    if (req->err.code && req->err_off <= off)
+        return;
+    req->err = *err;
+    req->err_off = off;
+    req->err_has_off = req->hdr.type == VARVE_NBD_CMD_READ;
+}
+
+static void send_whole(struct varve_nbd_conn *c, struct varve_nbd_req *req)
+{
+    struct varve_nbd_out *out = req->whole;
+
+    if (c->hs.structured)
+        varve_nbd_encode_data_header(out->data, VARVE_NBD_CHUNK_DONE, req->hdr.cookie, req->hdr.off,
+                                     (uint32_t)req->hdr.len);
+    else
+        varve_nbd_encode_simple_reply(out->data, 0, req->hdr.cookie);
+    req->whole = NULL;
+    reply_last(c, out);
+}
+
+static void drop_whole(struct varve_nbd_conn *c, struct varve_nbd_req *req)
+{
+    if (!req->whole)
+        return;
+    c->tx.held -= req->whole->held;
+    free(req->whole);
+    req->whole = NULL;
+}
+
+/* Ends a request that has nothing to launch and nothing in the pool.  `replied`: its last message
+ * has been sent already. */
+static void req_finish(struct varve_nbd_conn *c, struct varve_nbd_req *req, bool replied)
+{
+    assert(!req->left && !req->running);
+    if (req->err.code) {
+        drop_whole(c, req);
+        reply_error(c, &req->hdr, req->err.code, req->err.msg,
+                    req->err_has_off ? &req->err_off : NULL);
+    } else if (req->whole) {
+        send_whole(c, req);
+    } else if (!replied) {
+        reply_ok(c, &req->hdr);
+    }
+    req_free(req);
+}
+
+/* --- jobs ----------------------------------------------------------------------------------- */
+
+static void job_free(struct varve_nbd_job *job)
+{
+    free(job->out);
+    for (unsigned i = 0; i < VARVE_NBD_METACTX_MAX; i++)
+        free(job->chunks[i]);
+    free(job);
+}
+
+static void job_run(uv_work_t *work)
+{
+    struct varve_nbd_job *job = work->data;
+
+    job->run(job);
+}
+
+static void cache_run(struct varve_nbd_job *job)
+{
+    job->err.code = 0;
+    job->export->ops->cache(job->export, job->off, job->len);
+}
+
+/* Sends what the job made.  True: the request's last message was among it. */
+static bool job_deliver(struct varve_nbd_conn *c, struct varve_nbd_job *job, bool last)
+{
+    const struct varve_nbd_metactx *meta = job->meta;
+
+    if (job->out) {
+        if (last)
+            varve_nbd_chunk_set_done(job->last_chunk);
+        job->out->ends_request = last;
+        varve_nbd_conn_send(c, job->out);
+        job->out = NULL;
+        return last;
+    }
+    if (!meta)
+        return false;
+    varve_nbd_chunk_set_done(job->chunks[meta->n - 1]->data);
+    job->chunks[meta->n - 1]->ends_request = true;
+    for (unsigned i = 0; i < meta->n; i++) {
+        c->tx.held += job->chunks[i]->held;
+        varve_nbd_conn_send(c, job->chunks[i]);
+        job->chunks[i] = NULL;
+    }
+    return true;
+}
+
+static void job_done(struct varve_nbd_conn *c, struct varve_nbd_job *job)
+{
+    struct varve_nbd_req *req = job->req;
+    bool replied = false;
+
+    c->tx.held -= job->held;
+    if (job->err.code) {
+        if (job->out)
+            c->tx.held -= job->out->held;
+        req_fail(c, req, &job->err, job->off);
+    } else {
+        replied = job_deliver(c, job, !req->left && !req->running && !req->err.code);
+    }
+    if (!req->left && !req->running)
+        req_finish(c, req, replied);
+}
+
+static void on_job_done(uv_work_t *work, int status)
+{
+    struct varve_nbd_job *job = work->data;
+    struct varve_nbd_conn *c = job->conn;
+    unsigned i;
+
+    for (i = 0; c->tx.jobs[i] != job; i++)
+        continue;
+    c->tx.jobs[i] = c->tx.jobs[--c->tx.njobs];
+    job->req->running--;
+    if (c->state != VARVE_NBD_CLOSING) {
+        assert(status == 0); /* only what closes is cancelled */
+        job_done(c, job);
+    } else if (!job->req->running) {
+        req_free(job->req);
+    }
+    (void)status;
+    job_free(job);
+    varve_nbd_conn_tick(c);
+}
+
+/* --- launching ------------------------------------------------------------------------------ */
+
+/* Bytes that the next job of the request takes from the budget. */
+static size_t next_cost(const struct varve_nbd_conn *c, const struct varve_nbd_req *req,
+                        uint64_t len)
+{
+    switch (req->hdr.type) {
+    case VARVE_NBD_CMD_READ:
+        if (!req_is_whole(c, req))
+            return VARVE_NBD_DATA_HEADER_LEN + (size_t)len;
+        return req->whole ? 0 : whole_header_len(c) + (size_t)req->hdr.len;
+    case VARVE_NBD_CMD_BLOCK_STATUS:
+        return varve_nbd_status_cost(c->hs.meta.n, varve_nbd_status_extents_max(&req->hdr));
+    default:
+        return 0;
+    }
+}
+
+static uint64_t next_len(const struct varve_nbd_req *req)
+{
+    uint64_t room = VARVE_EXPORT_READ_MAX - req->next % VARVE_EXPORT_READ_MAX;
+
+    if (req->hdr.type != VARVE_NBD_CMD_READ)
+        return req->left;
+    return req->left < room ? req->left : room;
+}
+
+static int job_prepare_read(struct varve_nbd_conn *c, struct varve_nbd_job *job, size_t cost)
+{
+    struct varve_nbd_req *req = job->req;
+
+    job->run = varve_nbd_read_run;
+    if (!req_is_whole(c, req)) {
+        job->out = varve_nbd_out_new(cost);
+        if (!job->out)
+            return -ENOMEM;
+        job->out->held = cost;
+        job->data = job->out->data + VARVE_NBD_DATA_HEADER_LEN;
+        return 0;
+    }
+    if (!req->whole) {
+        req->whole = varve_nbd_out_new(cost);
+        if (!req->whole)
+            return -ENOMEM;
+        req->whole->held = cost;
+        req->whole->data_len = req->hdr.len;
+    }
+    job->data = req->whole->data + whole_header_len(c) + (job->off - req->hdr.off);
+    return 0;
+}
+
+static int job_prepare(struct varve_nbd_conn *c, struct varve_nbd_job *job, size_t cost)
+{
+    switch (job->req->hdr.type) {
+    case VARVE_NBD_CMD_READ:
+        return job_prepare_read(c, job, cost);
+    case VARVE_NBD_CMD_BLOCK_STATUS:
+        job->run = varve_nbd_status_run;
+        job->meta = &c->hs.meta;
+        job->extents_max = varve_nbd_status_extents_max(&job->req->hdr);
+        job->held = cost;
+        return 0;
+    default:
+        job->run = cache_run;
+        return 0;
+    }
+}
+
+/* The piece's place in the request is taken; the request goes to the tail if more is left. */
+static void req_advance(struct varve_nbd_conn *c, struct varve_nbd_req *req, uint64_t len)
+{
+    TAILQ_REMOVE(&c->tx.ready, req, link);
+    req->next += len;
+    req->left -= len;
+    req->running++;
+    if (req->left)
+        TAILQ_INSERT_TAIL(&c->tx.ready, req, link);
+}
+
+static void launch(struct varve_nbd_conn *c, struct varve_nbd_req *req, uint64_t len, size_t cost)
+{
+    struct varve_nbd_job *job = calloc(1, sizeof(*job));
+    struct varve_err err;
+    int rc;
+
+    if (!job)
+        goto err_memory;
+    job->conn = c;
+    job->req = req;
+    job->export = c->tx.export;
+    job->off = req->next;
+    job->len = len;
+    if (job_prepare(c, job, cost))
+        goto err_memory;
+    job->work.data = job;
+    c->tx.held += cost;
+    req_advance(c, req, len);
+    c->tx.jobs[c->tx.njobs++] = job;
+    rc = uv_queue_work(c->host->loop, &job->work, job_run, on_job_done);
+    assert(rc == 0);
+    (void)rc;
+    return;
+
+err_memory:
+    free(job);
+    varve_err_set(&err, ENOMEM, "the server is short of memory");
+    req_fail(c, req, &err, req->next);
+    if (!req->running)
+        req_finish(c, req, false);
+}
+
+void varve_nbd_transmit_pump(struct varve_nbd_conn *c)
+{
+    struct varve_nbd_req *req;
+
+    while (c->tx.njobs < VARVE_NBD_JOBS_MAX && (req = TAILQ_FIRST(&c->tx.ready))) {
+        uint64_t len = next_len(req);
+        size_t cost = next_cost(c, req, len);
+
+        if (c->tx.held && cost && c->tx.held + cost > VARVE_NBD_HELD_MAX)
+            break;
+        launch(c, req, len, cost);
+    }
+}
+
+/* --- taking requests ------------------------------------------------------------------------ */
+
+static bool is_write(const struct varve_nbd_request *hdr)
+{
+    return hdr->type == VARVE_NBD_CMD_WRITE || hdr->type == VARVE_NBD_CMD_TRIM ||
+           hdr->type == VARVE_NBD_CMD_WRITE_ZEROES;
+}
+
+static uint16_t flags_allowed(const struct varve_nbd_conn *c, uint16_t type)
+{
+    if (type == VARVE_NBD_CMD_READ && c->hs.structured)
+        return VARVE_NBD_CMD_FLAG_DF;
+    if (type == VARVE_NBD_CMD_BLOCK_STATUS)
+        return VARVE_NBD_CMD_FLAG_REQ_ONE;
+    return 0;
+}
+
+static int check_range(const struct varve_nbd_conn *c, const struct varve_nbd_request *hdr,
+                       struct varve_err *err)
+{
+    const struct varve_export *e = c->tx.export;
+
+    if (hdr->off > e->size || hdr->len > e->size - hdr->off)
+        return varve_err_set(err, EINVAL, "the request lies beyond the end of the export");
+    /* Only clients that know chunks know what EOVERFLOW means for a read. */
+    if (hdr->type == VARVE_NBD_CMD_READ && hdr->len > c->host->options.max_request)
+        return varve_err_set(err, c->hs.structured ? EOVERFLOW : EINVAL,
+                             "the read is longer than %u bytes", c->host->options.max_request);
+    return 0;
+}
+
+static int check_status(const struct varve_nbd_conn *c, const struct varve_nbd_request *hdr,
+                        struct varve_err *err)
+{
+    if (!c->hs.structured || !c->hs.meta.n)
+        return varve_err_set(err, EINVAL, "no meta context was negotiated");
+    if (!hdr->len)
+        return varve_err_set(err, EINVAL, "the block status of nothing was asked");
+    return 0;
+}
+
+/* What speaks against the request; 0: nothing. */
+static int check_request(const struct varve_nbd_conn *c, const struct varve_nbd_request *hdr,
+                         struct varve_err *err)
+{
+    bool going = c->state == VARVE_NBD_LEAVING || atomic_load(&c->tx.export->withdrawn);
+    int rc;
+
+    if (going)
+        return varve_err_set(err, ESHUTDOWN, "the export is going away");
+    if (is_write(hdr))
+        return varve_err_set(err, EPERM, "the export is read-only");
+    if (hdr->flags & ~flags_allowed(c, hdr->type))
+        return varve_err_set(err, EINVAL, "the command does not have the flags 0x%x", hdr->flags);
+    switch (hdr->type) {
+    case VARVE_NBD_CMD_READ:
+    case VARVE_NBD_CMD_CACHE:
+        return check_range(c, hdr, err);
+    case VARVE_NBD_CMD_BLOCK_STATUS:
+        rc = check_status(c, hdr, err);
+        return rc ? rc : check_range(c, hdr, err);
+    case VARVE_NBD_CMD_FLUSH:
+        if (hdr->off || hdr->len)
+            return varve_err_set(err, EINVAL, "a flush has no range");
+        return 0;
+    default:
+        return varve_err_set(err, EINVAL, "unknown command %u", hdr->type);
+    }
+}
+
+static bool needs_pool(const struct varve_nbd_conn *c, const struct varve_nbd_request *hdr)
+{
+    if (!hdr->len)
+        return false;
+    return hdr->type != VARVE_NBD_CMD_CACHE || c->tx.export->ops->cache;
+}
+
+static void take_request(struct varve_nbd_conn *c, const struct varve_nbd_request *hdr)
+{
+    struct varve_err err = VARVE_ERR_INIT;
+    struct varve_nbd_req *req;
+
+    c->tx.nreqs++;
+    atomic_fetch_add(&c->tx.export->requests, 1);
+    if (check_request(c, hdr, &err)) {
+        reply_error(c, hdr, err.code, err.msg, NULL);
+        return;
+    }
+    if (!needs_pool(c, hdr)) {
+        reply_ok(c, hdr);
+        return;
+    }
+    req = calloc(1, sizeof(*req));
+    if (!req) {
+        reply_error(c, hdr, ENOMEM, "the server is short of memory", NULL);
+        return;
+    }
+    req->hdr = *hdr;
+    req->next = hdr->off;
+    req->left = hdr->len;
+    TAILQ_INSERT_TAIL(&c->tx.ready, req, link);
+}
+
+static void skip_write(struct varve_nbd_conn *c, const struct varve_nbd_request *hdr)
+{
+    if (hdr->len > VARVE_NBD_WRITE_SKIP_MAX) {
+        varve_nbd_conn_close(c);
+        return;
+    }
+    c->skip = hdr->len;
+    c->tx.skipped = true;
+    c->tx.skip_hdr = *hdr;
+}
+
+size_t varve_nbd_transmit_feed(struct varve_nbd_conn *c, const uint8_t *buf, size_t len)
+{
+    struct varve_nbd_request hdr;
+
+    if (c->tx.nreqs >= VARVE_NBD_REQUESTS_MAX)
+        return 0;
+    if (c->tx.skipped) {
+        c->tx.skipped = false;
+        take_request(c, &c->tx.skip_hdr);
+    }
+    if (len < VARVE_NBD_REQUEST_LEN || c->tx.nreqs >= VARVE_NBD_REQUESTS_MAX)
+        return 0;
+    if (varve_nbd_decode_request(buf, &hdr, NULL)) {
+        varve_nbd_conn_close(c);
+        return 0;
+    }
+    if (hdr.type == VARVE_NBD_CMD_DISC)
+        c->deaf = true;
+    else if (hdr.type == VARVE_NBD_CMD_WRITE)
+        skip_write(c, &hdr);
+    else
+        take_request(c, &hdr);
+    return VARVE_NBD_REQUEST_LEN;
+}
+
+/* --- beginning and end ---------------------------------------------------------------------- */
+
+static void touch_export(struct varve_nbd_conn *c)
+{
+    atomic_store(&c->tx.export->last_client_ns, uv_hrtime());
+}
+
+void varve_nbd_transmit_begin(struct varve_nbd_conn *c, struct varve_export *e)
+{
+    c->tx.export = e;
+    atomic_fetch_add(&e->clients, 1);
+    touch_export(c);
+}
+
+void varve_nbd_transmit_abandon(struct varve_nbd_conn *c)
+{
+    struct varve_nbd_req *req;
+    struct varve_err err;
+
+    varve_err_set(&err, ESHUTDOWN, "the export is going away");
+    while ((req = TAILQ_FIRST(&c->tx.ready))) {
+        req_fail(c, req, &err, req->next);
+        if (!req->running)
+            req_finish(c, req, false);
+    }
+}
+
+void varve_nbd_transmit_drop(struct varve_nbd_conn *c)
+{
+    struct varve_nbd_req *req;
+
+    while ((req = TAILQ_FIRST(&c->tx.ready))) {
+        req_stop(c, req);
+        if (!req->running)
+            req_free(req);
+    }
+    for (unsigned i = 0; i < c->tx.njobs; i++)
+        uv_cancel((uv_req_t *)&c->tx.jobs[i]->work);
+}
+
+void varve_nbd_transmit_end(struct varve_nbd_conn *c)
+{
+    struct varve_export *e = c->tx.export;
+
+    if (!e)
+        return;
+    touch_export(c);
+    atomic_fetch_sub(&e->clients, 1);
+    c->tx.export = NULL;
+    varve_export_unref(e);
+}

@@ -1,0 +1,118 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ *
+ * The transmission phase of one NBD connection: requests, the pool's work on them, replies.
+ * A part of struct varve_nbd_conn, called on the connection's loop; what is said to run in the pool
+ * touches only its job.  It never touches the socket and never waits.
+ */
+#ifndef VARVE_SERVER_NBD_TRANSMIT_H
+#define VARVE_SERVER_NBD_TRANSMIT_H
+
+#include "lib/err.h"
+#include "lib/nbd-proto.h"
+#include "server/export.h"
+#include "server/nbd-metactx.h"
+
+#include <sys/queue.h>
+#include <uv.h>
+
+struct varve_nbd_conn;
+struct varve_nbd_out;
+
+/* Requests of one connection between their header's arrival and their reply's last byte.  More than
+ * any known client keeps in flight (nbdcopy: 64). */
+#define VARVE_NBD_REQUESTS_MAX 128u
+
+/* Bytes of replies that one connection may hold, being filled or waiting for the peer.  A request
+ * that needs more by itself is let in when nothing else is held. */
+#define VARVE_NBD_HELD_MAX (8u * 1024u * 1024u)
+
+/* Jobs of one connection in the pool: enough to keep a disk busy, too few to starve the others. */
+#define VARVE_NBD_JOBS_MAX 4u
+
+/* Payload of a refused write that is skipped to keep the connection; the protocol says that up to
+ * half of this nobody may call it an attack. */
+#define VARVE_NBD_WRITE_SKIP_MAX (64u * 1024u * 1024u)
+
+/* Extents in one chunk of block status: ovirt-imageio drops the connection above this. */
+#define VARVE_NBD_EXTENTS_MAX 1048575u
+
+/* Zeroes are sent as holes where whole, aligned blocks of this many bytes are zero. */
+#define VARVE_NBD_HOLE_GRAIN 4096u
+
+struct varve_nbd_req {
+    TAILQ_ENTRY(varve_nbd_req) link; /* in `ready` while work of it waits to be launched */
+    struct varve_nbd_request hdr;
+    uint64_t next, left;         /* what is not yet launched; bytes */
+    unsigned running;            /* jobs in the pool */
+    struct varve_nbd_out *whole; /* replies in one piece: filled by all jobs */
+    struct varve_err err;        /* code != 0: it failed, at err_off if that is known */
+    uint64_t err_off;
+    bool err_has_off;
+};
+
+/* One piece of work in the pool. */
+struct varve_nbd_job {
+    uv_work_t work;
+    struct varve_nbd_conn *conn;
+    struct varve_nbd_req *req;
+    struct varve_export *export;
+    void (*run)(struct varve_nbd_job *job); /* in the pool */
+    uint64_t off, len;
+    size_t held; /* bytes of the budget that it took and no `out` has yet */
+    /* reads: where the data goes (`out` or the request's whole reply) */
+    uint8_t *data;
+    struct varve_nbd_out *out; /* structured reads: chunks, ready to be sent */
+    uint8_t *last_chunk;       /* in out */
+    /* block status */
+    const struct varve_nbd_metactx *meta;
+    size_t extents_max;
+    struct varve_nbd_out *chunks[VARVE_NBD_METACTX_MAX];
+    struct varve_err err; /* code != 0: it failed */
+};
+
+struct varve_nbd_transmit {
+    struct varve_export *export; /* a reference; NULL before the transmission phase */
+    unsigned nreqs;
+    size_t held;
+    TAILQ_HEAD(, varve_nbd_req) ready;
+    struct varve_nbd_job *jobs[VARVE_NBD_JOBS_MAX];
+    unsigned njobs;
+    bool skipped;                      /* a write's payload was skipped, */
+    struct varve_nbd_request skip_hdr; /* and this is it */
+};
+
+/* Enters the phase; takes over the reference to e. */
+void varve_nbd_transmit_begin(struct varve_nbd_conn *c, struct varve_export *e);
+
+/* Eats from buf; returns how much.  0: more bytes are needed, or as many requests as may be are in
+ * flight. */
+size_t varve_nbd_transmit_feed(struct varve_nbd_conn *c, const uint8_t *buf, size_t len);
+
+/* Gives the pool what may be given to it. */
+void varve_nbd_transmit_pump(struct varve_nbd_conn *c);
+
+/* Requests that still have work to launch fail with ESHUTDOWN. */
+void varve_nbd_transmit_abandon(struct varve_nbd_conn *c);
+
+/* The peer took `out`. */
+void varve_nbd_transmit_sent(struct varve_nbd_conn *c, const struct varve_nbd_out *out);
+
+/* Drops all that is not in the pool, and cancels what the pool has not begun. */
+void varve_nbd_transmit_drop(struct varve_nbd_conn *c);
+
+/* Lets go of the export.  No job is left. */
+void varve_nbd_transmit_end(struct varve_nbd_conn *c);
+
+/* In the pool, nbd-read.c: reads job's range to job->data; encodes chunks if there is job->out. */
+void varve_nbd_read_run(struct varve_nbd_job *job);
+
+/* In the pool, nbd-status.c: makes job->chunks. */
+void varve_nbd_status_run(struct varve_nbd_job *job);
+
+/* Extents that a query may be answered with, in each context. */
+size_t varve_nbd_status_extents_max(const struct varve_nbd_request *hdr);
+
+/* The most bytes that a status job takes. */
+size_t varve_nbd_status_cost(unsigned ncontexts, size_t extents_max);
+
+#endif
