@@ -74,17 +74,25 @@ void varve_bitmap_set(struct varve_bitmap *m, uint64_t from, uint64_t to)
     }
 }
 
-uint64_t varve_bitmap_find(const struct varve_bitmap *m, uint64_t from, bool want)
+uint64_t varve_bitmap_find_until(const struct varve_bitmap *m, uint64_t from, uint64_t to,
+                                 bool want)
 {
-    while (from < m->nbits) {
+    if (to > m->nbits)
+        to = m->nbits;
+    while (from < to) {
         uint64_t word = m->words[from / 64];
         uint64_t found = word_next(want ? word : ~word, from);
 
         if (found < (from / 64 + 1) * 64)
-            return found < m->nbits ? found : m->nbits;
+            return found < to ? found : to;
         from = found;
     }
-    return m->nbits;
+    return to;
+}
+
+uint64_t varve_bitmap_find(const struct varve_bitmap *m, uint64_t from, bool want)
+{
+    return varve_bitmap_find_until(m, from, m->nbits, want);
 }
 
 uint64_t varve_bitmap_count(const struct varve_bitmap *m)

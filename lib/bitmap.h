@@ -52,6 +52,10 @@ void varve_bitmap_set(struct varve_bitmap *m, uint64_t from, uint64_t to);
 /* First bit in [from, nbits) whose value is `want`, or nbits. */
 uint64_t varve_bitmap_find(const struct varve_bitmap *m, uint64_t from, bool want);
 
+/* First bit in [from, to) whose value is `want`, or to (nbits if that is less). */
+uint64_t varve_bitmap_find_until(const struct varve_bitmap *m, uint64_t from, uint64_t to,
+                                 bool want);
+
 /* Number of set bits. */
 uint64_t varve_bitmap_count(const struct varve_bitmap *m);
 

@@ -1,0 +1,378 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ *
+ * The catalogue as JSON text.  Numbers that may not fit a signed 64-bit integer are hexadecimal
+ * strings.  Keys that are not known are left alone: a change that old versions must not overlook gets
+ * a new VARVE_CATALOGUE_FORMAT.
+ */
+#include "lib/catalogue.h"
+
+#include "lib/paths.h"
+#include "lib/qmp.h"
+
+#include <errno.h>
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+static const char *const state_names[] = {
+    [VARVE_BACKUP_RUNNING] = "running",
+    [VARVE_BACKUP_BROKEN] = "broken",
+    [VARVE_BACKUP_COMPLETED] = "completed",
+    [VARVE_BACKUP_FAILED] = "failed",
+};
+
+/* --- writing ------------------------------------------------------------------------------------ */
+
+static json_t *hex_dump(const uint8_t *bytes, size_t n)
+{
+    char text[33];
+
+    for (size_t i = 0; i < n && i < 16; i++)
+        snprintf(text + 2 * i, 3, "%02x", bytes[i]);
+    return json_string(text);
+}
+
+static json_t *u64_dump(uint64_t value)
+{
+    char text[17];
+
+    snprintf(text, sizeof(text), "%016" PRIx64, value);
+    return json_string(text);
+}
+
+/* What cannot be added for want of memory is noticed: *bad. */
+static void put(json_t *object, const char *key, json_t *value, bool *bad)
+{
+    if (json_object_set_new(object, key, value) < 0)
+        *bad = true;
+}
+
+static void put_text(json_t *object, const char *key, const char *text, bool *bad)
+{
+    if (text[0])
+        put(object, key, json_string(text), bad);
+}
+
+static void push(json_t *array, json_t *value, bool *bad)
+{
+    if (json_array_append_new(array, value) < 0)
+        *bad = true;
+}
+
+static json_t *checkpoint_dump(const struct varve_cat_checkpoint *p, bool *bad)
+{
+    json_t *o = json_object(), *heal;
+
+    put(o, "name", json_string(p->name), bad);
+    put(o, "time", json_integer((json_int_t)p->time_ns), bad);
+    put(o, "epoch", json_integer((json_int_t)p->epoch), bad);
+    put_text(o, "backup", p->backup, bad);
+    if (p->nheal == 0)
+        return o;
+    heal = json_array();
+    for (size_t i = 0; i < p->nheal; i++) {
+        json_t *range = json_array();
+
+        push(range, json_integer((json_int_t)p->heal[i].off), bad);
+        push(range, json_integer((json_int_t)p->heal[i].len), bad);
+        push(heal, range, bad);
+    }
+    put(o, "heal", heal, bad);
+    return o;
+}
+
+static json_t *disk_dump(const struct varve_cat_disk *d, bool *bad)
+{
+    json_t *o = json_object(), *list = json_array();
+
+    put(o, "uuid", hex_dump(d->uuid, 16), bad);
+    put(o, "name", json_string(d->name), bad);
+    for (size_t i = 0; i < d->ncheckpoints; i++)
+        push(list, checkpoint_dump(&d->checkpoints[i], bad), bad);
+    put(o, "checkpoints", list, bad);
+    return o;
+}
+
+static json_t *backup_disk_dump(const struct varve_cat_backup_disk *d, bool *bad)
+{
+    json_t *o = json_object();
+
+    put(o, "uuid", hex_dump(d->uuid, 16), bad);
+    put(o, "disk", json_string(d->disk), bad);
+    put_text(o, "since", d->since, bad);
+    put(o, "export", json_string(d->export), bad);
+    put(o, "exportbitmap", json_string(d->exportbitmap ? d->exportbitmap : ""), bad);
+    put(o, "view", u64_dump(d->view), bad);
+    put(o, "base", json_integer((json_int_t)d->base), bad);
+    put(o, "boundary", json_integer((json_int_t)d->boundary), bad);
+    put(o, "dirty-bytes", json_integer((json_int_t)d->dirty_bytes), bad);
+    if (d->restarted)
+        put(o, "restarted", json_true(), bad);
+    return o;
+}
+
+static json_t *backup_dump(const struct varve_cat_backup *b, bool *bad)
+{
+    json_t *o = json_object(), *list = json_array();
+
+    put(o, "id", json_string(b->id), bad);
+    put(o, "state", json_string(state_names[b->state]), bad);
+    put(o, "time", json_integer((json_int_t)b->time_ns), bad);
+    put(o, "ended", json_integer((json_int_t)b->ended_ns), bad);
+    put(o, "ttl", json_integer((json_int_t)b->ttl_s), bad);
+    put_text(o, "checkpoint", b->checkpoint, bad);
+    put_text(o, "reason", b->reason, bad);
+    for (size_t i = 0; i < b->ndisks; i++)
+        push(list, backup_disk_dump(&b->disks[i], bad), bad);
+    put(o, "disks", list, bad);
+    return o;
+}
+
+char *varve_catalogue_dump(const struct varve_catalogue *c)
+{
+    json_t *o = json_object(), *disks = json_array(), *backups = json_array();
+    char *text = NULL;
+    bool bad = false;
+
+    put(o, "next-backup", json_integer((json_int_t)c->next_backup), &bad);
+    for (size_t i = 0; i < c->ndisks; i++)
+        push(disks, disk_dump(&c->disks[i], &bad), &bad);
+    put(o, "disks", disks, &bad);
+    for (size_t i = 0; i < c->nbackups; i++)
+        push(backups, backup_dump(&c->backups[i], &bad), &bad);
+    put(o, "backups", backups, &bad);
+    if (!bad)
+        text = json_dumps(o, JSON_COMPACT | JSON_SORT_KEYS);
+    json_decref(o);
+    return text;
+}
+
+/* --- reading: each function returns 0 or a negative errno with err ------------------------------- */
+
+static int bad_value(const char *key, struct varve_err *err)
+{
+    return varve_err_set(err, EUCLEAN, "the value of \"%s\" is missing or not as it must be", key);
+}
+
+static int get_u63(json_t *object, const char *key, uint64_t *out, struct varve_err *err)
+{
+    json_t *value = json_object_get(object, key);
+
+    if (!json_is_integer(value) || json_integer_value(value) < 0)
+        return bad_value(key, err);
+    *out = (uint64_t)json_integer_value(value);
+    return 0;
+}
+
+/* A name, or nothing where optional. */
+static int get_name(json_t *object, const char *key, bool optional, char out[VARVE_NAME_MAX + 1],
+                    struct varve_err *err)
+{
+    const char *text = json_string_value(json_object_get(object, key));
+
+    if (!text && optional)
+        return 0;
+    if (!text || varve_name_check(text, key, NULL) < 0)
+        return bad_value(key, err);
+    snprintf(out, VARVE_NAME_MAX + 1, "%s", text);
+    return 0;
+}
+
+static int get_hex(json_t *object, const char *key, uint8_t *out, size_t nbytes,
+                   struct varve_err *err)
+{
+    const char *text = json_string_value(json_object_get(object, key));
+
+    if (!text || strlen(text) != 2 * nbytes || strspn(text, "0123456789abcdef") != 2 * nbytes)
+        return bad_value(key, err);
+    for (size_t i = 0; i < nbytes; i++) {
+        unsigned byte = 0;
+
+        sscanf(text + 2 * i, "%2x", &byte);
+        out[i] = (uint8_t)byte;
+    }
+    return 0;
+}
+
+static int checkpoint_heal_parse(json_t *list, struct varve_cat_checkpoint *p,
+                                 struct varve_err *err)
+{
+    size_t n = json_array_size(list);
+
+    if (n == 0)
+        return 0;
+    p->heal = calloc(n, sizeof(*p->heal));
+    if (!p->heal)
+        return varve_err_set(err, ENOMEM, "no memory");
+    for (size_t i = 0; i < n; i++) {
+        json_t *range = json_array_get(list, i);
+        json_int_t off = json_integer_value(json_array_get(range, 0));
+        json_int_t len = json_integer_value(json_array_get(range, 1));
+
+        if (json_array_size(range) != 2 || off < 0 || len <= 0)
+            return bad_value("heal", err);
+        p->heal[i].off = (uint64_t)off;
+        p->heal[i].len = (uint64_t)len;
+    }
+    p->nheal = n;
+    return 0;
+}
+
+static int checkpoint_parse(json_t *o, struct varve_cat_disk *d, struct varve_err *err)
+{
+    char name[VARVE_NAME_MAX + 1] = "", backup[VARVE_NAME_MAX + 1] = "";
+    uint64_t time_ns, epoch;
+    int rc = get_name(o, "name", false, name, err);
+
+    if (rc == 0)
+        rc = get_name(o, "backup", true, backup, err);
+    if (rc == 0)
+        rc = get_u63(o, "time", &time_ns, err);
+    if (rc == 0)
+        rc = get_u63(o, "epoch", &epoch, err);
+    if (rc == 0)
+        rc = varve_catalogue_add_checkpoint(d, name, backup, time_ns, epoch, err);
+    if (rc == 0)
+        rc = checkpoint_heal_parse(json_object_get(o, "heal"),
+                                   varve_catalogue_checkpoint(d, name), err);
+    return rc;
+}
+
+static int disk_parse(json_t *o, struct varve_catalogue *c, struct varve_err *err)
+{
+    char name[VARVE_NAME_MAX + 1] = "";
+    struct varve_cat_disk *d;
+    uint8_t uuid[16];
+    json_t *item;
+    size_t i;
+    int rc = get_hex(o, "uuid", uuid, sizeof(uuid), err);
+
+    if (rc == 0)
+        rc = get_name(o, "name", false, name, err);
+    if (rc < 0)
+        return rc;
+    if (varve_catalogue_disk(c, uuid))
+        return varve_err_set(err, EUCLEAN, "disk '%s' stands in it twice", name);
+    d = varve_catalogue_add_disk(c, uuid, name);
+    if (!d)
+        return varve_err_set(err, ENOMEM, "no memory");
+    json_array_foreach(json_object_get(o, "checkpoints"), i, item) {
+        rc = checkpoint_parse(item, d, err);
+        if (rc < 0)
+            return rc;
+    }
+    return 0;
+}
+
+static int backup_disk_parse(json_t *o, struct varve_cat_backup_disk *d, struct varve_err *err)
+{
+    const char *bitmap = json_string_value(json_object_get(o, "exportbitmap"));
+    uint8_t view[8];
+    int rc = get_hex(o, "uuid", d->uuid, sizeof(d->uuid), err);
+
+    if (rc == 0)
+        rc = get_name(o, "disk", false, d->disk, err);
+    if (rc == 0)
+        rc = get_name(o, "since", true, d->since, err);
+    if (rc == 0)
+        rc = get_name(o, "export", false, d->export, err);
+    if (rc == 0)
+        rc = get_hex(o, "view", view, sizeof(view), err);
+    if (rc == 0)
+        rc = get_u63(o, "base", &d->base, err);
+    if (rc == 0)
+        rc = get_u63(o, "boundary", &d->boundary, err);
+    if (rc == 0)
+        rc = get_u63(o, "dirty-bytes", &d->dirty_bytes, err);
+    if (rc < 0)
+        return rc;
+    for (unsigned i = 0; i < 8; i++)
+        d->view = d->view << 8 | view[i];
+    d->restarted = json_is_true(json_object_get(o, "restarted"));
+    if (!bitmap || strlen(bitmap) > VARVE_BITMAP_NAME_MAX)
+        return bad_value("exportbitmap", err);
+    d->exportbitmap = strdup(bitmap);
+    return d->exportbitmap ? 0 : varve_err_set(err, ENOMEM, "no memory");
+}
+
+static int backup_state_parse(json_t *o, struct varve_cat_backup *b, struct varve_err *err)
+{
+    const char *text = json_string_value(json_object_get(o, "state"));
+
+    for (unsigned i = 0; text && i < sizeof(state_names) / sizeof(state_names[0]); i++) {
+        if (strcmp(text, state_names[i]) == 0) {
+            b->state = (enum varve_cat_backup_state)i;
+            return 0;
+        }
+    }
+    return bad_value("state", err);
+}
+
+static int backup_parse(json_t *o, struct varve_catalogue *c, struct varve_err *err)
+{
+    json_t *list = json_object_get(o, "disks");
+    const char *reason = json_string_value(json_object_get(o, "reason"));
+    char id[VARVE_NAME_MAX + 1] = "";
+    struct varve_cat_backup *b;
+    int rc = get_name(o, "id", false, id, err);
+
+    if (rc < 0)
+        return rc;
+    if (varve_catalogue_backup(c, id))
+        return varve_err_set(err, EUCLEAN, "backup '%s' stands in it twice", id);
+    b = varve_catalogue_add_backup(c, id, json_array_size(list));
+    if (!b)
+        return varve_err_set(err, ENOMEM, "no memory");
+    rc = backup_state_parse(o, b, err);
+    if (rc == 0)
+        rc = get_name(o, "checkpoint", true, b->checkpoint, err);
+    if (rc == 0)
+        rc = get_u63(o, "time", &b->time_ns, err);
+    if (rc == 0)
+        rc = get_u63(o, "ended", &b->ended_ns, err);
+    if (rc == 0)
+        rc = get_u63(o, "ttl", &b->ttl_s, err);
+    if (reason)
+        snprintf(b->reason, sizeof(b->reason), "%s", reason);
+    for (size_t i = 0; rc == 0 && i < b->ndisks; i++)
+        rc = backup_disk_parse(json_array_get(list, i), &b->disks[i], err);
+    return rc;
+}
+
+int varve_catalogue_parse(const char *text, struct varve_catalogue **out, struct varve_err *err)
+{
+    struct varve_catalogue *c = varve_catalogue_new();
+    json_error_t where;
+    json_t *o = json_loads(text, JSON_REJECT_DUPLICATES, &where), *item;
+    size_t i;
+    int rc = 0;
+
+    if (!c)
+        rc = varve_err_set(err, ENOMEM, "no memory");
+    else if (!json_is_object(o))
+        rc = varve_err_set(err, EUCLEAN, "not a JSON object: %s", o ? "another value" : where.text);
+    if (rc == 0)
+        rc = get_u63(o, "next-backup", &c->next_backup, err);
+    if (rc == 0) {
+        json_array_foreach(json_object_get(o, "disks"), i, item) {
+            rc = disk_parse(item, c, err);
+            if (rc < 0)
+                break;
+        }
+    }
+    if (rc == 0) {
+        json_array_foreach(json_object_get(o, "backups"), i, item) {
+            rc = backup_parse(item, c, err);
+            if (rc < 0)
+                break;
+        }
+    }
+    json_decref(o);
+    if (rc < 0) {
+        varve_catalogue_free(c);
+        return rc;
+    }
+    *out = c;
+    return 0;
+}

@@ -1,0 +1,246 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ *
+ * The catalogue in memory.  Its JSON is in catalogue-json.c.
+ */
+#include "lib/catalogue.h"
+
+#include "lib/slot-file.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+struct varve_catalogue_store {
+    struct varve_slot_file *slots;
+};
+
+struct varve_catalogue *varve_catalogue_new(void)
+{
+    struct varve_catalogue *c = calloc(1, sizeof(*c));
+
+    if (c)
+        c->next_backup = 1;
+    return c;
+}
+
+static void backup_fini(struct varve_cat_backup *b)
+{
+    for (size_t i = 0; i < b->ndisks; i++)
+        free(b->disks[i].exportbitmap);
+    free(b->disks);
+}
+
+void varve_catalogue_free(struct varve_catalogue *c)
+{
+    if (!c)
+        return;
+    for (size_t i = 0; i < c->ndisks; i++) {
+        for (size_t k = 0; k < c->disks[i].ncheckpoints; k++)
+            free(c->disks[i].checkpoints[k].heal);
+        free(c->disks[i].checkpoints);
+    }
+    for (size_t i = 0; i < c->nbackups; i++)
+        backup_fini(&c->backups[i]);
+    free(c->disks);
+    free(c->backups);
+    free(c);
+}
+
+struct varve_catalogue *varve_catalogue_clone(const struct varve_catalogue *c)
+{
+    struct varve_catalogue *copy = NULL;
+    char *text = varve_catalogue_dump(c);
+
+    if (text && varve_catalogue_parse(text, &copy, NULL) < 0)
+        copy = NULL;
+    free(text);
+    return copy;
+}
+
+struct varve_cat_disk *varve_catalogue_disk(const struct varve_catalogue *c,
+                                            const uint8_t uuid[16])
+{
+    for (size_t i = 0; i < c->ndisks; i++) {
+        if (memcmp(c->disks[i].uuid, uuid, 16) == 0)
+            return &c->disks[i];
+    }
+    return NULL;
+}
+
+struct varve_cat_checkpoint *varve_catalogue_checkpoint(const struct varve_cat_disk *d,
+                                                        const char *name)
+{
+    for (size_t i = 0; d && i < d->ncheckpoints; i++) {
+        if (strcmp(d->checkpoints[i].name, name) == 0)
+            return &d->checkpoints[i];
+    }
+    return NULL;
+}
+
+struct varve_cat_backup *varve_catalogue_backup(const struct varve_catalogue *c, const char *id)
+{
+    for (size_t i = 0; i < c->nbackups; i++) {
+        if (strcmp(c->backups[i].id, id) == 0)
+            return &c->backups[i];
+    }
+    return NULL;
+}
+
+bool varve_cat_backup_open(const struct varve_cat_backup *b)
+{
+    return b->state == VARVE_BACKUP_RUNNING || b->state == VARVE_BACKUP_BROKEN;
+}
+
+struct varve_cat_disk *varve_catalogue_add_disk(struct varve_catalogue *c, const uint8_t uuid[16],
+                                                const char *name)
+{
+    struct varve_cat_disk *d = varve_catalogue_disk(c, uuid);
+
+    if (!d) {
+        d = realloc(c->disks, (c->ndisks + 1) * sizeof(*d));
+        if (!d)
+            return NULL;
+        c->disks = d;
+        d = &c->disks[c->ndisks++];
+        memset(d, 0, sizeof(*d));
+        memcpy(d->uuid, uuid, 16);
+    }
+    snprintf(d->name, sizeof(d->name), "%s", name);
+    return d;
+}
+
+int varve_catalogue_add_checkpoint(struct varve_cat_disk *d, const char *name, const char *backup,
+                                   uint64_t time_ns, uint64_t epoch, struct varve_err *err)
+{
+    struct varve_cat_checkpoint *p;
+    size_t at = d->ncheckpoints;
+
+    if (varve_catalogue_checkpoint(d, name))
+        return varve_err_set(err, EEXIST,
+                             "Disk '%s' has a checkpoint '%s' already: choose another name",
+                             d->name, name);
+    p = realloc(d->checkpoints, (d->ncheckpoints + 1) * sizeof(*p));
+    if (!p)
+        return varve_err_set(err, ENOMEM, "no memory for checkpoint '%s'", name);
+    d->checkpoints = p;
+    while (at > 0 && p[at - 1].epoch > epoch)
+        at--;
+    memmove(&p[at + 1], &p[at], (d->ncheckpoints - at) * sizeof(*p));
+    d->ncheckpoints++;
+    memset(&p[at], 0, sizeof(*p));
+    snprintf(p[at].name, sizeof(p[at].name), "%s", name);
+    snprintf(p[at].backup, sizeof(p[at].backup), "%s", backup);
+    p[at].time_ns = time_ns;
+    p[at].epoch = epoch;
+    return 0;
+}
+
+bool varve_catalogue_remove_checkpoint(struct varve_cat_disk *d, const char *name)
+{
+    struct varve_cat_checkpoint *p = varve_catalogue_checkpoint(d, name);
+
+    if (!p)
+        return false;
+    free(p->heal);
+    d->ncheckpoints--;
+    memmove(p, p + 1, (size_t)(d->checkpoints + d->ncheckpoints - p) * sizeof(*p));
+    return true;
+}
+
+struct varve_cat_backup *varve_catalogue_add_backup(struct varve_catalogue *c, const char *id,
+                                                    size_t ndisks)
+{
+    struct varve_cat_backup *b = realloc(c->backups, (c->nbackups + 1) * sizeof(*b));
+
+    if (!b)
+        return NULL;
+    c->backups = b;
+    b = &c->backups[c->nbackups];
+    memset(b, 0, sizeof(*b));
+    b->disks = calloc(ndisks ? ndisks : 1, sizeof(*b->disks));
+    if (!b->disks)
+        return NULL;
+    b->ndisks = ndisks;
+    snprintf(b->id, sizeof(b->id), "%s", id);
+    c->nbackups++;
+    return b;
+}
+
+void varve_catalogue_trim(struct varve_catalogue *c)
+{
+    size_t ended = 0, keep = 0, drop;
+
+    for (size_t i = 0; i < c->nbackups; i++)
+        ended += !varve_cat_backup_open(&c->backups[i]);
+    drop = ended > VARVE_CATALOGUE_ENDED_MAX ? ended - VARVE_CATALOGUE_ENDED_MAX : 0;
+    for (size_t i = 0; i < c->nbackups; i++) {
+        if (drop > 0 && !varve_cat_backup_open(&c->backups[i])) {
+            backup_fini(&c->backups[i]);
+            drop--;
+        } else {
+            c->backups[keep++] = c->backups[i];
+        }
+    }
+    c->nbackups = keep;
+}
+
+/* --- on disk ------------------------------------------------------------------------------------ */
+
+int varve_catalogue_open(struct varve_world *w, const char *state_dir,
+                         struct varve_catalogue_store **out, struct varve_catalogue **c,
+                         struct varve_err *err)
+{
+    struct varve_catalogue_store *s = calloc(1, sizeof(*s));
+    struct varve_catalogue *empty = varve_catalogue_new();
+    char *initial = empty ? varve_catalogue_dump(empty) : NULL, *text = NULL;
+    int rc;
+
+    varve_catalogue_free(empty);
+    if (!s || !initial) {
+        rc = varve_err_set(err, ENOMEM, "no memory for the catalogue");
+        goto err_free;
+    }
+    rc = varve_slot_file_open(w, state_dir, "catalogue", VARVE_CATALOGUE_FORMAT, initial,
+                              &s->slots, &text, err);
+    if (rc < 0)
+        goto err_free;
+    rc = varve_catalogue_parse(text, c, err);
+    if (rc < 0) {
+        rc = varve_err_prefix(err, "%s/catalogue-0 and -1", state_dir);
+        goto err_close;
+    }
+    free(text);
+    free(initial);
+    *out = s;
+    return 0;
+
+err_close:
+    varve_slot_file_close(s->slots);
+err_free:
+    free(text);
+    free(initial);
+    free(s);
+    return rc;
+}
+
+void varve_catalogue_close(struct varve_catalogue_store *s)
+{
+    if (!s)
+        return;
+    varve_slot_file_close(s->slots);
+    free(s);
+}
+
+int varve_catalogue_commit(struct varve_catalogue_store *s, const struct varve_catalogue *c,
+                           struct varve_err *err)
+{
+    char *text = varve_catalogue_dump(c);
+    int rc;
+
+    if (!text)
+        return varve_err_set(err, ENOMEM, "no memory for the catalogue");
+    rc = varve_slot_file_commit(s->slots, text, err);
+    free(text);
+    return rc;
+}

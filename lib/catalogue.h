@@ -1,0 +1,135 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ *
+ * What the daemon must remember: the checkpoints of all disks and the backups, running and ended.
+ * One record for the whole state directory, so that a change over several disks is one commit (I9).
+ * One thread at a time.  It decides nothing: it keeps, finds, and refuses what contradicts itself.
+ *
+ * To change it: clone, change the clone, commit the clone; then the old one is freed, or the clone
+ * where the commit failed.
+ */
+#ifndef VARVE_LIB_CATALOGUE_H
+#define VARVE_LIB_CATALOGUE_H
+
+#include "include/varve.h"
+#include "lib/err.h"
+#include "lib/world.h"
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#define VARVE_CATALOGUE_FORMAT 1u
+
+/* Ended backups that are kept for queries. */
+#define VARVE_CATALOGUE_ENDED_MAX 100u
+
+/* Bytes [off, off+len) that count as dirty since a checkpoint although no epoch says so: its backup
+ * answered an error for them. */
+struct varve_cat_range {
+    uint64_t off, len;
+};
+
+struct varve_cat_checkpoint {
+    char name[VARVE_NAME_MAX + 1];
+    char backup[VARVE_NAME_MAX + 1]; /* id of the backup whose boundary it names; empty: none */
+    uint64_t time_ns;                /* since 1970; equal for what one command made */
+    uint64_t epoch;                  /* the first after the boundary */
+    struct varve_cat_range *heal;
+    size_t nheal;
+};
+
+struct varve_cat_disk {
+    uint8_t uuid[16];
+    char name[VARVE_NAME_MAX + 1];   /* as it was last seen */
+    struct varve_cat_checkpoint *checkpoints; /* oldest first */
+    size_t ncheckpoints;
+};
+
+enum varve_cat_backup_state {
+    VARVE_BACKUP_RUNNING,
+    VARVE_BACKUP_BROKEN, /* not ended, but no longer readable */
+    VARVE_BACKUP_COMPLETED,
+    VARVE_BACKUP_FAILED,
+};
+
+struct varve_cat_backup_disk {
+    uint8_t uuid[16];
+    char disk[VARVE_NAME_MAX + 1];
+    char since[VARVE_NAME_MAX + 1]; /* checkpoint; empty: a full backup */
+    char export[VARVE_NAME_MAX + 1];
+    char *exportbitmap;             /* bitmap name, owned */
+    uint64_t view;                  /* id in the disk's control page */
+    uint64_t base;                  /* first epoch after `since`; 0: full */
+    uint64_t boundary;              /* first epoch after the backup's instant */
+    uint64_t dirty_bytes;
+    bool restarted;                 /* a daemon ended while it ran: what it answered is forgotten */
+};
+
+struct varve_cat_backup {
+    char id[VARVE_NAME_MAX + 1];
+    char checkpoint[VARVE_NAME_MAX + 1]; /* made at its boundary; empty: none */
+    enum varve_cat_backup_state state;
+    uint64_t time_ns, ended_ns;          /* since 1970; ended 0: not yet */
+    uint64_t ttl_s;                      /* seconds; 0: none */
+    char reason[256];                    /* why it broke or failed; may be empty */
+    struct varve_cat_backup_disk *disks;
+    size_t ndisks;
+};
+
+struct varve_catalogue {
+    uint64_t next_backup; /* number in the next id that we choose */
+    struct varve_cat_disk *disks;
+    size_t ndisks;
+    struct varve_cat_backup *backups; /* oldest first */
+    size_t nbackups;
+};
+
+struct varve_catalogue *varve_catalogue_new(void);
+struct varve_catalogue *varve_catalogue_clone(const struct varve_catalogue *c);
+void varve_catalogue_free(struct varve_catalogue *c);
+
+/* NULL: there is none.  Pointers hold until something is added to or removed from the same list. */
+struct varve_cat_disk *varve_catalogue_disk(const struct varve_catalogue *c,
+                                            const uint8_t uuid[16]);
+struct varve_cat_checkpoint *varve_catalogue_checkpoint(const struct varve_cat_disk *d,
+                                                        const char *name);
+struct varve_cat_backup *varve_catalogue_backup(const struct varve_catalogue *c, const char *id);
+
+/* Neither completed nor failed. */
+bool varve_cat_backup_open(const struct varve_cat_backup *b);
+
+/* Adds the disk if it is new, and notes its name.  NULL: no memory. */
+struct varve_cat_disk *varve_catalogue_add_disk(struct varve_catalogue *c, const uint8_t uuid[16],
+                                                const char *name);
+/* -EEXIST: the disk has one of that name.  -ENOMEM */
+int varve_catalogue_add_checkpoint(struct varve_cat_disk *d, const char *name, const char *backup,
+                                   uint64_t time_ns, uint64_t epoch, struct varve_err *err);
+/* false: there is none. */
+bool varve_catalogue_remove_checkpoint(struct varve_cat_disk *d, const char *name);
+/* A zeroed backup of that id with room for ndisks zeroed disks.  NULL: no memory. */
+struct varve_cat_backup *varve_catalogue_add_backup(struct varve_catalogue *c, const char *id,
+                                                    size_t ndisks);
+/* Forgets the oldest ended backups beyond VARVE_CATALOGUE_ENDED_MAX. */
+void varve_catalogue_trim(struct varve_catalogue *c);
+
+/* As JSON text; free() it.  NULL: no memory. */
+char *varve_catalogue_dump(const struct varve_catalogue *c);
+/* -EUCLEAN: the text is not what dump makes. */
+int varve_catalogue_parse(const char *text, struct varve_catalogue **out, struct varve_err *err);
+
+/* --- on disk: STATE/catalogue-0 and -1 (lib/slot-file.h) ---------------------------------------- */
+
+struct varve_catalogue_store;
+
+/* Opens STATE's catalogue, made empty if there is none, and locks it.  *c is the caller's to free.
+ * -EBUSY, -ENOTSUP, -EUCLEAN: as varve_slot_file_open. */
+int varve_catalogue_open(struct varve_world *w, const char *state_dir,
+                         struct varve_catalogue_store **out, struct varve_catalogue **c,
+                         struct varve_err *err);
+void varve_catalogue_close(struct varve_catalogue_store *s);
+
+/* Durable when it returns 0; after an error what was committed before still holds. */
+int varve_catalogue_commit(struct varve_catalogue_store *s, const struct varve_catalogue *c,
+                           struct varve_err *err);
+
+#endif

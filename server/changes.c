@@ -1,0 +1,120 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+#include "server/changes.h"
+
+#include <errno.h>
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdlib.h>
+
+struct varve_changes {
+    _Atomic unsigned refs;
+    pthread_mutex_t lock; /* guards known and map until known; rank: before a disk's timeline_lock */
+    bool known;
+    struct varve_bitmap *map;
+
+    /* to compute it from; disk NULL: nothing to compute */
+    struct varve_disk *disk;
+    uint64_t base, boundary;
+    struct varve_bitmap *heal; /* NULL: none */
+};
+
+struct varve_changes *varve_changes_new(struct varve_bitmap *map)
+{
+    struct varve_changes *c = calloc(1, sizeof(*c));
+
+    if (!c) {
+        free(map);
+        return NULL;
+    }
+    c->refs = 1;
+    pthread_mutex_init(&c->lock, NULL);
+    c->known = true;
+    c->map = map;
+    return c;
+}
+
+struct varve_changes *varve_changes_new_lazy(struct varve_disk *disk,
+                                             const struct varve_cat_checkpoint *since,
+                                             uint64_t boundary)
+{
+    struct varve_changes *c = varve_changes_new(NULL);
+
+    if (!c)
+        return NULL;
+    c->known = false;
+    c->disk = disk;
+    c->base = since->epoch;
+    c->boundary = boundary;
+    if (since->nheal > 0) {
+        c->heal = varve_bitmap_new(disk->identity.geometry.nblks);
+        if (!c->heal) {
+            varve_changes_unref(c);
+            return NULL;
+        }
+        varve_changes_heal(&disk->identity.geometry, since, c->heal);
+    }
+    return c;
+}
+
+struct varve_changes *varve_changes_ref(struct varve_changes *c)
+{
+    c->refs++;
+    return c;
+}
+
+void varve_changes_unref(struct varve_changes *c)
+{
+    if (!c || --c->refs > 0)
+        return;
+    pthread_mutex_destroy(&c->lock);
+    free(c->heal);
+    free(c->map);
+    free(c);
+}
+
+static int changes_compute(struct varve_changes *c, struct varve_err *err)
+{
+    struct varve_bitmap *map = varve_bitmap_new(c->disk->identity.geometry.nblks);
+    int rc;
+
+    if (!map)
+        return varve_err_set(err, ENOMEM, "Disk '%s': no memory for a map", c->disk->name);
+    rc = varve_disk_union(c->disk, c->base, c->boundary, map, err);
+    if (rc < 0) {
+        free(map);
+        return rc;
+    }
+    if (c->heal)
+        varve_bitmap_or(map, c->heal);
+    c->map = map;
+    c->known = true;
+    return 0;
+}
+
+int varve_changes_get(struct varve_changes *c, const struct varve_bitmap **map,
+                      struct varve_err *err)
+{
+    int rc = 0;
+
+    pthread_mutex_lock(&c->lock);
+    if (!c->known)
+        rc = changes_compute(c, err);
+    if (rc == 0)
+        *map = c->map;
+    pthread_mutex_unlock(&c->lock);
+    return rc;
+}
+
+void varve_changes_heal(const struct varve_geometry *g, const struct varve_cat_checkpoint *since,
+                        struct varve_bitmap *map)
+{
+    for (size_t i = 0; i < since->nheal; i++) {
+        uint64_t off = since->heal[i].off, len = since->heal[i].len;
+
+        if (off >= g->size)
+            continue;
+        if (len > g->size - off)
+            len = g->size - off;
+        varve_bitmap_set(map, off >> g->shift, ((off + len - 1) >> g->shift) + 1);
+    }
+}

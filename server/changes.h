@@ -1,0 +1,37 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ *
+ * Changes: the blocks of a disk that were written between two boundaries, reference-counted, computed
+ * when somebody first asks unless they were given.  Any thread.  Once known they never change.
+ */
+#ifndef VARVE_SERVER_CHANGES_H
+#define VARVE_SERVER_CHANGES_H
+
+#include "lib/bitmap.h"
+#include "lib/catalogue.h"
+#include "lib/err.h"
+#include "server/disk.h"
+
+struct varve_changes;
+
+/* Known ones; map (one bit a block) is taken over, also on failure; NULL: every block.
+ * NULL: no memory. */
+struct varve_changes *varve_changes_new(struct varve_bitmap *map);
+
+/* Those since checkpoint `since` and before `boundary`, to be computed.  NULL: no memory. */
+struct varve_changes *varve_changes_new_lazy(struct varve_disk *disk,
+                                             const struct varve_cat_checkpoint *since,
+                                             uint64_t boundary);
+
+struct varve_changes *varve_changes_ref(struct varve_changes *c);
+void varve_changes_unref(struct varve_changes *c);
+
+/* *map stays valid as long as the reference; NULL: every block.  May read many megabytes the first
+ * time.  -EUCLEAN: the epochs are no longer complete. */
+int varve_changes_get(struct varve_changes *c, const struct varve_bitmap **map,
+                      struct varve_err *err);
+
+/* Marks what a checkpoint's backup could not deliver. */
+void varve_changes_heal(const struct varve_geometry *g, const struct varve_cat_checkpoint *since,
+                        struct varve_bitmap *map);
+
+#endif

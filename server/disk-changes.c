@@ -1,0 +1,137 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ *
+ * What was written to a disk, told from its epoch files.
+ */
+#include "server/disk.h"
+
+#include "server/log.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+uint64_t varve_dirty_bytes(const struct varve_geometry *g, const struct varve_bitmap *map)
+{
+    uint64_t last = g->nblks - 1, bytes;
+
+    if (g->nblks == 0)
+        return 0;
+    bytes = varve_bitmap_count(map) << g->shift;
+    if (varve_bitmap_test(map, last))
+        bytes -= ((last + 1) << g->shift) - g->size;
+    return bytes;
+}
+
+uint64_t varve_disk_live_epoch(struct varve_disk *disk)
+{
+    struct varve_ctl_head head;
+    struct varve_timeline tl;
+    uint64_t live = 0;
+
+    if (disk->source && varve_source_head(disk->source, &head, NULL) == 0)
+        return VARVE_NOW_EPOCH(head.now);
+    if (varve_timeline_scan(disk->daemon->w, &disk->paths, disk->identity.uuid,
+                            &disk->identity.geometry, &tl, NULL) < 0)
+        return 0;
+    if (tl.nfiles > 0)
+        live = tl.files[tl.nfiles - 1].last;
+    varve_timeline_fini(&tl);
+    return live;
+}
+
+int varve_disk_union(struct varve_disk *disk, uint64_t first, uint64_t end,
+                     struct varve_bitmap *into, struct varve_err *err)
+{
+    struct varve_world *w = disk->daemon->w;
+    const struct varve_identity *id = &disk->identity;
+    struct varve_timeline tl;
+    int rc;
+
+    if (first == end)
+        return 0;
+    pthread_mutex_lock(&disk->timeline_lock);
+    rc = varve_timeline_scan(w, &disk->paths, id->uuid, &id->geometry, &tl, err);
+    if (rc == 0) {
+        rc = varve_timeline_union(w, &disk->paths, id->uuid, &id->geometry, &tl, first, end, into,
+                                  err);
+        varve_timeline_fini(&tl);
+    }
+    pthread_mutex_unlock(&disk->timeline_lock);
+    if (rc < 0)
+        return varve_err_prefix(err, "Disk '%s'", disk->name);
+    return 0;
+}
+
+int varve_disk_or_live(struct varve_disk *disk, struct varve_bitmap *into, struct varve_err *err)
+{
+    uint64_t live = varve_disk_live_epoch(disk);
+    int rc;
+
+    if (disk->source) {
+        rc = varve_source_or_live(disk->source, live, into, err);
+        return rc < 0 ? varve_err_prefix(err, "Disk '%s'", disk->name) : 0;
+    }
+    if (live == 0)
+        return varve_err_set(err, ENOENT, "Disk '%s' has no epochs yet", disk->name);
+    rc = varve_epoch_file_load(disk->daemon->w, &disk->paths, disk->identity.uuid,
+                               &disk->identity.geometry, live, live, into, err);
+    return rc < 0 ? varve_err_prefix(err, "Disk '%s'", disk->name) : 0;
+}
+
+static int add_number(uint64_t **list, size_t *n, uint64_t number)
+{
+    uint64_t *more = realloc(*list, (*n + 1) * sizeof(**list));
+
+    if (!more)
+        return -ENOMEM;
+    more[(*n)++] = number;
+    *list = more;
+    return 0;
+}
+
+/* Boundaries that the catalogue refers to.  Exports NAME@BASE of open backups go by checkpoints:
+ * one that is deleted takes its exports' answers along. */
+static int disk_needed(struct varve_disk *disk, uint64_t **list, size_t *n)
+{
+    const struct varve_catalogue *c = disk->daemon->catalogue;
+    const struct varve_cat_disk *cd = varve_catalogue_disk(c, disk->identity.uuid);
+    int rc = 0;
+
+    *list = NULL;
+    *n = 0;
+    for (size_t i = 0; cd && rc == 0 && i < cd->ncheckpoints; i++)
+        rc = add_number(list, n, cd->checkpoints[i].epoch);
+    for (size_t i = 0; i < c->nbackups; i++) {
+        const struct varve_cat_backup *b = &c->backups[i];
+
+        for (size_t k = 0; varve_cat_backup_open(b) && rc == 0 && k < b->ndisks; k++) {
+            const struct varve_cat_backup_disk *bd = &b->disks[k];
+
+            if (memcmp(bd->uuid, disk->identity.uuid, 16) != 0)
+                continue;
+            rc = add_number(list, n, bd->boundary);
+            if (rc == 0 && bd->base != 0)
+                rc = add_number(list, n, bd->base);
+        }
+    }
+    return rc;
+}
+
+void varve_disk_tidy(struct varve_disk *disk)
+{
+    const struct varve_identity *id = &disk->identity;
+    struct varve_err err = VARVE_ERR_INIT;
+    uint64_t *needed;
+    size_t n;
+
+    if (!disk->known || disk->gone)
+        return;
+    if (disk_needed(disk, &needed, &n) == 0) {
+        pthread_mutex_lock(&disk->timeline_lock);
+        if (varve_timeline_tidy(disk->daemon->w, &disk->paths, id->uuid, &id->geometry, needed, n,
+                                &err) < 0)
+            varve_log("Disk '%s': cannot free old epochs: %s", disk->name, err.msg);
+        pthread_mutex_unlock(&disk->timeline_lock);
+    }
+    free(needed);
+}

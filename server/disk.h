@@ -1,0 +1,115 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ *
+ * A disk as the daemon sees it: a folder of the state directory, its plugin's link while one serves
+ * it, and the open files that views are read from.  For the clerk's thread, but for what says "any
+ * thread".  It never writes to a disk, and never holds one locked longer than a boundary takes.
+ *
+ * Disks are never freed before the daemon ends, so that exports may point to them.
+ */
+#ifndef VARVE_SERVER_DISK_H
+#define VARVE_SERVER_DISK_H
+
+#include "include/varve.h"
+#include "lib/identity.h"
+#include "lib/timeline.h"
+#include "lib/view.h"
+#include "server/clerk.h"
+#include "server/daemon.h"
+#include "server/peer.h"
+
+#include <pthread.h>
+
+enum varve_disk_state {
+    VARVE_DISK_UNKNOWN, /* not looked at yet */
+    VARVE_DISK_LIVE,
+    VARVE_DISK_OFFLINE,
+    VARVE_DISK_INCONSISTENT,
+    VARVE_DISK_MISSING,
+};
+
+struct varve_disk {
+    struct varve_disk *next;
+    struct varve_daemon *daemon;
+
+    /* constant once known is true; any thread may read them then */
+    char name[VARVE_NAME_MAX + 1];
+    struct varve_paths paths;
+    struct varve_identity identity;
+    bool known; /* the identity was read */
+
+    bool gone;  /* its folder is no longer there, or is another disk's now */
+    bool seen;  /* by the scan under way */
+    enum varve_disk_state state;
+    char reason[256]; /* of a state that is not live or offline */
+    char link_error[256]; /* the last one that was logged */
+
+    struct varve_peer *peer; /* NULL: nobody serves it, or nobody that answers */
+    int plugin_pid;
+    unsigned freeze_timeout_ms;
+    bool durable;            /* as the last plugin said; true before there was one */
+    uint64_t scratch_max;
+    uint64_t retry_ns;       /* monotonic: not asked again before */
+
+    struct varve_source *source; /* NULL: there is no control page */
+    int ctl_fd;                  /* the page that source reads; -1 */
+
+    /* Tidying against computing unions.  Rank: taken before any other lock. */
+    pthread_mutex_t timeline_lock;
+
+    /* Reads that met an epoch we have no files of wait for the clerk. */
+    pthread_mutex_t fetch_lock; /* guards the two below; rank: a leaf */
+    pthread_cond_t fetched;
+    uint64_t fetches;           /* done so far */
+    bool fetch_posted;
+    struct varve_job fetch_job;
+};
+
+const char *varve_disk_state_name(enum varve_disk_state state);
+
+/* The disk in folder `name` of the state directory.  NULL: no memory. */
+struct varve_disk *varve_disk_new(struct varve_daemon *d, const char *name);
+void varve_disk_free(struct varve_disk *disk);
+
+/* Looks what became of it: plugin come or gone, files to open, epochs to fetch, state. */
+void varve_disk_refresh(struct varve_disk *disk);
+
+/* Opens the control page if that was not possible before; what a boundary on an offline disk needs
+ * after it has been attached. */
+int varve_disk_open_source(struct varve_disk *disk, struct varve_err *err);
+
+/* Gets the files of all epochs from `first` to the live one that the source does not have. */
+int varve_disk_fetch_epochs(struct varve_disk *disk, uint64_t first, struct varve_err *err);
+
+/* Any thread but the clerk's: has the clerk fetch missing epochs and waits for it, until the
+ * monotonic clock says deadline_ns at most.  -ETIMEDOUT */
+int varve_disk_wait_epochs(struct varve_disk *disk, uint64_t deadline_ns);
+
+/* The oldest boundary of the open backups on the disk; UINT64_MAX: there is none. */
+uint64_t varve_disk_oldest_view(struct varve_disk *disk);
+
+/* The live epoch's number: from the control page, else the newest in the timeline.  0: unknown. */
+uint64_t varve_disk_live_epoch(struct varve_disk *disk);
+
+/* ORs what was written in [first, end), sealed epochs, into `into`.  Any thread. */
+int varve_disk_union(struct varve_disk *disk, uint64_t first, uint64_t end,
+                     struct varve_bitmap *into, struct varve_err *err);
+/* ORs what was written in the live epoch so far. */
+int varve_disk_or_live(struct varve_disk *disk, struct varve_bitmap *into, struct varve_err *err);
+
+/* Frees and merges what neither a checkpoint nor an open backup of the catalogue needs. */
+void varve_disk_tidy(struct varve_disk *disk);
+
+/* Bytes of the blocks in the map: the last block counts what it has. */
+uint64_t varve_dirty_bytes(const struct varve_geometry *g, const struct varve_bitmap *map);
+
+/* --- all disks --------------------------------------------------------------------------------- */
+
+/* Looks for new folders, and refreshes every disk. */
+void varve_disks_refresh(struct varve_daemon *d);
+
+/* -ENODEV: no such disk; -EIO: it cannot be used, err says why. */
+int varve_disks_find(struct varve_daemon *d, const char *name, struct varve_disk **out,
+                     struct varve_err *err);
+struct varve_disk *varve_disks_by_uuid(struct varve_daemon *d, const uint8_t uuid[16]);
+
+#endif

@@ -1,0 +1,115 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ *
+ * All disks: every folder of the state directory with a disk.json in it is one.
+ */
+#include "server/disk.h"
+
+#include "server/log.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+
+static struct varve_disk *disks_by_name(struct varve_daemon *d, const char *name)
+{
+    for (struct varve_disk *disk = d->disks; disk; disk = disk->next) {
+        if (!disk->gone && strcmp(disk->name, name) == 0)
+            return disk;
+    }
+    return NULL;
+}
+
+static void disks_insert(struct varve_daemon *d, struct varve_disk *disk)
+{
+    struct varve_disk **at = &d->disks;
+
+    while (*at && strcmp((*at)->name, disk->name) < 0)
+        at = &(*at)->next;
+    disk->next = *at;
+    *at = disk;
+}
+
+/* A folder that was removed and made anew is another disk: its identity says so. */
+static bool disk_is_replaced(struct varve_disk *disk)
+{
+    struct varve_identity now;
+
+    return disk->known &&
+           varve_identity_read(disk->daemon->w, &disk->paths, &now, NULL) == 0 &&
+           memcmp(now.uuid, disk->identity.uuid, sizeof(now.uuid)) != 0;
+}
+
+static int disks_see(void *arg, const char *name)
+{
+    struct varve_daemon *d = arg;
+    struct varve_disk *disk;
+    char path[PATH_MAX];
+    struct stat st;
+    int len;
+
+    if (varve_name_check(name, "disk name", NULL) < 0)
+        return 0;
+    len = snprintf(path, sizeof(path), "%s/%s/disk.json", d->options->state_dir, name);
+    if (len < 0 || (size_t)len >= sizeof(path) || stat(path, &st) < 0)
+        return 0;
+    disk = disks_by_name(d, name);
+    if (disk && disk_is_replaced(disk)) {
+        disk->gone = true;
+        disk = NULL;
+    }
+    if (!disk) {
+        disk = varve_disk_new(d, name);
+        if (!disk)
+            return 0;
+        disks_insert(d, disk);
+    }
+    disk->seen = true;
+    return 0;
+}
+
+void varve_disks_refresh(struct varve_daemon *d)
+{
+    int rc;
+
+    for (struct varve_disk *disk = d->disks; disk; disk = disk->next)
+        disk->seen = false;
+    rc = d->w->list(d->w, d->options->state_dir, disks_see, d);
+    if (rc < 0) {
+        varve_log("cannot read %s: %s", d->options->state_dir, strerror(-rc));
+        return;
+    }
+    for (struct varve_disk *disk = d->disks; disk; disk = disk->next) {
+        if (!disk->seen && !disk->gone) {
+            disk->gone = true;
+            varve_log("Disk '%s': its folder %s is gone", disk->name, disk->paths.state);
+        }
+        if (!disk->gone)
+            varve_disk_refresh(disk);
+    }
+}
+
+int varve_disks_find(struct varve_daemon *d, const char *name, struct varve_disk **out,
+                     struct varve_err *err)
+{
+    struct varve_disk *disk = disks_by_name(d, name);
+
+    if (!disk)
+        return varve_err_set(err, ENODEV,
+                             "There is no disk '%s' in %s: query-disks lists those there are", name,
+                             d->options->state_dir);
+    if (!disk->known)
+        return varve_err_set(err, EIO, "Disk '%s' cannot be used: %s", name, disk->reason);
+    *out = disk;
+    return 0;
+}
+
+struct varve_disk *varve_disks_by_uuid(struct varve_daemon *d, const uint8_t uuid[16])
+{
+    for (struct varve_disk *disk = d->disks; disk; disk = disk->next) {
+        if (!disk->gone && disk->known && memcmp(disk->identity.uuid, uuid, 16) == 0)
+            return disk;
+    }
+    return NULL;
+}

@@ -1,0 +1,264 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+#include "server/options.h"
+
+#include "include/varve.h"
+
+#include <errno.h>
+#include <getopt.h>
+#include <inttypes.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "config.h"
+
+#define THREADS_DEFAULT 8u
+#define THREADS_MAX     512u
+
+static const char usage_text[] =
+    "Usage: varved [--state-dir DIR] [--runtime-dir DIR] [--control PATH] [--listen WHERE]...\n"
+    "\n"
+    "Keeps checkpoints and backups of the disks that nbdkit's varve plugin serves, and\n"
+    "offers the backups to NBD clients.  Runs in the foreground.\n"
+    "\n"
+    "  --state-dir DIR          one folder per disk, and the catalogue\n"
+    "                           (default: " VARVE_DEFAULT_STATE_DIR ")\n"
+    "  --runtime-dir DIR        sockets and live bitmaps; must be on tmpfs\n"
+    "                           (default: " VARVE_DEFAULT_RUNTIME_DIR ")\n"
+    "  --scratch-dir DIR        where the plugins keep preimages (default: the state directory)\n"
+    "  --control PATH           control socket (default: RUNTIME/" VARVE_CONTROL_SOCKET ")\n"
+    "  --listen WHERE           NBD listener, may be repeated: unix:PATH or tcp:HOST:PORT\n"
+    "                           (default: unix:RUNTIME/" VARVE_NBD_SOCKET ")\n"
+    "  --max-connections N      NBD connections at once (default: 1024)\n"
+    "  --handshake-timeout T    for an NBD client's handshake, e.g. 10s or 500ms (default: 10s)\n"
+    "  --idle-timeout T         after which a silent NBD client is closed (default: never)\n"
+    "  --max-request SIZE       longest read, e.g. 32M (default: 32M)\n"
+    "  --threads N              threads that read disks (default: 8)\n"
+    "  --list-bases             NBD clients see NAME@BASE in the list of exports\n"
+    "  --tls off                the only choice in this version\n"
+    "  --help, --version\n";
+
+enum option_code {
+    OPT_STATE_DIR = 256,
+    OPT_RUNTIME_DIR,
+    OPT_SCRATCH_DIR,
+    OPT_CONTROL,
+    OPT_LISTEN,
+    OPT_MAX_CONNECTIONS,
+    OPT_HANDSHAKE_TIMEOUT,
+    OPT_IDLE_TIMEOUT,
+    OPT_MAX_REQUEST,
+    OPT_THREADS,
+    OPT_LIST_BASES,
+    OPT_TLS,
+    OPT_LATER,
+    OPT_HELP,
+    OPT_VERSION,
+};
+
+static const struct option long_options[] = {
+    {"state-dir", required_argument, NULL, OPT_STATE_DIR},
+    {"runtime-dir", required_argument, NULL, OPT_RUNTIME_DIR},
+    {"scratch-dir", required_argument, NULL, OPT_SCRATCH_DIR},
+    {"control", required_argument, NULL, OPT_CONTROL},
+    {"listen", required_argument, NULL, OPT_LISTEN},
+    {"max-connections", required_argument, NULL, OPT_MAX_CONNECTIONS},
+    {"handshake-timeout", required_argument, NULL, OPT_HANDSHAKE_TIMEOUT},
+    {"idle-timeout", required_argument, NULL, OPT_IDLE_TIMEOUT},
+    {"max-request", required_argument, NULL, OPT_MAX_REQUEST},
+    {"threads", required_argument, NULL, OPT_THREADS},
+    {"list-bases", no_argument, NULL, OPT_LIST_BASES},
+    {"tls", required_argument, NULL, OPT_TLS},
+    {"tls-certificates", required_argument, NULL, OPT_LATER},
+    {"tls-psk", required_argument, NULL, OPT_LATER},
+    {"tls-verify-peer", no_argument, NULL, OPT_LATER},
+    {"access", required_argument, NULL, OPT_LATER},
+    {"help", no_argument, NULL, OPT_HELP},
+    {"version", no_argument, NULL, OPT_VERSION},
+    {NULL, 0, NULL, 0},
+};
+
+/* A decimal number; *rest is what stands behind it. */
+static int parse_digits(const char *text, uint64_t *value, const char **rest)
+{
+    char *end;
+
+    if (text[0] < '0' || text[0] > '9')
+        return -EINVAL;
+    errno = 0;
+    *value = strtoull(text, &end, 10);
+    *rest = end;
+    return errno ? -ERANGE : 0;
+}
+
+static int parse_count(const char *what, const char *text, unsigned min, unsigned max,
+                       unsigned *out, struct varve_err *err)
+{
+    const char *rest = "";
+    uint64_t value = 0;
+
+    if (parse_digits(text, &value, &rest) < 0 || *rest || value < min || value > max)
+        return varve_err_set(err, EINVAL, "--%s '%s': expected a number from %u to %u", what, text,
+                             min, max);
+    *out = (unsigned)value;
+    return 0;
+}
+
+/* 10, 10s, 500ms; to milliseconds. */
+static int parse_time(const char *what, const char *text, unsigned *out_ms, struct varve_err *err)
+{
+    const char *rest = "";
+    uint64_t value = 0, unit = 0;
+
+    if (parse_digits(text, &value, &rest) == 0) {
+        if (*rest == '\0' || strcmp(rest, "s") == 0)
+            unit = 1000;
+        else if (strcmp(rest, "ms") == 0)
+            unit = 1;
+    }
+    if (unit == 0 || value > UINT32_MAX / unit)
+        return varve_err_set(err, EINVAL, "--%s '%s': expected a time like 10s or 500ms", what,
+                             text);
+    *out_ms = (unsigned)(value * unit);
+    return 0;
+}
+
+/* 65536, 64K, 32M. */
+static int parse_request_size(const char *what, const char *text, uint32_t *out,
+                              struct varve_err *err)
+{
+    const uint64_t min = UINT64_C(1) << 20, max = UINT64_C(1) << 26;
+    const char *rest = "";
+    uint64_t value = 0, unit = 0;
+
+    if (parse_digits(text, &value, &rest) == 0) {
+        if (*rest == '\0' || strcmp(rest, "b") == 0)
+            unit = 1;
+        else if (strcmp(rest, "K") == 0 || strcmp(rest, "k") == 0)
+            unit = 1024;
+        else if (strcmp(rest, "M") == 0 || strcmp(rest, "m") == 0)
+            unit = 1024 * 1024;
+    }
+    if (unit == 0 || value > max / unit || value * unit < min)
+        return varve_err_set(err, EINVAL, "--%s '%s': expected a size from 1M to 64M", what, text);
+    *out = (uint32_t)(value * unit);
+    return 0;
+}
+
+static int options_add_listener(struct varve_options *o, const char *where, struct varve_err *err)
+{
+    if (o->nlisten == VARVE_LISTENERS_MAX)
+        return varve_err_set(err, EINVAL, "more than %d times --listen", VARVE_LISTENERS_MAX);
+    o->listen[o->nlisten] = strdup(where);
+    if (!o->listen[o->nlisten])
+        return varve_err_set(err, ENOMEM, "no memory");
+    o->nlisten++;
+    return 0;
+}
+
+/* One option; what it is called stands in `name`. */
+static int options_take(struct varve_options *o, int code, const char *name, char *value,
+                        struct varve_err *err)
+{
+    switch (code) {
+    case OPT_STATE_DIR:
+        o->state_dir = value;
+        return 0;
+    case OPT_RUNTIME_DIR:
+        o->runtime_dir = value;
+        return 0;
+    case OPT_SCRATCH_DIR:
+        o->scratch_dir = value;
+        return 0;
+    case OPT_CONTROL:
+        free(o->control);
+        o->control = strdup(value);
+        return o->control ? 0 : varve_err_set(err, ENOMEM, "no memory");
+    case OPT_LISTEN:
+        return options_add_listener(o, value, err);
+    case OPT_MAX_CONNECTIONS:
+        return parse_count(name, value, 1, 1000000, &o->nbd.max_connections, err);
+    case OPT_HANDSHAKE_TIMEOUT:
+        return parse_time(name, value, &o->nbd.handshake_timeout_ms, err);
+    case OPT_IDLE_TIMEOUT:
+        return parse_time(name, value, &o->nbd.idle_timeout_ms, err);
+    case OPT_MAX_REQUEST:
+        return parse_request_size(name, value, &o->nbd.max_request, err);
+    case OPT_THREADS:
+        return parse_count(name, value, 1, THREADS_MAX, &o->threads, err);
+    case OPT_LIST_BASES:
+        o->list_bases = true;
+        return 0;
+    case OPT_TLS:
+        if (strcmp(value, "off") == 0)
+            return 0;
+        return varve_err_set(err, EINVAL, "--tls '%s' is not available in this version, only off",
+                             value);
+    default:
+        return varve_err_set(err, EINVAL, "--%s is not available in this version", name);
+    }
+}
+
+static int options_defaults(struct varve_options *o, struct varve_err *err)
+{
+    if (!o->control &&
+        asprintf(&o->control, "%s/%s", o->runtime_dir, VARVE_CONTROL_SOCKET) < 0) {
+        o->control = NULL;
+        return varve_err_set(err, ENOMEM, "no memory");
+    }
+    if (o->nlisten == 0) {
+        char *where;
+        int rc;
+
+        if (asprintf(&where, "unix:%s/%s", o->runtime_dir, VARVE_NBD_SOCKET) < 0)
+            return varve_err_set(err, ENOMEM, "no memory");
+        rc = options_add_listener(o, where, err);
+        free(where);
+        return rc;
+    }
+    return 0;
+}
+
+enum varve_options_result varve_options_parse(struct varve_options *o, int argc, char **argv,
+                                              struct varve_err *err)
+{
+    int code, which = 0;
+
+    memset(o, 0, sizeof(*o));
+    o->state_dir = VARVE_DEFAULT_STATE_DIR;
+    o->runtime_dir = VARVE_DEFAULT_RUNTIME_DIR;
+    o->threads = THREADS_DEFAULT;
+    varve_nbd_options_default(&o->nbd);
+
+    opterr = 0;
+    while ((code = getopt_long(argc, argv, ":", long_options, &which)) != -1) {
+        if (code == OPT_HELP) {
+            fputs(usage_text, stdout);
+            return VARVE_OPTIONS_DONE;
+        }
+        if (code == OPT_VERSION) {
+            puts("varved " PACKAGE_VERSION);
+            return VARVE_OPTIONS_DONE;
+        }
+        if (code == '?' || code == ':') {
+            varve_err_set(err, EINVAL, code == ':' ? "%s needs a value" : "no such option: %s",
+                          argv[optind - 1]);
+            return VARVE_OPTIONS_USAGE;
+        }
+        if (options_take(o, code, long_options[which].name, optarg, err) < 0)
+            return VARVE_OPTIONS_USAGE;
+    }
+    if (optind < argc) {
+        varve_err_set(err, EINVAL, "unexpected argument: %s", argv[optind]);
+        return VARVE_OPTIONS_USAGE;
+    }
+    return options_defaults(o, err) < 0 ? VARVE_OPTIONS_USAGE : VARVE_OPTIONS_RUN;
+}
+
+void varve_options_fini(struct varve_options *o)
+{
+    free(o->control);
+    for (size_t i = 0; i < o->nlisten; i++)
+        free(o->listen[i]);
+}

@@ -1,0 +1,119 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+#include "server/served-view.h"
+
+#include <errno.h>
+#include <stdlib.h>
+
+#define EPOCH_WAIT_NS UINT64_C(5000000000)
+
+struct varve_served_view *varve_served_view_new(struct varve_disk *disk, uint64_t id,
+                                                uint64_t boundary,
+                                                void (*last_gone)(struct varve_served_view *v,
+                                                                  void *arg),
+                                                void *arg)
+{
+    struct varve_served_view *v = calloc(1, sizeof(*v));
+
+    if (!v)
+        return NULL;
+    v->disk = disk;
+    v->source = varve_source_ref(disk->source);
+    v->view.id = id;
+    v->view.boundary = boundary;
+    v->refs = 1;
+    v->last_gone = last_gone;
+    v->arg = arg;
+    pthread_mutex_init(&v->lock, NULL);
+    v->allocation = varve_allocation_new(v->source, &v->view, &disk->identity.geometry);
+    if (!v->allocation) {
+        v->last_gone = NULL;
+        varve_served_view_unref(v);
+        return NULL;
+    }
+    return v;
+}
+
+struct varve_served_view *varve_served_view_ref(struct varve_served_view *v)
+{
+    v->refs++;
+    return v;
+}
+
+void varve_served_view_unref(struct varve_served_view *v)
+{
+    if (!v || --v->refs > 0)
+        return;
+    if (v->last_gone)
+        v->last_gone(v, v->arg);
+    varve_allocation_free(v->allocation);
+    varve_source_unref(v->source);
+    pthread_mutex_destroy(&v->lock);
+    free(v->failed);
+    free(v);
+}
+
+/* After -EAGAIN: true when it is worth asking again. */
+static bool served_view_wait(struct varve_served_view *v, uint64_t *deadline, struct varve_err *err)
+{
+    struct varve_world *w = v->disk->daemon->w;
+
+    if (*deadline == 0)
+        *deadline = w->monotonic_ns(w) + EPOCH_WAIT_NS;
+    if (!v->stopping && w->monotonic_ns(w) < *deadline &&
+        varve_disk_wait_epochs(v->disk, *deadline) == 0)
+        return true;
+    varve_err_set(err, EIO, "Disk '%s': it is in an epoch whose files could not be had in time",
+                  v->disk->name);
+    return false;
+}
+
+static void served_view_note_failed(struct varve_served_view *v, uint64_t off, uint64_t len)
+{
+    const struct varve_geometry *g = &v->disk->identity.geometry;
+
+    pthread_mutex_lock(&v->lock);
+    if (!v->failed)
+        v->failed = varve_bitmap_new(g->nblks);
+    if (v->failed)
+        varve_bitmap_set(v->failed, off >> g->shift, ((off + len - 1) >> g->shift) + 1);
+    pthread_mutex_unlock(&v->lock);
+}
+
+int varve_served_view_read(struct varve_served_view *v, void *buf, uint64_t off, uint32_t len,
+                           struct varve_err *err)
+{
+    uint64_t deadline = 0;
+    int rc;
+
+    do
+        rc = varve_view_read(v->source, &v->view, buf, off, len, NULL, err);
+    while (rc == -EAGAIN && served_view_wait(v, &deadline, err));
+    if (rc == 0)
+        return 0;
+    served_view_note_failed(v, off, len);
+    return rc == -EAGAIN ? -EIO : rc;
+}
+
+int varve_served_view_hole_run(struct varve_served_view *v, uint64_t off, uint64_t end,
+                               uint64_t *run_end, struct varve_err *err)
+{
+    uint64_t deadline = 0;
+    int rc;
+
+    do
+        rc = varve_allocation_run(v->allocation, off, end, run_end, err);
+    while (rc == -EAGAIN && served_view_wait(v, &deadline, err));
+    return rc == -EAGAIN ? -EIO : rc;
+}
+
+bool varve_served_view_or_failed(struct varve_served_view *v, struct varve_bitmap *into)
+{
+    bool any;
+
+    pthread_mutex_lock(&v->lock);
+    any = v->failed != NULL;
+    if (any)
+        varve_bitmap_or(into, v->failed);
+    pthread_mutex_unlock(&v->lock);
+    return any;
+}

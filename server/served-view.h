@@ -1,0 +1,52 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ *
+ * A view that clients read: one of a backup's disks, shared by all exports of it, reference-counted.
+ * Any thread.  It outlives its backup as long as somebody reads, and tells when the last one has gone,
+ * so that nothing of the view is freed under a reader.
+ */
+#ifndef VARVE_SERVER_SERVED_VIEW_H
+#define VARVE_SERVER_SERVED_VIEW_H
+
+#include "lib/view.h"
+#include "server/allocation.h"
+#include "server/disk.h"
+
+#include <pthread.h>
+#include <stdatomic.h>
+
+struct varve_served_view {
+    struct varve_disk *disk;
+    struct varve_source *source;
+    struct varve_view view;
+    struct varve_allocation *allocation;
+
+    _Atomic unsigned refs;
+    void (*last_gone)(struct varve_served_view *v, void *arg); /* any thread; then it is freed */
+    void *arg;
+
+    pthread_mutex_t lock;        /* guards failed; rank: a leaf */
+    struct varve_bitmap *failed; /* blocks of reads that were answered with an error; NULL: none */
+    _Atomic bool stopping;       /* no more waiting for missing epochs */
+};
+
+/* With one reference.  NULL: no memory. */
+struct varve_served_view *varve_served_view_new(struct varve_disk *disk, uint64_t id,
+                                                uint64_t boundary,
+                                                void (*last_gone)(struct varve_served_view *v,
+                                                                  void *arg),
+                                                void *arg);
+struct varve_served_view *varve_served_view_ref(struct varve_served_view *v);
+void varve_served_view_unref(struct varve_served_view *v);
+
+/* Pool threads.  As varve_view_read, but waits up to 5 s for an epoch that is not here yet, and
+ * remembers the range of an error. */
+int varve_served_view_read(struct varve_served_view *v, void *buf, uint64_t off, uint32_t len,
+                           struct varve_err *err);
+/* Pool threads.  As varve_allocation_run, with the same patience. */
+int varve_served_view_hole_run(struct varve_served_view *v, uint64_t off, uint64_t end,
+                               uint64_t *run_end, struct varve_err *err);
+
+/* ORs the blocks of failed reads into `into`; false: there were none. */
+bool varve_served_view_or_failed(struct varve_served_view *v, struct varve_bitmap *into);
+
+#endif

@@ -1,0 +1,161 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ *
+ * What is told of a block, by allocation (of its 64 KiB unit) and changes:
+ *
+ *                      data    hole, clean    hole, dirty
+ *  base:allocation     0       HOLE|ZERO      ZERO         virtnbdbackup skips "dirty and hole"
+ *  qemu:dirty-bitmap   0 or 1  0              1            virtnbdbackup asserts 0 or 1
+ *  delta's allocation  HOLE|ZERO where clean, else 0, zeroes or not
+ */
+#include "server/view-export.h"
+
+#include "lib/bitmap.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define STATE_HOLE 1u
+#define STATE_ZERO 2u
+
+#define PREFERRED_MIN UINT64_C(4096)
+
+enum { CTX_ALLOCATION = 0, CTX_DIRTY = 1 };
+
+static struct varve_view_export *of(struct varve_export *e)
+{
+    return (struct varve_view_export *)e;
+}
+
+static int view_export_read(struct varve_export *e, void *buf, uint64_t off, uint32_t len,
+                            struct varve_err *err)
+{
+    return varve_served_view_read(of(e)->view, buf, off, len, err);
+}
+
+/* Whether the block at off is dirty, and where in (off, end] that changes. */
+static bool dirty_run(const struct varve_geometry *g, const struct varve_bitmap *map, uint64_t off,
+                      uint64_t end, uint64_t *run_end)
+{
+    uint64_t blk = off >> g->shift, last = ((end - 1) >> g->shift) + 1, to;
+    bool dirty;
+
+    *run_end = end;
+    if (!map)
+        return true;
+    dirty = varve_bitmap_test(map, blk);
+    to = varve_bitmap_find_until(map, blk, last, !dirty);
+    if (to < last)
+        *run_end = to << g->shift;
+    return dirty;
+}
+
+/* Flags at off, which lies in a run of `dirty` blocks up to end; uniform up to *run_end.
+ * Negative: -errno. */
+static int status_run(struct varve_view_export *x, unsigned ctx, bool dirty, uint64_t off,
+                      uint64_t end, uint64_t *run_end, struct varve_err *err)
+{
+    int hole;
+
+    *run_end = end;
+    if (x->delta)
+        return dirty ? 0 : (int)(STATE_HOLE | STATE_ZERO);
+    if (ctx == CTX_DIRTY)
+        return dirty;
+    hole = varve_served_view_hole_run(x->view, off, end, run_end, err);
+    if (hole <= 0)
+        return hole;
+    return dirty ? (int)STATE_ZERO : (int)(STATE_HOLE | STATE_ZERO);
+}
+
+static int view_export_status(struct varve_export *e, unsigned ctx, uint64_t off, uint64_t len,
+                              struct varve_extent *out, size_t max, struct varve_err *err)
+{
+    struct varve_view_export *x = of(e);
+    const struct varve_bitmap *map;
+    uint64_t end = off + len, dirty_end = off;
+    bool dirty = false;
+    size_t n = 0;
+    int rc = varve_changes_get(x->changes, &map, err);
+
+    if (rc < 0)
+        return rc;
+    while (off < end) {
+        uint64_t run_end;
+        int flags;
+
+        if (off == dirty_end)
+            dirty = dirty_run(&x->view->disk->identity.geometry, map, off, end, &dirty_end);
+        flags = status_run(x, ctx, dirty, off, dirty_end, &run_end, err);
+        if (flags < 0)
+            return n > 1 ? (int)n - 1 : flags; /* the last run may be unfinished */
+        if (n > 0 && out[n - 1].flags == (uint32_t)flags) {
+            out[n - 1].len += run_end - off;
+        } else {
+            if (n == max)
+                break;
+            out[n].len = run_end - off;
+            out[n].flags = (uint32_t)flags;
+            n++;
+        }
+        off = run_end;
+    }
+    return (int)n;
+}
+
+static void view_export_free(struct varve_export *e)
+{
+    struct varve_view_export *x = of(e);
+
+    varve_served_view_unref(x->view);
+    varve_changes_unref(x->changes);
+    free(x->dirty_context);
+    free(x->e.description);
+    free(x->e.name);
+    free(x);
+}
+
+static const struct varve_export_ops view_export_ops = {
+    .read = view_export_read,
+    .status = view_export_status,
+    .free = view_export_free,
+};
+
+struct varve_view_export *varve_view_export_new(const char *name, const char *bitmap, bool listed,
+                                                struct varve_served_view *view,
+                                                struct varve_changes *changes)
+{
+    const struct varve_geometry *g = &view->disk->identity.geometry;
+    struct varve_view_export *x = calloc(1, sizeof(*x));
+    uint64_t block = varve_block_size(g) > PREFERRED_MIN ? varve_block_size(g) : PREFERRED_MIN;
+
+    if (!x)
+        return NULL;
+    x->e.name = strdup(name);
+    if (asprintf(&x->e.description, "disk %s at the start of its epoch %llu", view->disk->name,
+                 (unsigned long long)view->view.boundary) < 0)
+        x->e.description = NULL;
+    if (bitmap && asprintf(&x->dirty_context, "%s%s", VARVE_CTX_DIRTY_PREFIX, bitmap) < 0)
+        x->dirty_context = NULL;
+    if (!x->e.name || (bitmap && !x->dirty_context)) {
+        free(x->dirty_context);
+        free(x->e.description);
+        free(x->e.name);
+        free(x);
+        return NULL;
+    }
+    x->e.ops = &view_export_ops;
+    x->e.size = g->size;
+    x->e.block_pref = (uint32_t)block;
+    x->e.listed = listed;
+    x->e.refs = 1;
+    x->contexts[CTX_ALLOCATION] = VARVE_CTX_ALLOCATION;
+    x->contexts[CTX_DIRTY] = x->dirty_context;
+    x->e.contexts = x->contexts;
+    x->e.ncontexts = bitmap ? 2 : 1;
+    x->delta = !bitmap;
+    x->view = varve_served_view_ref(view);
+    x->changes = varve_changes_ref(changes);
+    return x;
+}
