@@ -9,6 +9,7 @@ here knows what the server under test promises beyond the protocol: that is the 
 import os
 import socket
 import struct
+import threading
 import time
 
 DEADLINE = float(os.environ.get("NBD_TEST_DEADLINE", "20"))
@@ -223,6 +224,19 @@ class Conn:
             raise Silence("the server took nothing for %g s" % self.deadline) from None
         except (BrokenPipeError, ConnectionResetError):
             raise Closed("the server closed while we sent") from None
+
+    def post(self, data):
+        """Sends from a thread of its own, so that replies can be read meanwhile: a server may stop
+        taking requests until its replies are taken."""
+        def run():
+            try:
+                self.sock.settimeout(self.deadline)
+                self.sock.sendall(data)
+            except OSError:
+                pass  # whoever waits for the replies will tell
+        t = threading.Thread(target=run, daemon=True)
+        t.start()
+        return t
 
     def _fill(self, n, what):
         end = time.monotonic() + self.deadline

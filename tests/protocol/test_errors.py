@@ -26,7 +26,7 @@ def every_unknown_command_is_einval(s):
     """Error values; NBD_CMD_RESIZE belongs to an extension."""
     with s.open("pat") as c:
         cmds = [8] + list(range(9, 2000)) + list(range(0x8000, 0x8100)) + list(range(0xFF00, 0x10000))
-        c.send(b"".join(c.pack(k, 12345, 0xFFFFFFFF, k & 1)[0] for k in cmds))
+        c.post(b"".join(c.pack(k, 12345, 0xFFFFFFFF, k & 1)[0] for k in cmds))
         for _ in cmds:
             _, p = c.wait_any()
             must(p.error == EINVAL, "command %d got %s", p.cmd, p.errors)
@@ -85,7 +85,7 @@ def replies_before_a_bad_magic_are_sound(s):
     for mode in MODES:
         with s.open("vda", structured=mode) as c:
             blob = b"".join(c.pack(CMD_READ, i * 65536, 65536)[0] for i in range(50))
-            c.send(blob + b"\0" * 28)
+            c.post(blob + b"\0" * 28)
             try:
                 for _ in range(50):
                     _, p = c.wait_any()
@@ -142,7 +142,7 @@ def random_requests_get_what_the_page_says(s):
                     blob += c.pack(cmd, off, n, flags)[0]
                     if cmd == CMD_WRITE:
                         blob += b"\x25\x60\x95\x13" * (n // 4) + b"%" * (n % 4)
-                c.send(blob)
+                c.post(blob)
                 for _ in range(50):
                     judge(c.wait_any()[1])
             c.disc()

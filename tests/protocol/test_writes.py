@@ -86,7 +86,7 @@ def writes_and_reads_in_one_segment_are_all_answered(s):
             for i in range(50):
                 blob += c.pack(CMD_WRITE, 0, 1000 + i)[0] + b"\x25\x60\x95\x13" * 250 + bytes(i)
                 blob += c.pack(CMD_READ, i * 512, 512)[0]
-            c.send(blob)
+            c.post(blob)
             for _ in range(100):
                 _, p = c.wait_any()
                 if p.cmd == CMD_WRITE:
