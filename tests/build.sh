@@ -13,7 +13,7 @@ shift
 
 # A tarball has its configure; a clone, or one whose configure.ac changed, needs it made.
 if [ ! -x "$src/configure" ] || [ "$src/configure.ac" -nt "$src/configure" ]; then
-    (cd "$src" && autoreconf -fi)
+    (cd "$src" && mkdir -p m4 && autoreconf -fi)
 fi
 cd "$build"
 if [ ! -f config.status ] || [ $# -gt 0 ]; then

@@ -141,7 +141,7 @@ if [ -z "$build" ]; then
     build=$work/build
 fi
 if [ ! -x "$build/server/varved" ] || [ ! -x "$build/client/varve" ]; then
-    echo "Building varve..."
+    echo "Building varve (a minute at most)..."
     "$src/tests/build.sh" "$build" >"$work/build.log" 2>&1
 fi
 build=$(cd "$build" && pwd)

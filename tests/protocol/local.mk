@@ -33,3 +33,11 @@ EXTRA_DIST += \
 	%D%/test_shutdown.py \
 	%D%/test_status.py \
 	%D%/test_writes.py
+THREAD_TESTS += \
+	%D%/test_clients.py \
+	%D%/test_errors.py \
+	%D%/test_hostile.py \
+	%D%/test_limits.py \
+	%D%/test_read.py \
+	%D%/test_shutdown.py \
+	%D%/test_status.py
