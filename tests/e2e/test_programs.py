@@ -1,0 +1,212 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: BSD-3-Clause
+"""The programs that people use against a backup: nbdinfo, nbdcopy, qemu-img, nbdfuse."""
+import json
+import os
+import shutil
+
+import backups
+import nbdclient
+from harness import M, Stack, can_connect, run, wait_for
+from incremental import BITMAP, BLOCK, SIZE, Incremental
+from tap import Skip, main, rng, test
+
+
+def need(program):
+    if not shutil.which(program):
+        raise Skip("%s is not installed" % program)
+
+
+@test
+def nbdinfo_runs_beside_an_open_connection():
+    """virtnbdbackup does that: --json, --list, --map, --size, --can while a client is connected."""
+    with Incremental() as b, b.connect() as held:
+        info = json.loads(run(["nbdinfo", "--json", b.s.uri("vda")]).stdout)
+        export, = info["exports"]
+        assert info["structured"] is True and info["protocol"] == "newstyle-fixed"
+        assert export["export-size"] == SIZE and export["is_read_only"] is True
+        assert export["can_multi_conn"] is True
+        assert set(export["contexts"]) >= {"base:allocation", BITMAP}, export
+        assert export["block_size_minimum"] == 1
+        assert export["block_size_maximum"] == 32 * M
+        listed = json.loads(run(["nbdinfo", "--list", "--json", b.s.uri("")]).stdout)
+        assert [e["export-name"] for e in listed["exports"]] == ["vda"], listed
+        assert run(["nbdinfo", "--size", b.s.uri("vda")]).stdout.strip() == str(SIZE)
+        run(["nbdinfo", "--can", "multi-conn", b.s.uri("vda")])
+        run(["nbdinfo", "--is", "read-only", b.s.uri("vda")])
+        got = json.loads(run(["nbdinfo", "--map=" + BITMAP, "--json", b.s.uri("vda")]).stdout)
+        assert [(e["offset"], e["length"]) for e in got if e["type"] == 1] == \
+            backups.dirty(b.s.nbd, "vda", BITMAP)
+        run(["nbdinfo", "--map", b.s.uri("vda")])
+        run(["nbdinfo", "--map", "--totals", b.s.uri("vda")])
+        assert held.read(0, 8) == b"new data"
+
+
+@test
+def nbdcopy_with_several_connections_copies_the_view():
+    """Full copy to a file, 1, 4 and 16 connections, with and without extents."""
+    with Incremental() as b:
+        for options in (["--connections=1"], ["--connections=4"],
+                        ["--connections=16", "--requests=64"], ["--no-extents"], ["--synchronous"]):
+            target = b.s.path("copy.img")
+            run(["nbdcopy", *options, b.s.uri("vda"), target])
+            assert b.s.content(target) == b.live, options
+            os.unlink(target)
+
+
+def delta(s, export, target):
+    """The documented command: today's changes onto yesterday's full copy."""
+    sock = os.path.join(s.socks, "target.sock")
+    p = s.spawn("nbdkit-file",
+                ["nbdkit", "-f", "-U", sock, "--exit-with-parent", "file", target])
+    try:
+        wait_for("nbdkit file", lambda: can_connect(sock), p)
+        run(["nbdcopy", "--destination-is-zero", "-S", "0", s.uri(export),
+             "nbd+unix:///?socket=" + sock])
+    finally:
+        s.stop(p)
+        if os.path.exists(sock):
+            os.unlink(sock)
+
+
+@test
+def nbdcopy_from_delta_makes_todays_of_yesterdays_full_copy():
+    """Also where the guest zeroed or trimmed; clean ranges of the target are not written."""
+    random = rng("delta")
+    with Stack() as s:
+        disk = s.start("vda", SIZE, granularity="64K")
+        with s.qmp() as q, disk.connect() as c:
+            c.write(0, b"\x33" * 24 * M)
+            ident, _ = backups.begin(q, ["vda"], checkpoint="monday")
+            target = s.path("full.img")
+            run(["nbdcopy", s.uri("vda"), target])
+            backups.end(q, ident)
+            for _ in range(40):
+                off, n = random.randrange(0, SIZE - M), random.randrange(1, M)
+                random.choice((lambda: c.write(off, b"w" * n), lambda: c.zero(off, n),
+                               lambda: c.trim(off, n)))()
+            c.zero(4 * M, 3 * M)
+            c.trim(12 * M, 3 * M)
+            live = b"".join(c.read(o, 16 * M) for o in range(0, SIZE, 16 * M))
+            ident, _ = backups.begin(q, [{"disk": "vda", "since": "monday"}], checkpoint="tuesday")
+            # what is clean is marked in the target first: it must not be touched
+            yesterday = bytearray(s.content(target))
+            clean = [(o, n) for o, n, f in backups.extents(s.nbd, "vda", BITMAP) if not f]
+            for export in ("vda+delta", "vda@monday+delta"):
+                mine = s.path("copy.img")
+                marked = bytearray(yesterday)
+                for o, n in clean:
+                    marked[o:o + 3] = b"KEE"
+                with open(mine, "wb") as f:
+                    f.write(marked)
+                delta(s, export, mine)
+                got = bytearray(s.content(mine))
+                for o, n in clean:
+                    assert got[o:o + 3] == b"KEE", "%s: clean range at %d was written" % (export, o)
+                    got[o:o + 3] = yesterday[o:o + 3]
+                at = backups.first_difference(got, live)
+                assert at is None, "%s: differs at %d" % (export, at)
+            # and with nothing marked, as a user runs it
+            delta(s, "vda+delta", target)
+            assert s.content(target) == live
+            with s.connect("vda+delta") as d:  # its reads of clean ranges are true
+                for o, n in clean:
+                    assert d.read(o, min(n, 4096)) == live[o:o + min(n, 4096)]
+            with nbdclient.NBD(s.nbd) as d:
+                assert d.client_flags().list_exports() == ["vda"], "+delta stands in LIST"
+                d.option(nbdclient.OPT_ABORT)
+            backups.end(q, ident)
+
+
+def image_opts(b, export, **more):
+    opts = "driver=nbd,server.type=unix,server.path=%s,export=%s" % (b.s.nbd, export)
+    return opts + "".join(",%s=%s" % (k.replace("_", "-"), v) for k, v in more.items())
+
+
+@test
+def qemu_img_map_shows_the_dirty_bitmap():
+    """x-dirty-bitmap: what is dirty shows as "data": false (QEMU's convention)."""
+    need("qemu-img")
+    with Incremental() as b:
+        got = json.loads(run(["qemu-img", "map", "--output=json", "--image-opts",
+                              image_opts(b, "vda", x_dirty_bitmap=BITMAP)]).stdout)
+        seen, out = [], None
+        for e in got:
+            if not e["data"]:
+                if out and out[0] + out[1] == e["start"]:
+                    out[1] += e["length"]
+                else:
+                    out = [e["start"], e["length"]]
+                    seen.append(out)
+        assert [tuple(e) for e in seen] == backups.dirty(b.s.nbd, "vda", BITMAP), got
+        base = json.loads(run(["qemu-img", "map", "--output=json", "--image-opts",
+                               image_opts(b, "vda")]).stdout)
+        assert sum(e["length"] for e in base) == SIZE
+
+
+@test
+def qemu_img_converts_the_view():
+    """To a raw file and to qcow2, both equal to the view."""
+    need("qemu-img")
+    with Incremental() as b:
+        for fmt in ("raw", "qcow2"):
+            target = b.s.path("copy." + fmt)
+            run(["qemu-img", "convert", "-O", fmt, "--image-opts", image_opts(b, "vda"), target])
+            plain = b.s.path("plain.img")
+            run(["qemu-img", "convert", "-f", fmt, "-O", "raw", target, plain])
+            assert b.s.content(plain) == b.live, fmt
+
+
+@test
+def nbdfuse_mounts_the_view():
+    """The view as a file, while the guest goes on writing."""
+    need("nbdfuse")
+    if not os.access("/dev/fuse", os.R_OK | os.W_OK) or not shutil.which("fusermount3"):
+        raise Skip("FUSE cannot be used here")
+    with Incremental() as b:
+        mount = b.s.path("mnt")
+        os.mkdir(mount)
+        p = b.s.spawn("nbdfuse", ["nbdfuse", "-r", mount, b.s.uri("vda")])
+        inside = os.path.join(mount, "nbd")
+        try:
+            wait_for("nbdfuse", lambda: os.path.exists(inside), p)
+        except (RuntimeError, TimeoutError):
+            with open(p.log) as f:
+                why = f.read().strip()
+            b.s.killed.add(p.pid)
+            if "not permitted" in why or "ermission" in why:
+                raise Skip("FUSE cannot be used here")
+            raise
+        try:
+            with b.disk.connect() as c:
+                c.write(0, b"\xcc" * M)
+            assert os.path.getsize(inside) == SIZE
+            assert b.s.content(inside) == b.live
+        finally:
+            run(["fusermount3", "-u", mount])
+            p.wait(60)
+
+
+@test
+def varve_pull_and_nbdcopy_agree():
+    """varve's own client makes the same full and incremental copies."""
+    with Stack() as s:
+        disk = s.start("vda", SIZE, granularity="64K")
+        with s.qmp() as q, disk.connect() as c:
+            c.write(3 * M, b"monday" * 1000)
+            ident, _ = backups.begin(q, ["vda"], checkpoint="monday")
+            mine = s.path("mine.img")
+            s.varve("pull", s.uri("vda"), mine)
+            assert s.content(mine) == backups.pull(s.nbd, "vda")
+            backups.end(q, ident)
+            c.trim(3 * M, BLOCK)
+            c.zero(9 * M, BLOCK)
+            c.write(50 * M + 5, b"tuesday")
+            ident, _ = backups.begin(q, [{"disk": "vda", "since": "monday"}])
+            s.varve("pull", s.uri("vda"), mine, "--context", BITMAP)
+            assert s.content(mine) == backups.pull(s.nbd, "vda")
+            backups.end(q, ident)
+
+
+if __name__ == "__main__":
+    main()
