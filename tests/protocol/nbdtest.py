@@ -158,8 +158,11 @@ def fixture_has(option):
     """Whether the fixture's --help names the option."""
     global _help
     if _help is None:
-        r = subprocess.run(fixture_command() + ["--help"], stdout=subprocess.PIPE,
+        env = dict(os.environ)
+        env["ASAN_OPTIONS"] = env.get("ASAN_OPTIONS", "") + ":detect_leaks=0"
+        r = subprocess.run(fixture_command() + ["--help"], stdout=subprocess.PIPE, env=env,
                            stderr=subprocess.STDOUT, timeout=DEADLINE)
+        must(r.returncode == 0, "--help ended with %s", r.returncode)
         _help = r.stdout.decode()
     return re.search(re.escape(option) + r"\b", _help) is not None
 

@@ -182,11 +182,19 @@ class Conn:
         if rcvbuf:
             self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, rcvbuf)
         self.sock.settimeout(deadline)
-        try:
-            self.sock.connect(target)
-        except BaseException:
-            self.sock.close()
-            raise
+        end = time.monotonic() + deadline
+        while True:
+            try:
+                self.sock.connect(target)
+                break
+            except BlockingIOError:  # a unix listener's queue is full for the moment
+                if time.monotonic() > end:
+                    self.sock.close()
+                    raise Silence("the server accepts nobody") from None
+                time.sleep(0.002)
+            except BaseException:
+                self.sock.close()
+                raise
         self.buf = bytearray()
         self.hflags = None
         self.cflags = 0

@@ -194,19 +194,18 @@ def export_withdrawn_under_load_closes_cleanly(s):
         for c in conns:
             c.send(b"".join(c.pack(CMD_READ, i * 300000, 300000)[0]
                             + c.pack(CMD_BLOCK_STATUS, 0, 64 * M)[0] for i in range(100)))
-        for c in conns:
-            c.wait_any()
+        conns[0].wait_any()  # the others' replies fill their sockets
         f.proc.send_signal(signal.SIGUSR1)
         for c in conns:
             with c:
                 try:
-                    while True:
+                    while c.pending:
                         _, p = c.wait_any()  # judged by nbdwire; a cut reply ends in Closed
                         if p.cmd == CMD_READ and not p.errors:
                             must(p.data == pattern(p.off, p.len), "wrong bytes")
-                        must(c.pending, "all 200 were answered, and the connection stays")
                 except Closed:
-                    pass
+                    continue
+                c.expect_close()
         f.check_serves()
 
 
