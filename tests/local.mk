@@ -15,3 +15,39 @@ check_PROGRAMS += %D%/server/nbd-fixture
 %C%_server_nbd_fixture_SOURCES = %D%/server/nbd-fixture.c
 %C%_server_nbd_fixture_CFLAGS = $(AM_CFLAGS) $(LIBUV_CFLAGS)
 %C%_server_nbd_fixture_LDADD = server/libnbdserver.la $(LIBUV_LIBS)
+
+# Fixtures: directories, worlds that fail, disks.
+check_LTLIBRARIES += %D%/lib/libtest.la
+%C%_lib_libtest_la_SOURCES = \
+	%D%/lib/disk-fixture.c \
+	%D%/lib/disk-fixture.h \
+	%D%/lib/fault-world.c \
+	%D%/lib/fault-world.h \
+	%D%/lib/power-world.c \
+	%D%/lib/power-world.h \
+	%D%/lib/tmpdir.c \
+	%D%/lib/tmpdir.h
+
+check_PROGRAMS += %D%/unit/test-block
+%C%_unit_test_block_SOURCES = %D%/unit/test-block.c
+%C%_unit_test_block_CFLAGS = $(AM_CFLAGS) $(CMOCKA_CFLAGS)
+%C%_unit_test_block_LDADD = %D%/lib/libtest.la lib/libvarve.la $(CMOCKA_LIBS)
+TESTS += %D%/unit/test-block
+
+check_PROGRAMS += %D%/unit/test-bitmap
+%C%_unit_test_bitmap_SOURCES = %D%/unit/test-bitmap.c
+%C%_unit_test_bitmap_CFLAGS = $(AM_CFLAGS) $(CMOCKA_CFLAGS)
+%C%_unit_test_bitmap_LDADD = %D%/lib/libtest.la lib/libvarve.la $(CMOCKA_LIBS)
+TESTS += %D%/unit/test-bitmap
+
+check_PROGRAMS += %D%/unit/test-paths
+%C%_unit_test_paths_SOURCES = %D%/unit/test-paths.c
+%C%_unit_test_paths_CFLAGS = $(AM_CFLAGS) $(CMOCKA_CFLAGS)
+%C%_unit_test_paths_LDADD = %D%/lib/libtest.la lib/libvarve.la $(CMOCKA_LIBS)
+TESTS += %D%/unit/test-paths
+
+check_PROGRAMS += %D%/unit/test-identity
+%C%_unit_test_identity_SOURCES = %D%/unit/test-identity.c
+%C%_unit_test_identity_CFLAGS = $(AM_CFLAGS) $(CMOCKA_CFLAGS)
+%C%_unit_test_identity_LDADD = %D%/lib/libtest.la lib/libvarve.la $(CMOCKA_LIBS)
+TESTS += %D%/unit/test-identity

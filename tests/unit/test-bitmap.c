@@ -1,0 +1,141 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ *
+ * Both kinds of bitmaps against arrays of bools.
+ */
+#include "lib/bitmap.h"
+
+#include <pthread.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+#define NBITS 200u /* neither a multiple of 64 nor within one word */
+
+static void set_marks_exactly_its_range(void **state)
+{
+    (void)state;
+    for (uint64_t from = 0; from <= NBITS; from++) {
+        for (uint64_t to = from; to <= NBITS; to++) {
+            _Atomic uint64_t shared[(NBITS + 63) / 64] = {0};
+            struct varve_bitmap *plain = varve_bitmap_new(NBITS);
+
+            assert_non_null(plain);
+            varve_abits_set(shared, from, to);
+            varve_bitmap_set(plain, from, to);
+            for (uint64_t bit = 0; bit < NBITS; bit++) {
+                bool want = bit >= from && bit < to;
+
+                assert_int_equal(varve_abits_test(shared, bit), want);
+                assert_int_equal(varve_bitmap_test(plain, bit), want);
+            }
+            assert_int_equal(varve_bitmap_count(plain), to - from);
+            assert_int_equal(varve_bitmap_find(plain, 0, true), from < to ? from : NBITS);
+            assert_int_equal(varve_bitmap_find(plain, from, false), to < NBITS ? to : NBITS);
+            assert_int_equal(varve_abits_find(shared, 0, NBITS, true), from < to ? from : NBITS);
+            assert_int_equal(varve_abits_find(shared, from, NBITS, false), to);
+            free(plain);
+        }
+    }
+}
+
+static void find_never_leaves_its_range(void **state)
+{
+    _Atomic uint64_t shared[4] = {0};
+
+    (void)state;
+    varve_abits_set(shared, 100, 101);
+    for (uint64_t from = 0; from <= 100; from++) {
+        for (uint64_t to = from; to <= 200; to++)
+            assert_int_equal(varve_abits_find(shared, from, to, true), to > 100 ? 100 : to);
+    }
+    assert_int_equal(varve_abits_find(shared, 101, 200, true), 200);
+    assert_int_equal(varve_abits_find(shared, 300, 200, true), 200);
+}
+
+static void bits_behind_the_end_stay_clear(void **state)
+{
+    struct varve_bitmap *m = varve_bitmap_new(70);
+
+    (void)state;
+    varve_bitmap_set(m, 60, 1000);
+    assert_int_equal(varve_bitmap_count(m), 10);
+    assert_int_equal(m->words[1], 0x3f);
+    assert_int_equal(varve_bitmap_find(m, 60, false), 70);
+    assert_int_equal(varve_bitmap_find(m, 1000, false), 70);
+    free(m);
+
+    m = varve_bitmap_new(0);
+    assert_non_null(m);
+    assert_int_equal(varve_bitmap_find(m, 0, true), 0);
+    assert_int_equal(varve_bitmap_count(m), 0);
+    free(m);
+}
+
+static void or_is_the_union(void **state)
+{
+    struct varve_bitmap *a = varve_bitmap_new(NBITS), *b = varve_bitmap_new(NBITS);
+
+    (void)state;
+    varve_bitmap_set(a, 3, 70);
+    varve_bitmap_set(b, 60, 130);
+    varve_bitmap_set(b, 199, 200);
+    varve_bitmap_or(a, b);
+    for (uint64_t bit = 0; bit < NBITS; bit++)
+        assert_int_equal(varve_bitmap_test(a, bit), (bit >= 3 && bit < 130) || bit == 199);
+    assert_int_equal(varve_bitmap_count(b), 71);
+    free(a);
+    free(b);
+}
+
+#define RACERS    4u
+#define RACE_BITS 65536u
+
+static _Atomic uint64_t race_map[RACE_BITS / 64];
+static pthread_barrier_t race_start;
+
+static void *racer(void *arg)
+{
+    uint64_t me = *(uint64_t *)arg;
+
+    pthread_barrier_wait(&race_start);
+    for (uint64_t bit = me; bit < RACE_BITS; bit += RACERS)
+        varve_abits_set(race_map, bit, bit + 1);
+    return NULL;
+}
+
+/* Every word is set bit by bit by four threads at once. */
+static void no_bit_is_lost_when_writers_share_words(void **state)
+{
+    (void)state;
+    assert_int_equal(pthread_barrier_init(&race_start, NULL, RACERS), 0);
+    for (int round = 0; round < 50; round++) {
+        pthread_t threads[RACERS];
+        uint64_t numbers[RACERS];
+
+        memset(race_map, 0, sizeof(race_map));
+        for (uint64_t i = 0; i < RACERS; i++) {
+            numbers[i] = i;
+            assert_int_equal(pthread_create(&threads[i], NULL, racer, &numbers[i]), 0);
+        }
+        for (uint64_t i = 0; i < RACERS; i++)
+            pthread_join(threads[i], NULL);
+        assert_int_equal(varve_abits_find(race_map, 0, RACE_BITS, false), RACE_BITS);
+    }
+    pthread_barrier_destroy(&race_start);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(set_marks_exactly_its_range),
+        cmocka_unit_test(find_never_leaves_its_range),
+        cmocka_unit_test(bits_behind_the_end_stay_clear),
+        cmocka_unit_test(or_is_the_union),
+        cmocka_unit_test(no_bit_is_lost_when_writers_share_words),
+    };
+
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
