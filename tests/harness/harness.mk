@@ -30,7 +30,9 @@ check-threads: all
 	$(MAKE) $(AM_MAKEFLAGS) check TESTS='$(THREAD_TESTS)'
 .PHONY: check-threads
 
+TESTS += %D%/test_driver.py
 EXTRA_DIST += \
+	%D%/test_driver.py \
 	.ci/run \
 	.clang-format \
 	HACKING \
