@@ -145,11 +145,44 @@ static void drop_whole(struct varve_nbd_conn *c, struct varve_nbd_req *req)
     req->whole = NULL;
 }
 
+/* Sends the hole that was put together so far. */
+static void send_hole(struct varve_nbd_conn *c, struct varve_nbd_req *req, bool last)
+{
+    struct varve_nbd_out *out = varve_nbd_out_new(VARVE_NBD_HOLE_LEN);
+
+    if (!out) {
+        varve_nbd_conn_close(c);
+        return;
+    }
+    varve_nbd_encode_hole(out->data, last ? VARVE_NBD_CHUNK_DONE : 0, req->hdr.cookie,
+                          req->hole_off, (uint32_t)req->hole_len);
+    req->hole_len = 0;
+    out->ends_request = last;
+    varve_nbd_conn_send(c, out);
+}
+
+/* Adds a piece that is a hole to the one before or behind it; a large hole is sent as one chunk. */
+static void add_hole(struct varve_nbd_conn *c, struct varve_nbd_req *req, uint64_t off,
+                     uint64_t len)
+{
+    if (req->hole_len && off + len == req->hole_off)
+        req->hole_off = off;
+    else if (req->hole_len && off != req->hole_off + req->hole_len)
+        send_hole(c, req, false);
+    if (!req->hole_len)
+        req->hole_off = off;
+    req->hole_len += len;
+}
+
 /* Ends a request that has nothing to launch and nothing in the pool.  `replied`: its last message
  * has been sent already. */
 static void req_finish(struct varve_nbd_conn *c, struct varve_nbd_req *req, bool replied)
 {
     assert(!req->left && !req->running);
+    if (req->hole_len) {
+        send_hole(c, req, !req->err.code);
+        replied = true;
+    }
     if (req->err.code) {
         drop_whole(c, req);
         reply_error(c, &req->hdr, req->err.code, req->err.msg,
@@ -185,21 +218,30 @@ static void cache_run(struct varve_nbd_job *job)
     job->export->ops->cache(job->export, job->off, job->len);
 }
 
-/* Sends what the job made.  True: the request's last message was among it. */
-static bool job_deliver(struct varve_nbd_conn *c, struct varve_nbd_job *job, bool last)
+/* Sends the chunks of a piece.  True: the request's last message was among them. */
+static bool deliver_piece(struct varve_nbd_conn *c, struct varve_nbd_job *job, bool last)
+{
+    struct varve_nbd_out *out = job->out;
+
+    if (!out->data_len) {
+        c->tx.held -= out->held;
+        add_hole(c, job->req, job->off, job->len);
+        return false; /* the hole will be the last message */
+    }
+    last = last && !job->req->hole_len;
+    if (last)
+        varve_nbd_chunk_set_done(job->last_chunk);
+    out->ends_request = last;
+    varve_nbd_conn_send(c, out);
+    job->out = NULL;
+    return last;
+}
+
+/* Sends block status; all of it is there. */
+static bool deliver_status(struct varve_nbd_conn *c, struct varve_nbd_job *job)
 {
     const struct varve_nbd_metactx *meta = job->meta;
 
-    if (job->out) {
-        if (last)
-            varve_nbd_chunk_set_done(job->last_chunk);
-        job->out->ends_request = last;
-        varve_nbd_conn_send(c, job->out);
-        job->out = NULL;
-        return last;
-    }
-    if (!meta)
-        return false;
     varve_nbd_chunk_set_done(job->chunks[meta->n - 1]->data);
     job->chunks[meta->n - 1]->ends_request = true;
     for (unsigned i = 0; i < meta->n; i++) {
@@ -208,6 +250,13 @@ static bool job_deliver(struct varve_nbd_conn *c, struct varve_nbd_job *job, boo
         job->chunks[i] = NULL;
     }
     return true;
+}
+
+static bool job_deliver(struct varve_nbd_conn *c, struct varve_nbd_job *job, bool last)
+{
+    if (job->out)
+        return deliver_piece(c, job, last);
+    return job->meta ? deliver_status(c, job) : false;
 }
 
 static void job_done(struct varve_nbd_conn *c, struct varve_nbd_job *job)
@@ -359,18 +408,33 @@ err_memory:
         req_finish(c, req, false);
 }
 
+static size_t req_cost(const struct varve_nbd_conn *c, const struct varve_nbd_req *req)
+{
+    return next_cost(c, req, next_len(req));
+}
+
+/* Whose turn it is.  When the first must wait for the budget, only those go on that need none: they
+ * hold what the first waits for. */
+static struct varve_nbd_req *req_pick(struct varve_nbd_conn *c)
+{
+    struct varve_nbd_req *req = TAILQ_FIRST(&c->tx.ready);
+
+    if (!req || !c->tx.held || c->tx.held + req_cost(c, req) <= VARVE_NBD_HELD_MAX)
+        return req;
+    TAILQ_FOREACH(req, &c->tx.ready, link)
+    {
+        if (!req_cost(c, req))
+            break;
+    }
+    return req;
+}
+
 void varve_nbd_transmit_pump(struct varve_nbd_conn *c)
 {
     struct varve_nbd_req *req;
 
-    while (c->tx.njobs < VARVE_NBD_JOBS_MAX && (req = TAILQ_FIRST(&c->tx.ready))) {
-        uint64_t len = next_len(req);
-        size_t cost = next_cost(c, req, len);
-
-        if (c->tx.held && cost && c->tx.held + cost > VARVE_NBD_HELD_MAX)
-            break;
-        launch(c, req, len, cost);
-    }
+    while (c->tx.njobs < VARVE_NBD_JOBS_MAX && (req = req_pick(c)))
+        launch(c, req, next_len(req), req_cost(c, req));
 }
 
 /* --- taking requests ------------------------------------------------------------------------ */

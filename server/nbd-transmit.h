@@ -45,6 +45,7 @@ struct varve_nbd_req {
     uint64_t next, left;         /* what is not yet launched; bytes */
     unsigned running;            /* jobs in the pool */
     struct varve_nbd_out *whole; /* replies in one piece: filled by all jobs */
+    uint64_t hole_off, hole_len; /* zeroes that were read and not yet sent */
     struct varve_err err;        /* code != 0: it failed, at err_off if that is known */
     uint64_t err_off;
     bool err_has_off;

@@ -22,7 +22,7 @@
 #include <uv.h>
 
 #define FIXTURE_LISTENERS_MAX 8
-#define FIXTURE_EXPORTS_MAX   64
+#define FIXTURE_EXPORTS_MAX   4096
 #define FIXTURE_CONTEXTS_MAX  8
 #define FIXTURE_ERRORS_MAX    8
 #define FIXTURE_CLOSE_MS      2000
@@ -492,14 +492,14 @@ static void add_export(struct fixture *x, const char *arg)
 
 int main(int argc, char **argv)
 {
-    struct fixture x = {.nexports = 0};
+    static struct fixture x;
     struct varve_nbd_options o;
     char *wheres[FIXTURE_LISTENERS_MAX];
     unsigned nwheres = 0;
     int opt, rc;
 
     /* More threads than one connection may use, as the daemon has. */
-    setenv("UV_THREADPOOL_SIZE", "16", 0);
+    setenv("UV_THREADPOOL_SIZE", "64", 0);
     signal(SIGPIPE, SIG_IGN);
     varve_nbd_options_default(&o);
     x.exports = varve_exports_new();
@@ -535,7 +535,7 @@ int main(int argc, char **argv)
             break;
         case OPT_HELP:
             fputs(usage, stdout);
-            return 0;
+            exit(0);
         default:
             return 2;
         }
