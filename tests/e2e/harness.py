@@ -35,10 +35,15 @@ def find_build():
     raise SystemExit("no build found: set VARVE_BUILD to the build directory")
 
 
+def find_program(name, folder):
+    inside = os.path.join(BUILD, folder, name)
+    return inside if os.path.exists(inside) else os.path.join(BUILD, name)
+
+
 BUILD = find_build()
 PLUGIN = os.path.join(BUILD, "plugin/.libs/nbdkit-varve-plugin.so")
-VARVED = os.path.join(BUILD, "server/varved")
-VARVE = os.path.join(BUILD, "client/varve")
+VARVED = find_program("varved", "server")
+VARVE = find_program("varve", "client")
 
 
 def sanitizer_preload():

@@ -5,6 +5,7 @@ e2e_tests = \
 	%D%/test_daemon_kill.py \
 	%D%/test_freeze.py \
 	%D%/test_garbage.py \
+	%D%/test_leftovers.py \
 	%D%/test_map.py \
 	%D%/test_oracle.py \
 	%D%/test_point_in_time.py \

@@ -24,6 +24,11 @@ def one_line(text, *naming):
     return lines[0]
 
 
+def shown(name):
+    """What an error must show of a bad name: all of it, unless it is no text or endless."""
+    return [name] if name.isprintable() and len(name) <= 64 else []
+
+
 def quiet(state):
     """The state directory as it is; a lock file may name who holds it."""
     return {k: v for k, v in tree(state).items() if os.path.basename(k) != "lock"}
@@ -125,7 +130,7 @@ def names_that_are_no_names():
         image = s.image("vda.img", SIZE)
         for name in ("a/b", "../vda", "/etc", ".", "..", ".hidden", "a@b", "a+b", "", "n" * 65,
                      "a b", "-x", "a\tb", "ä"):
-            refused_nbdkit(s, image, *([name] if name.isprintable() else []), name=name)
+            refused_nbdkit(s, image, *shown(name), name=name)
         assert os.listdir(s.state) == [] and os.listdir(s.dir) != []
 
 
@@ -314,11 +319,10 @@ def names_with_slashes_and_worse():
         with s.qmp() as q:
             no = Refusals(s, q)
             for bad in ("a/b", "../c", "a@b", "a+b", "", ".c", "x" * 65, "a b", "c\n", "c\u0000d"):
-                shown = [bad] if bad and bad.isprintable() else []
-                no("checkpoint-create", {"name": bad, "disks": ["vda"]}, *shown)
-                no("backup-begin", {"disks": [{"disk": "vda", "export": bad}]}, *shown)
-                no("backup-begin", {"disks": [{"disk": "vda"}], "checkpoint": bad}, *shown)
-                no("backup-begin", {"disks": [{"disk": "vda"}], "id": bad}, *shown)
+                no("checkpoint-create", {"name": bad, "disks": ["vda"]}, *shown(bad))
+                no("backup-begin", {"disks": [{"disk": "vda", "export": bad}]}, *shown(bad))
+                no("backup-begin", {"disks": [{"disk": "vda"}], "checkpoint": bad}, *shown(bad))
+                no("backup-begin", {"disks": [{"disk": "vda"}], "id": bad}, *shown(bad))
             no("checkpoint-create", {"name": "c", "disks": ["a/b"]}, "a/b", cls="DeviceNotFound")
 
 

@@ -27,8 +27,18 @@ class Model:
     def __init__(self, c, array, lo, hi, random):
         self.c, self.array, self.lo, self.hi, self.random = c, array, lo, hi, random
 
+    def edge(self):
+        """An offset at, just before or just after where blocks, copies and pieces meet."""
+        step = self.random.choice((512, 4 * K, 64 * K, M))
+        at = self.random.randrange(SIZE // step + 1) * step + self.random.randrange(-2, 3)
+        return min(max(at, self.lo), self.hi)
+
     def range(self, most=6 * M):
         r = self.random
+        if r.random() < 0.5:
+            start, stop = sorted((self.edge(), self.edge()))
+            if start < stop <= start + most:
+                return start, stop - start
         n = r.choice((1, r.randrange(1, 600), 4096, r.randrange(1, 200 * K), r.randrange(1, most)))
         n = min(n, self.hi - self.lo)
         return r.randrange(self.lo, self.hi - n + 1), n
