@@ -231,7 +231,7 @@ static void *worker_main(void *opaque)
     if (rc != 0)
         state_fail(s, &err);
 out:
-    nbd_close(w->h);
+    varve_nbd_close(w->h);
     free(w->memory);
     return NULL;
 }

@@ -1,5 +1,5 @@
-bin_PROGRAMS += varve
-varve_SOURCES = \
+bin_PROGRAMS += %D%/varve
+%C%_varve_SOURCES = \
 	%D%/backup.c \
 	%D%/checkpoint.c \
 	%D%/cli.h \
@@ -25,5 +25,5 @@ varve_SOURCES = \
 	%D%/status.c \
 	%D%/uri.c \
 	%D%/uri.h
-varve_CFLAGS = $(AM_CFLAGS) $(JANSSON_CFLAGS) $(LIBNBD_CFLAGS)
-varve_LDADD = lib/libvarve.la $(JANSSON_LIBS) $(LIBNBD_LIBS)
+%C%_varve_CFLAGS = $(AM_CFLAGS) $(JANSSON_CFLAGS) $(LIBNBD_CFLAGS)
+%C%_varve_LDADD = lib/libvarve.la $(JANSSON_LIBS) $(LIBNBD_LIBS)

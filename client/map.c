@@ -219,7 +219,7 @@ static int map_export(const struct varve_cli *cli, const struct varve_nbd_target
         varve_picture_print(&picture);
     varve_picture_fini(&picture);
 out:
-    nbd_close(h);
+    varve_nbd_close(h);
     free(context);
     return rc;
 }

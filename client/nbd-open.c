@@ -123,6 +123,17 @@ int varve_nbd_dial(struct nbd_handle **out, const struct varve_nbd_target *t,
     return 0;
 }
 
+void varve_nbd_close(struct nbd_handle *h)
+{
+    if (!h)
+        return;
+    if (nbd_aio_is_ready(h))
+        nbd_aio_disconnect(h, 0);
+    else if (nbd_aio_is_negotiating(h))
+        nbd_aio_opt_abort(h);
+    nbd_close(h);
+}
+
 struct list {
     const char *prefix;
     char *names;

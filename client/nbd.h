@@ -27,9 +27,12 @@ struct varve_nbd_target {
 };
 
 /* Connects up to the point where contexts can be listed.  *stop (may be NULL) set by another thread
- * ends it with -ECANCELED.  0: *h is the caller's to nbd_close(). */
+ * ends it with -ECANCELED.  0: *h is the caller's to varve_nbd_close(). */
 int varve_nbd_dial(struct nbd_handle **h, const struct varve_nbd_target *t, const atomic_bool *stop,
                    struct varve_err *err);
+
+/* Says goodbye if it can be said without waiting.  NULL: nothing. */
+void varve_nbd_close(struct nbd_handle *h);
 
 /* Names of the dialled export's contexts that begin with prefix, separated by ", "; a new string,
  * NULL: none that is known. */

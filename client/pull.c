@@ -154,8 +154,7 @@ static int pull_run(const struct varve_cli *cli, const struct varve_args *args,
             pull_print(&p, cli->json);
         varve_sink_close(&sink);
     }
-    if (p.h)
-        nbd_close(p.h);
+    varve_nbd_close(p.h);
     free(p.context);
     return rc;
 }

@@ -45,7 +45,7 @@ static int sink_locate(struct varve_sink *s, const char *path, struct varve_err 
     base = strrchr(s->real, '/');
     base = base ? base + 1 : s->real;
     if (!base[0])
-        return varve_err_set(err, EISDIR, "%s is no name of a file", path);
+        return varve_err_set(err, EISDIR, "'%s' is no name of a file", path);
     if (asprintf(&s->marker, "%s.partial", base) < 0) {
         s->marker = NULL;
         return varve_err_set(err, ENOMEM, "no memory");

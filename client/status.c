@@ -82,11 +82,13 @@ static int status_run(const struct varve_cli *cli, const struct varve_args *args
                       struct varve_err *err)
 {
     const char *disk = args->nwords > 0 ? args->words[0] : NULL;
+    json_t *arguments = disk ? json_pack("{s:s}", "disk", disk) : NULL;
     json_t *disks = NULL;
     int rc;
 
-    rc = varve_control_once(cli->control, "query-disks",
-                            disk ? json_pack("{s:s}", "disk", disk) : NULL, &disks, err);
+    if (disk && !arguments)
+        return varve_cli_usage(err, "names of disks must be UTF-8");
+    rc = varve_control_once(cli->control, "query-disks", arguments, &disks, err);
     if (rc != 0)
         return rc;
     if (cli->json) {

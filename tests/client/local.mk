@@ -1,0 +1,14 @@
+# The command line: alone, against a control socket and NBD servers that answer as told, and against
+# nbdkit and qemu-nbd.
+client_tests = \
+	%D%/test_control.py \
+	%D%/test_map.py \
+	%D%/test_pull.py
+TESTS += $(client_tests)
+EXTRA_DIST += \
+	$(client_tests) \
+	%D%/fakenbd.py \
+	%D%/fakevarved.py \
+	%D%/harness.py
+THREAD_TESTS += \
+	%D%/test_pull.py

@@ -1,0 +1,315 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: BSD-3-Clause
+"""The verbs that talk to varved, against a control socket that answers as told."""
+import json
+import os
+import subprocess
+
+from fakevarved import Error, FakeVarved
+from harness import K, M, VARVE, Folder, good, main, misused, refused, test, varve
+
+DISK = {
+    "name": "vda", "image": "/images/vda.img", "size": 64 * M, "granularity": 64 * K,
+    "state": "live", "epoch": 7, "epochs": 3, "durability": "host",
+    "scratch": {"used": 1536 * K, "max": None}, "dirty-bytes": 448 * K, "intent-regions": 2,
+    "checkpoints": ["monday", "tuesday"], "bitmaps": [], "backups": ["b1"],
+}
+LOST = {**DISK, "name": "vdb", "state": "missing", "reason": "no such image", "checkpoints": [],
+        "backups": [], "scratch": {"used": 0, "max": M}}
+CHECKPOINTS = [
+    {"name": "monday", "time": 1700000000,
+     "disks": [{"disk": "vda", "epoch": 3, "dirty-bytes": 5 * M, "usable": True}]},
+    {"name": "tuesday", "time": 1700086400,
+     "disks": [{"disk": "vda", "epoch": 5, "dirty-bytes": 448 * K, "usable": False,
+                "reason": "epoch 4 is damaged"}]},
+]
+BEGUN = {"id": "b1", "disks": [{"disk": "vda", "export": "vda",
+                               "context": "qemu:dirty-bitmap:backup-vda", "epoch": 7,
+                               "dirty-bytes": 458752}]}
+
+
+def backup(ident, begun, state, disk, export):
+    return {"id": ident, "state": state, "time": begun, "disks": [
+        {"disk": disk, "since": "monday", "export": export,
+         "context": "qemu:dirty-bitmap:backup-" + disk, "epoch": 7, "dirty-bytes": 448 * K,
+         "clients": 2, "bytes-read": 3 * M, "bytes-released": 0, "scratch-used": 64 * K}]}
+
+
+class Cli(Folder):
+    """A fake daemon and a varve that talks to it."""
+
+    def __init__(self, replies=None, **kw):
+        super().__init__()
+        self.daemon = FakeVarved(self("c.sock"), replies, **kw)
+
+    def __enter__(self):
+        self.daemon.__enter__()
+        return self
+
+    def __exit__(self, *exc):
+        self.daemon.__exit__(*exc)
+        super().__exit__(*exc)
+
+    def good(self, *args, **kw):
+        return good("--control", self("c.sock"), *args, **kw)
+
+    def refused(self, *args, **kw):
+        return refused("--control", self("c.sock"), *args, **kw)
+
+    def last(self):
+        return self.daemon.seen[-1]
+
+
+@test
+def help_names_every_verb_and_ends_well():
+    told = good("--help")
+    for verb in ("status", "checkpoint create", "checkpoint delete", "checkpoint list",
+                 "backup begin", "backup end", "backup list", "map", "pull", "qmp"):
+        assert "\n  " + verb in told, verb
+        assert good(*verb.split(), "--help").startswith("usage: varve "), verb
+    assert good("backup", "--help").count("\n  backup ") == 3
+    assert good("--version").startswith("varve ")
+
+
+@test
+def bad_command_lines_are_usage():
+    misused(says="which verb")
+    misused("nonsense", says="nonsense")
+    misused("backup", says="second word")
+    misused("backup", "nonsense", says="backup nonsense")
+    misused("--nonsense", says="--nonsense")
+    misused("status", "--nonsense", says="--nonsense")
+    misused("status", "vda", "vdb", says="'vdb'")
+    misused("checkpoint", "create", "monday", says="NAME DISK...")
+    misused("backup", "begin", says="DISK...")
+    misused("backup", "begin", "a", "b", "--export", "x", says="one disk")
+    misused("backup", "begin", "a", "--ttl", "soon", says="not a time")
+    misused("backup", "end", says="ID")
+    misused("backup", "end", "--failed=1", "x", says="--failed=1")
+    misused("--control", says="needs an argument")
+    misused("map", "nbd://x", "--since", "a", "--context", "b", says="exclude")
+
+
+@test
+def socket_comes_from_option_then_environment():
+    with Cli({"query-disks": []}) as c:
+        assert "no disks" in good("status", env={"VARVE_CONTROL": c("c.sock")})
+        assert "no disks" in good("status", "--control", c("c.sock"),
+                                  env={"VARVE_CONTROL": "/nowhere"})
+        refused("status", env={"VARVE_CONTROL": "/nowhere"}, says="/nowhere")
+
+
+@test
+def absent_or_foreign_daemon_is_one_line():
+    refused("--control", "/nowhere/c.sock", "status", says=["/nowhere/c.sock", "varved"])
+    refused("--control", "/" + "x" * 200, "status", says="at most 107 bytes")
+    for greeting in (b"SSH-2.0-OpenSSH\r\n", b"{}\r\n", b"[]\r\n", b"{\"QMP\": 1}\r\n"):
+        with Cli(greeting=greeting) as c:
+            c.refused("status", says=c("c.sock"))
+
+
+@test
+def replies_in_pieces_and_among_events_are_understood():
+    event = b'{"event": "X", "data": {"a": "}"}, "timestamp": {"seconds": 1, "microseconds": 2}}'
+    with Cli({"query-disks": [DISK]}, split=7, noise=event) as c:
+        assert json.loads(c.good("--json", "status")) == [DISK]
+
+
+@test
+def refusals_are_the_daemons_words_in_one_line():
+    with Cli({"query-disks": Error("disk vdx is not known\nsee query-disks", "DeviceNotFound")}) as c:
+        c.refused("status", "vdx", says="disk vdx is not known?see query-disks")
+        c.refused("checkpoint", "list", says="query-checkpoints")
+
+
+@test
+def daemon_that_hangs_up_is_one_line():
+    def gone(arguments):
+        raise OSError
+
+    with Cli({"query-disks": gone}) as c:
+        c.refused("status", says="closed the connection")
+
+
+@test
+def status_shows_all_disks_and_one():
+    with Cli({"query-disks": lambda a: [DISK] if a else [DISK, LOST]}) as c:
+        lines = c.good("status").splitlines()
+        assert lines[0].split()[:3] == ["DISK", "STATE", "SIZE"] and len(lines) == 3, lines
+        assert lines[1].split() == ["vda", "live", "64M", "64K", "3", "448K", "2", "1",
+                                    "/images/vda.img"], lines
+        assert c.last() == ("query-disks", None)
+        told = c.good("status", "vda")
+        assert c.last() == ("query-disks", {"disk": "vda"})
+        for text in ("64M (67108864 bytes)", "monday, tuesday", "1.5M used", "live", "7 (3 kept)"):
+            assert text in told, (text, told)
+        assert json.loads(c.good("status", "--json")) == [DISK, LOST]
+
+
+@test
+def reasons_are_shown():
+    with Cli({"query-disks": [LOST]}) as c:
+        told = c.good("status", "vdb")
+        assert "missing: no such image" in told and "0 used of 1M" in told, told
+
+
+@test
+def answers_that_lack_everything_do_no_harm():
+    junk = [[], [{}], [1, None, "x", []], [{"disks": 5}], [{"disks": [7, {}]}], {}, 3, "x", None, True]
+    for value in junk:
+        replies = dict.fromkeys(("query-disks", "query-checkpoints", "query-backups",
+                                 "checkpoint-create", "checkpoint-delete", "backup-begin",
+                                 "backup-end", "query-nbd-server"), value)
+        if value is None:
+            continue
+        with Cli(replies) as c:
+            for words in (("status",), ("status", "x"), ("checkpoint", "list"), ("backup", "list"),
+                          ("checkpoint", "create", "n", "d"), ("checkpoint", "delete", "n"),
+                          ("backup", "begin", "d"), ("backup", "end", "i"), ("map", "d")):
+                varve("--control", c("c.sock"), *words)
+
+
+@test
+def checkpoint_verbs_say_what_was_asked():
+    with Cli({"checkpoint-create": {"name": "n", "time": 1700000000, "disks": []},
+              "checkpoint-delete": {}, "query-checkpoints": CHECKPOINTS}) as c:
+        told = c.good("checkpoint", "create", "monday", "vda", "vdb")
+        assert c.last() == ("checkpoint-create", {"name": "monday", "disks": ["vda", "vdb"]})
+        assert told.startswith("checkpoint monday at 2023-11-1") and "vda, vdb" in told, told
+        c.good("checkpoint", "delete", "monday")
+        assert c.last() == ("checkpoint-delete", {"name": "monday"})
+        c.good("checkpoint", "delete", "monday", "vda")
+        assert c.last() == ("checkpoint-delete", {"name": "monday", "disks": ["vda"]})
+        lines = c.good("checkpoint", "list", "vda").splitlines()
+        assert c.last() == ("query-checkpoints", {"disk": "vda"})
+        assert len(lines) == 3 and lines[1].endswith("usable"), lines
+        assert lines[2].endswith("epoch 4 is damaged"), lines
+        c.good("checkpoint", "list")
+        assert c.last() == ("query-checkpoints", None)
+
+
+@test
+def backup_begin_says_what_was_asked_and_where_to_pull():
+    listeners = {"listeners": ["tcp:127.0.0.1:10809", "unix:/run/va ve/nbd.sock"]}
+    with Cli({"backup-begin": BEGUN, "query-nbd-server": listeners}) as c:
+        told = c.good("backup", "begin", "vda")
+        assert c.daemon.seen[-2] == ("backup-begin", {"disks": [{"disk": "vda"}]})
+        for text in ("backup   b1", "export   vda", "context  qemu:dirty-bitmap:backup-vda",
+                     "uri      nbd+unix:///vda?socket=/run/va%20ve/nbd.sock",
+                     "dirty    448K (458752 bytes)"):
+            assert text in told.splitlines(), (text, told)
+        c.good("backup", "begin", "--id", "b1", "--since", "monday", "--checkpoint", "tuesday",
+               "--ttl", "2h", "--export", "e", "--exportbitmap", "m", "vda")
+        assert c.daemon.seen[-2] == ("backup-begin", {
+            "id": "b1", "ttl": 7200, "checkpoint": "tuesday",
+            "disks": [{"disk": "vda", "since": "monday", "export": "e", "exportbitmap": "m"}]})
+        c.good("backup", "begin", "vda", "vdb", "--since", "monday", "--ttl", "0")
+        assert c.daemon.seen[-2] == ("backup-begin", {
+            "ttl": 0, "disks": [{"disk": "vda", "since": "monday"},
+                                {"disk": "vdb", "since": "monday"}]})
+        told = json.loads(c.good("--json", "backup", "begin", "vda"))
+        assert told["disks"][0]["uri"] == "nbd+unix:///vda?socket=/run/va%20ve/nbd.sock", told
+
+
+@test
+def backup_that_has_begun_is_told_also_without_a_listener():
+    with Cli({"backup-begin": BEGUN}) as c:
+        assert "uri      -" in c.good("backup", "begin", "vda").splitlines()
+    with Cli({"backup-begin": BEGUN,
+              "query-nbd-server": {"listeners": ["tcp:[::1]:10809"]}}) as c:
+        assert "nbd://[::1]:10809/vda" in c.good("backup", "begin", "vda")
+
+
+@test
+def backup_end_and_list():
+    with Cli({"backup-end": {}, "query-backups": [
+            backup("b1", 1700000000, "running", "vda", "vda"),
+            {**backup("b2", 1700000001, "broken", "vdb", "vdb"), "reason": "scratch is full"}]}) as c:
+        assert c.good("backup", "end", "b1") == "backup b1 ended\n"
+        assert c.last() == ("backup-end", {"id": "b1", "success": True})
+        c.good("backup", "end", "b1", "--failed")
+        assert c.last() == ("backup-end", {"id": "b1", "success": False})
+        lines = c.good("backup", "list").splitlines()
+        assert len(lines) == 3 and lines[2].endswith("broken: scratch is full"), lines
+        assert "3M" in lines[1] and "monday" in lines[1], lines
+
+
+@test
+def names_that_are_no_utf8_are_usage():
+    with Cli() as c:
+        for words in (("checkpoint", "create", b"\xff", "vda"), ("backup", "begin", b"\xff"),
+                      ("backup", "end", b"\xff"), ("checkpoint", "list", b"\xff"),
+                      ("status", b"\xff")):
+            assert varve("--control", c("c.sock"), *words).status == 2, words
+        assert c.daemon.seen == []
+
+
+@test
+def map_of_a_disk_finds_its_newest_running_backup():
+    backups = [backup("old", 5, "running", "vda", "old"), backup("new", 9, "degraded", "vda", "e/1"),
+               backup("mid", 7, "running", "vda", "mid"), backup("b4", 99, "failed", "vda", "x"),
+               backup("b5", 99, "running", "vdb", "vdb")]
+    with Cli() as c:
+        script = c.write("plugin.sh", b"""
+case "$1" in
+open) echo "$3" >>$LOGFILE; echo x;;
+get_size) echo 1048576;;
+pread) dd if=/dev/zero bs=$3 count=1 2>/dev/null;;
+*) exit 2;;
+esac
+""")
+        os.chmod(script, 0o755)
+        os.environ["LOGFILE"] = c("exports")
+        c.nbdkit("sh", script)
+        c.daemon.replies = {"query-backups": backups,
+                            "query-nbd-server": {"listeners": ["unix:" + c("sock")]}}
+        c.good("map", "vda")
+        assert c.read("exports").decode().split() == ["e/1"]
+        c.refused("map", "vda", "--since", "monday", says="qemu:dirty-bitmap:monday")
+        assert c.read("exports").decode().split()[-1] == "e/1@monday"
+        c.refused("map", "vdc", says=["vdc", "no running backup", "varve backup begin vdc"])
+
+
+@test
+def qmp_sends_objects_and_prints_answers():
+    with Cli({"query-version": {"varve": {}}, "query-disks": lambda a: [a]}) as c:
+        sent = b'{"execute": "query-version", "id": 1}{"execute":"query-disks",\n"arguments":{"disk":"}"}}'
+        lines = c.good("qmp", stdin=sent).splitlines()
+        assert [json.loads(x) for x in lines] == [{"return": {"varve": {}}, "id": 1},
+                                                 {"return": [{"disk": "}"}]}], lines
+        assert c.good("qmp") == ""
+
+
+@test
+def qmp_prints_refusals_and_says_how_many():
+    with Cli({"query-version": {}}) as c:
+        r = varve("--control", c("c.sock"), "qmp", stdin=b'{"execute":"x"}{"execute":"query-version"}')
+        assert r.status == 1 and "refused 1 of 2" in r.err, str(r)
+        assert [list(json.loads(x))[0] for x in r.out.splitlines()] == ["error", "return"], str(r)
+
+
+@test
+def qmp_answers_what_came_before_bad_input():
+    with Cli({"query-version": {"a": 1}}) as c:
+        for bad in (b"nonsense", b"[1]", b'{"execute": ', b"{]"):
+            r = varve("--control", c("c.sock"), "qmp", stdin=b'{"execute":"query-version"}' + bad)
+            assert r.status == 1 and "standard input" in r.err, str(r)
+            assert json.loads(r.out) == {"return": {"a": 1}}, str(r)
+
+
+@test
+def qmp_quit_ends_well():
+    with Cli({"quit": {}}) as c:
+        assert json.loads(c.good("qmp", stdin=b'{"execute":"quit"}')) == {"return": {}}
+
+
+@test
+def full_standard_output_is_an_error():
+    with Cli({"query-disks": [DISK]}) as c, open("/dev/full", "wb") as full:
+        done = subprocess.run([VARVE, "--control", c("c.sock"), "status"], stdout=full,
+                              stderr=subprocess.PIPE, check=False)
+        assert done.returncode == 1 and done.stderr.count(b"\n") == 1, done
+        assert b"standard output" in done.stderr, done
+
+
+main()
