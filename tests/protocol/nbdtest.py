@@ -15,6 +15,7 @@ import atexit
 import ctypes
 import os
 import re
+import resource
 import selectors
 import shutil
 import signal
@@ -173,8 +174,10 @@ def needs(*options):
             raise Skip("the fixture has no %s" % o)
 
 
-def _die_with_parent():
-    ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+def _child_setup(nofile):
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # dies with its parent
+    if nofile:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (nofile, nofile))
 
 
 def parse_where(where):
@@ -239,7 +242,7 @@ class Target(Server):
 class Fixture(Server):
     fixture = True
 
-    def __init__(self, exports=None, args=(), listen=None, name=None, dir=None):
+    def __init__(self, exports=None, args=(), listen=None, name=None, dir=None, nofile=None):
         global _count
         _count += 1
         self.exports = {e.name: e for e in map(Export, STANDARD if exports is None else exports)}
@@ -255,7 +258,8 @@ class Fixture(Server):
             cmd += ["--export", e.spec]
         with open(self.errlog, "wb") as log:
             self.proc = subprocess.Popen(cmd + list(args), stdout=subprocess.PIPE, stderr=log,
-                                         stdin=subprocess.DEVNULL, preexec_fn=_die_with_parent)
+                                         stdin=subprocess.DEVNULL,
+                                         preexec_fn=lambda: _child_setup(nofile))
         _live.append(self)
         self.out = b""
         self.ready = []

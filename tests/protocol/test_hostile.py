@@ -124,12 +124,12 @@ def options_10000_in_a_row_are_answered_or_end(s):
 def options_10000_without_reading_are_bounded(s):
     """Fixed newstyle: the client MUST NOT send an option until the reply; one that does may wait."""
     before = s.rss()
-    names = ["e%03d" % i for i in range(200)]
+    names = ["e%03d-" % i + "x" * 1000 for i in range(60)]
     with Fixture([n + ":1M:zero" for n in names]) as f:
         before = f.rss()
         with f.hello() as c:
             c.deadline = 3
-            blob = struct.pack(">QII", IHAVEOPT, OPT_LIST, 0) * 1000
+            blob = struct.pack(">QII", IHAVEOPT, OPT_LIST, 0) * 1000  # 60 MB of replies
             try:
                 for _ in range(10):
                     c.send(blob)
@@ -482,6 +482,208 @@ def bent_conversations_harm_nobody(s):
             c.drain()
             must(s.alive, "seed %d: the server died of %s", seed, bytes(t).hex())
     bounded(s, before, "bent conversations")
+
+
+@test
+def floods_of_map_queries_without_reading_cost_little(s):
+    """Issue 3: bytes queued are bounded.  Each query asks for a reply of 8 MiB; nobody takes them."""
+    with Fixture(["f:64G:half,allfine=f", "a:1M:pattern"], name="a") as f:
+        before = f.rss()
+        stalled = []
+        for _ in range(4):
+            c = f.open("f", contexts=[BA, "qemu:dirty-bitmap:f"], rcvbuf=4096)
+            c.send(struct.pack(">IHHQQI", REQUEST_MAGIC, 0, CMD_BLOCK_STATUS, 5, 0, 0xFFFFF000) * 500)
+            stalled.append(c)
+        for _ in range(5):
+            f.check_serves()
+        for _ in range(20):  # while the maps are being made
+            grown = f.rss() - before
+            must(grown < 4 * GROWTH, "the server grew by %d MiB for 4 clients", grown >> 20)
+            time.sleep(0.05)
+        for c in stalled:
+            c.close()
+
+
+@test
+def busy_clients_do_not_starve_another(s):
+    """Issue 3: a client costs nothing to others.  Four threads ask, and read, as fast as they can."""
+    import threading
+    stop = threading.Event()
+    e = s.exports["pat"]
+
+    def busy(i):
+        with s.open("zero" if i % 2 else "pat") as c:
+            blob = struct.pack(">IHHQQI", REQUEST_MAGIC, 0, CMD_READ if i % 2 else CMD_FLUSH, 5, 0,
+                               32 * M if i % 2 else 0) * 50
+            c.sock.settimeout(DEADLINE)
+            while not stop.is_set():
+                c.post(blob)
+                c.sock.recv(1 << 20)
+
+    threads = [threading.Thread(target=busy, args=(i,), daemon=True) for i in range(4)]
+    for t in threads:
+        t.start()
+    try:
+        with s.open("pat") as c:
+            began = time.monotonic()
+            for i in range(100):
+                must(c.read(i * 512, 512).data == e.content(i * 512, 512), "wrong bytes")
+            took = time.monotonic() - began
+            must(took < DEADLINE / 2, "100 reads took %.1f s", took)
+    finally:
+        stop.set()
+        for t in threads:
+            t.join()
+
+
+@test
+def server_out_of_descriptors_recovers(s):
+    """No more descriptors: accept fails; the server neither spins nor dies, and serves again later."""
+    with Fixture(["a:1M:pattern"], nofile=48) as f:
+        good = f.open()
+        conns = []
+        for i in range(80):
+            try:
+                conns.append(f.connect(tcp=i % 2 == 1, deadline=5))
+            except (OSError, Silence):
+                break
+        must(good.read(0, 512).data == pattern(0, 512), "the client who is in suffers")
+        began, wall = f.cpu(), time.monotonic()
+        for _ in range(10):
+            must(good.read(0, 512).data == pattern(0, 512), "the client who is in suffers")
+            time.sleep(0.05)
+        used, wall = f.cpu() - began, time.monotonic() - wall
+        must(used < 0.5 * wall, "%.2f s of processor time in %.2f s", used, wall)
+        for c in conns:
+            c.close()
+
+        def in_again():
+            try:
+                f.check_serves()
+                return True
+            except (AssertionError, OSError):
+                return False
+        eventually(in_again, "served again")
+        good.disc()
+
+
+@test
+def descriptors_sent_along_are_not_kept(s):
+    """A unix peer can attach descriptors to its bytes; nobody asked for them."""
+    s.check_serves()
+    base = s.open_fds()
+    with s.open("pat") as c:
+        for i in range(50):
+            b, cookie = c.pack(CMD_READ, i * 512, 512)
+            socket.send_fds(c.sock, [b], [0, 1, 2])
+            must(c.wait(cookie).data == pattern(i * 512, 512), "wrong bytes")
+        must(s.open_fds() <= base + 1, "%d descriptors, before %d", s.open_fds(), base)
+        c.disc()
+
+
+@test
+def urgent_bytes_do_not_confuse(s):
+    """TCP urgent data is not part of the stream."""
+    with s.open("pat", tcp=True) as c:
+        for i in range(20):
+            c.sock.send(b"!", socket.MSG_OOB)
+            must(c.read(i * 512, 512).data == pattern(i * 512, 512), "wrong bytes")
+        c.disc()
+
+
+@test
+def waiting_for_a_slow_disk_is_not_idleness(s):
+    """server/nbd-server.h: idle is a peer that neither sends nor takes; the limits are the peer's.
+
+    client: READ (blocks on the gate) | another, idle, is closed by the limit | gate opens | reply"""
+    needs("--idle-timeout")
+    gate = os.path.join(tempfile.mkdtemp(dir=tmpdir()), "gate")
+    with Fixture(["slow:1M:pattern,slow=" + gate, "b:1M:pattern"],
+                 ["--idle-timeout", "300", "--write-timeout", "300"], name="b") as f:
+        c, idle = f.open("slow"), f.open("b")
+        open(gate, "w").close()
+        cookie = c.cmd(CMD_READ, 4096, 4096)
+        for _ in range(2):  # twice the limit, seen by its effect on another
+            idle.drain()
+            idle = f.open("b")
+        os.unlink(gate)
+        must(c.wait(cookie).data == pattern(4096, 4096), "wrong bytes")
+        c.disc()
+
+
+@test
+def silent_connections_do_not_keep_the_places_for_ever(s):
+    """Issue 3: limits on connections and on handshake time together."""
+    needs("--handshake-timeout", "--max-connections")
+    with Fixture(["a:1M:pattern"], ["--handshake-timeout", "400", "--max-connections", "4"]) as f:
+        silent = [f.connect() for _ in range(4)]
+
+        def in_again():
+            try:
+                f.check_serves()
+                return True
+            except (AssertionError, OSError):
+                return False
+        eventually(in_again, "a good client let in")
+        for c in silent:
+            c.close()
+
+
+@test
+def reply_goes_to_a_half_closed_client(s):
+    """Terminating the transmission phase: a client that shut its sending side may still read; what
+    was asked is answered whole, or cut off, never garbled."""
+    e = s.exports["vda"]
+    for mode in MODES:
+        with s.open("vda", structured=mode) as c:
+            c.send(b"".join(c.pack(CMD_READ, k * M, 300000)[0] for k in range(10)))
+            c.half_close()
+            try:
+                for _ in range(10):
+                    _, p = c.wait_any()
+                    must(p.data == e.content(p.off, p.len), "wrong bytes")
+            except Closed:
+                continue
+            c.expect_close()
+
+
+@test
+def clients_that_come_and_go_under_load(s):
+    """Connections in each stage, closing at random moments, from 6 threads at once."""
+    import threading
+    e = s.exports["vda"]
+    wrong = []
+
+    def worker(seed):
+        rng = random.Random(seed)
+        try:
+            for _ in range(40):
+                c = s.connect(tcp=rng.random() < 0.5)
+                stage = rng.randrange(6)
+                if stage > 0:
+                    c.hello()
+                if stage > 1:
+                    c.negotiate_structured()
+                    c.set_meta("vda", [BA, "qemu:dirty-bitmap:backup-vda"])
+                if stage > 2:
+                    c.go("vda")
+                    for _ in range(rng.randrange(1, 20)):
+                        c.cmd(rng.choice((CMD_READ, CMD_READ, CMD_BLOCK_STATUS, CMD_CACHE)),
+                              rng.randrange(e.size - M), rng.randrange(1, M))
+                    for _ in range(rng.randrange(len(c.pending) + 1)):
+                        _, p = c.wait_any()
+                        if p.cmd == CMD_READ and p.data != e.content(p.off, p.len):
+                            wrong.append("wrong bytes at %d" % p.off)
+                c.reset() if rng.random() < 0.5 else c.close()
+        except BaseException as x:  # told by the test, not by the thread
+            wrong.append(repr(x))
+
+    threads = [threading.Thread(target=worker, args=(i,)) for i in range(6)]
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join()
+    must(not wrong, "%s", wrong[:3])
 
 
 main()
