@@ -107,6 +107,7 @@ static json_t *backup_disk_dump(const struct varve_cat_backup_disk *d, bool *bad
     put(o, "base", json_integer((json_int_t)d->base), bad);
     put(o, "boundary", json_integer((json_int_t)d->boundary), bad);
     put(o, "dirty-bytes", json_integer((json_int_t)d->dirty_bytes), bad);
+    put(o, "bytes-read", json_integer((json_int_t)d->bytes_read), bad);
     if (d->restarted)
         put(o, "restarted", json_true(), bad);
     return o;
@@ -285,6 +286,8 @@ static int backup_disk_parse(json_t *o, struct varve_cat_backup_disk *d, struct 
         rc = get_u63(o, "boundary", &d->boundary, err);
     if (rc == 0)
         rc = get_u63(o, "dirty-bytes", &d->dirty_bytes, err);
+    if (rc == 0)
+        rc = get_u63(o, "bytes-read", &d->bytes_read, err);
     if (rc < 0)
         return rc;
     for (unsigned i = 0; i < 8; i++)

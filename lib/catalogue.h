@@ -62,6 +62,7 @@ struct varve_cat_backup_disk {
     uint64_t base;                  /* first epoch after `since`; 0: full */
     uint64_t boundary;              /* first epoch after the backup's instant */
     uint64_t dirty_bytes;
+    uint64_t bytes_read;            /* by clients, once it has ended */
     bool restarted;                 /* a daemon ended while it ran: what it answered is forgotten */
 };
 

@@ -11,6 +11,8 @@ lib_libvarve_la_SOURCES = \
 	%D%/control.h \
 	%D%/digest.c \
 	%D%/digest.h \
+	%D%/disk-lock.c \
+	%D%/disk-lock.h \
 	%D%/epoch-file-internal.h \
 	%D%/epoch-file-write.c \
 	%D%/epoch-file.c \

@@ -12,6 +12,8 @@
  */
 #include "lib/slot-file.h"
 
+#include "lib/digest.h"
+
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
@@ -21,11 +23,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include <gnutls/crypto.h>
-
 #define SLOT_HEAD  4096u
 #define SLOT_ALLOC ((uint64_t)256 * 1024)
-#define SHA_BYTES  32u
 
 struct slot {
     int fd;
@@ -47,19 +46,23 @@ struct varve_slot_file {
 };
 
 static int slot_digest(unsigned format, uint64_t sequence, const char *text, size_t len,
-                       char hex[2 * SHA_BYTES + 1])
+                       char hex[2 * VARVE_DIGEST_LEN + 1], struct varve_err *err)
 {
-    unsigned char sum[SHA_BYTES];
-    gnutls_hash_hd_t hash;
+    uint8_t sum[VARVE_DIGEST_LEN];
+    struct varve_digest digest;
     char head[80];
+    int rc;
 
     snprintf(head, sizeof(head), "%u %" PRIu64 " %zu\n", format, sequence, len);
-    if (gnutls_hash_init(&hash, GNUTLS_DIG_SHA256) < 0)
-        return -ENOMEM;
-    gnutls_hash(hash, head, strlen(head));
-    gnutls_hash(hash, text, len);
-    gnutls_hash_deinit(hash, sum);
-    for (unsigned i = 0; i < SHA_BYTES; i++)
+    rc = varve_digest_init(&digest, err);
+    if (rc < 0)
+        return rc;
+    varve_digest_update(&digest, head, strlen(head));
+    varve_digest_update(&digest, text, len);
+    rc = varve_digest_final(&digest, sum, err);
+    if (rc < 0)
+        return rc;
+    for (unsigned i = 0; i < VARVE_DIGEST_LEN; i++)
         snprintf(hex + 2 * i, 3, "%02x", sum[i]);
     return 0;
 }
@@ -67,7 +70,7 @@ static int slot_digest(unsigned format, uint64_t sequence, const char *text, siz
 /* Judges the slot's content.  What is damaged is not an error here. */
 static int slot_read(struct varve_world *w, struct slot *s, struct varve_err *err)
 {
-    char head[SLOT_HEAD + 1] = "", want[2 * SHA_BYTES + 1], is[2 * SHA_BYTES + 1];
+    char head[SLOT_HEAD + 1] = "", want[2 * VARVE_DIGEST_LEN + 1], is[2 * VARVE_DIGEST_LEN + 1];
     struct varve_stat st;
     ssize_t got;
     size_t len, zeroes = 0;
@@ -97,9 +100,9 @@ static int slot_read(struct varve_world *w, struct slot *s, struct varve_err *er
     if ((size_t)got != len)
         return 0;
     s->text[len] = '\0';
-    rc = slot_digest(s->format, s->sequence, s->text, len, is);
+    rc = slot_digest(s->format, s->sequence, s->text, len, is, err);
     if (rc < 0)
-        return varve_err_set(err, -rc, "%s: no memory", s->path);
+        return rc;
     s->valid = strcmp(want, is) == 0 && strlen(s->text) == len;
     return 0;
 }
@@ -110,7 +113,7 @@ static int slot_write(struct varve_slot_file *f, struct slot *s, const char *tex
 {
     struct varve_world *w = f->w;
     size_t len = strlen(text), total = SLOT_HEAD + len;
-    char hex[2 * SHA_BYTES + 1];
+    char hex[2 * VARVE_DIGEST_LEN + 1];
     struct varve_err undo = VARVE_ERR_INIT;
     char *buf;
     int rc;
@@ -118,9 +121,12 @@ static int slot_write(struct varve_slot_file *f, struct slot *s, const char *tex
     if (len > VARVE_SLOT_TEXT_MAX)
         return varve_err_set(err, EFBIG, "%s: %zu bytes are more than it can hold", s->path, len);
     buf = calloc(1, total);
-    if (!buf || slot_digest(f->format, f->sequence + 1, text, len, hex) < 0) {
-        free(buf);
+    if (!buf)
         return varve_err_set(err, ENOMEM, "%s: no memory", s->path);
+    rc = slot_digest(f->format, f->sequence + 1, text, len, hex, err);
+    if (rc < 0) {
+        free(buf);
+        return rc;
     }
     if (total > s->allocated) {
         uint64_t want = (total + SLOT_ALLOC - 1) / SLOT_ALLOC * SLOT_ALLOC;

@@ -13,9 +13,8 @@
  */
 #include "lib/tracker-internal.h"
 
-#include "lib/bitmap.h"
+#include "lib/disk-lock.h"
 #include "lib/epoch-file.h"
-#include "lib/timeline.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -23,14 +22,8 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
-#define DIR_MODE  0700
-#define FILE_MODE 0600
-
-/* How long a guest's server waits for the daemon to finish a boundary of an offline disk. */
-#define LOCK_PATIENCE_MS 5000u
-#define LOCK_RETRY_MS    10u
+#define DIR_MODE 0700
 
 static int make_dir(struct varve_world *w, const char *path, struct varve_err *err)
 {
@@ -56,51 +49,9 @@ static int sync_parent(struct varve_world *w, const char *path, struct varve_err
     return r < 0 ? varve_err_sys(err, -r, "cannot sync %s", parent) : 0;
 }
 
-/* --- the lock ----------------------------------------------------------------------------------- */
-
-static int lock_claim(struct varve_tracker *t, struct varve_err *err)
-{
-    char who[64];
-    int len = snprintf(who, sizeof(who), "%-15s %d\n", t->role, (int)getpid());
-    int r = t->w->pwrite(t->w, t->lock_fd, who, (size_t)len, 0);
-
-    if (r == 0)
-        r = t->w->truncate(t->w, t->lock_fd, (uint64_t)len);
-    return r < 0 ? varve_err_sys(err, -r, "cannot write the lock file of the disk") : 0;
-}
-
-static int lock_take(struct varve_tracker *t, const char *name, struct varve_err *err)
-{
-    char path[PATH_MAX], who[64], role[16] = "another process";
-    int pid = 0, r;
-
-    varve_path_lock(&t->paths, path);
-    t->lock_fd = t->w->open(t->w, path, O_RDWR | O_CREAT, FILE_MODE);
-    if (t->lock_fd < 0)
-        return varve_err_sys(err, -t->lock_fd, "cannot open %s", path);
-    for (unsigned waited = 0;; waited += LOCK_RETRY_MS) {
-        ssize_t n;
-
-        r = t->w->lock(t->w, t->lock_fd, true);
-        if (r == 0)
-            return lock_claim(t, err);
-        if (r != -EAGAIN && r != -EACCES)
-            return varve_err_sys(err, -r, "cannot lock %s", path);
-        n = t->w->pread(t->w, t->lock_fd, who, sizeof(who) - 1, 0);
-        who[n > 0 ? n : 0] = '\0';
-        if (sscanf(who, "%15s %d", role, &pid) != 2)
-            pid = 0;
-        /* The daemon holds it for the moment of a boundary only, and a guest's server goes first. */
-        if (strcmp(role, "varved") != 0 || waited >= LOCK_PATIENCE_MS)
-            break;
-        usleep(LOCK_RETRY_MS * 1000);
-    }
-    return varve_err_set(err, EBUSY, "disk %s is in use: %s, pid %d, serves it", name, role, pid);
-}
-
 int varve_tracker_claim_pid(struct varve_tracker *t, struct varve_err *err)
 {
-    return lock_claim(t, err);
+    return varve_disk_lock_claim(t->w, t->lock_fd, t->role, err);
 }
 
 /* --- the identity --------------------------------------------------------------------------------- */
@@ -157,32 +108,9 @@ static int identity_take(struct varve_tracker *t, const struct varve_tracker_con
     return r < 0 ? r : identity_fits(t, cfg, err);
 }
 
-/* --- adopting what a former server of this boot left ----------------------------------------------- */
+/* --- attach and detach -------------------------------------------------------------------------------- */
 
-static int control_open(struct varve_tracker *t, struct varve_err *err)
-{
-    char path[PATH_MAX];
-    struct varve_stat st;
-    void *addr;
-    int r;
-
-    varve_path_control(&t->paths, path);
-    t->ctl_fd = t->w->open(t->w, path, O_RDWR, 0);
-    if (t->ctl_fd < 0)
-        return varve_err_sys(err, -t->ctl_fd, "cannot open %s", path);
-    r = t->w->stat(t->w, t->ctl_fd, &st);
-    if (r < 0)
-        return varve_err_sys(err, -r, "cannot stat %s", path);
-    if (st.size < sizeof(struct varve_ctl))
-        return varve_err_set(err, EUCLEAN, "%s has been cut short", path);
-    r = t->w->map(t->w, t->ctl_fd, sizeof(struct varve_ctl), &addr);
-    if (r < 0)
-        return varve_err_sys(err, -r, "cannot map %s", path);
-    t->ctl = addr;
-    return 0;
-}
-
-static void control_close(struct varve_tracker *t)
+void varve_tracker_close_control(struct varve_tracker *t)
 {
     if (t->ctl)
         t->w->unmap(t->w, t->ctl, sizeof(struct varve_ctl));
@@ -192,110 +120,7 @@ static void control_close(struct varve_tracker *t)
     t->ctl_fd = -1;
 }
 
-static int control_fits(struct varve_tracker *t, const uint8_t boot_id[16], struct varve_err *err)
-{
-    const struct varve_ctl *c = t->ctl;
-
-    if (c->magic != VARVE_CTL_MAGIC)
-        return varve_err_set(err, EUCLEAN, "the control page was not finished");
-    if (c->layout > VARVE_CTL_LAYOUT)
-        return varve_err_set(err, ENOTSUP,
-                             "the runtime folder %s was made by a newer varve (layout %u, known is "
-                             "%u): use that version",
-                             t->paths.runtime, c->layout, VARVE_CTL_LAYOUT);
-    if (c->layout != VARVE_CTL_LAYOUT || memcmp(c->boot_id, boot_id, 16) != 0 ||
-        memcmp(c->disk_uuid, t->id.uuid, 16) != 0 || c->size != t->id.geometry.size ||
-        c->shift != t->id.geometry.shift)
-        return varve_err_set(err, EUCLEAN, "the control page is of another boot or disk");
-    return 0;
-}
-
-/* Whether the epoch's own file says that it is sealed. */
-static bool epoch_is_sealed(struct varve_tracker *t, uint64_t number)
-{
-    struct varve_epoch_file info;
-
-    return varve_epoch_file_info(t->w, &t->paths, t->id.uuid, &t->id.geometry, number, number,
-                                 &info, NULL) == 0 &&
-           info.state == VARVE_EPOCH_FILE_SEALED;
-}
-
-/* Epochs before the live one that nobody sealed get all bits: nobody knows theirs any more. */
-static int seal_as_dirty(struct varve_tracker *t, uint64_t number, struct varve_err *err)
-{
-    struct varve_bitmap *all = varve_bitmap_new(t->id.geometry.nblks);
-    int r;
-
-    if (!all)
-        return varve_err_set(err, ENOMEM, "no memory for a map");
-    varve_bitmap_set(all, 0, all->nbits);
-    r = varve_epoch_file_finish(t->w, &t->paths, &t->id.geometry, number, all->words,
-                                VARVE_EPOCH_FILE_SEALED, err);
-    free(all);
-    return r;
-}
-
-static void break_views(struct varve_tracker *t, uint64_t boundary_up_to)
-{
-    for (unsigned i = 0; i < VARVE_CTL_VIEWS; i++) {
-        struct varve_ctl_view *v = &t->ctl->views[i];
-
-        if (atomic_load(&v->state) == VARVE_VIEW_OPEN &&
-            atomic_load(&v->boundary) <= boundary_up_to)
-            atomic_store(&v->state, VARVE_VIEW_ENDED);
-    }
-}
-
-static int adopt_epochs(struct varve_tracker *t, struct varve_err *err)
-{
-    uint64_t live = varve_tracker_epoch(t);
-    char path[PATH_MAX];
-
-    for (unsigned i = 0; i < VARVE_CTL_EPOCHS; i++) {
-        struct varve_ctl_epoch *slot = &t->ctl->epochs[i];
-        uint64_t number = atomic_load(&slot->number);
-        struct varve_tracked_epoch *e;
-        int r;
-
-        if (number == 0 || number % VARVE_CTL_EPOCHS != i)
-            continue;
-        if (number > live || !(atomic_load(&slot->flags) & VARVE_EPOCH_ENTERED)) {
-            /* Prepared by a server that died before it was entered. */
-            atomic_store(&slot->flags, 0);
-            t->w->unlink(t->w, varve_path_live(&t->paths, number, path));
-            t->w->unlink(t->w, varve_path_lost(&t->paths, number, path));
-            t->w->unlink(t->w, varve_path_scratch(&t->paths, number, path));
-            if (!epoch_is_sealed(t, number))
-                t->w->unlink(t->w, varve_path_epoch(&t->paths, number, number, path));
-            continue;
-        }
-        r = varve_tracked_epoch_adopt(t, number, err);
-        if (r < 0 && number == live)
-            return r;
-        if (r < 0) {
-            break_views(t, number);
-            atomic_store(&slot->number, 0);
-            r = epoch_is_sealed(t, number) ? 0 : seal_as_dirty(t, number, err);
-            if (r < 0 && r != -EEXIST)
-                return r;
-            continue;
-        }
-        e = varve_tracker_find(t, number);
-        e->sealed = number != live && epoch_is_sealed(t, number);
-    }
-    for (unsigned i = 0; i < VARVE_CTL_VIEWS; i++) {
-        struct varve_ctl_view *v = &t->ctl->views[i];
-
-        /* The server died between opening the view and the swap. */
-        if (atomic_load(&v->state) == VARVE_VIEW_OPEN && atomic_load(&v->boundary) > live)
-            atomic_store(&v->state, VARVE_VIEW_FREE);
-    }
-    return varve_tracker_find(t, live)
-               ? 0
-               : varve_err_set(err, EUCLEAN, "the control page does not know its live epoch");
-}
-
-static void forget_epochs(struct varve_tracker *t)
+void varve_tracker_forget(struct varve_tracker *t)
 {
     for (unsigned i = 0; i < VARVE_CTL_EPOCHS; i++) {
         if (t->epochs[i])
@@ -303,198 +128,6 @@ static void forget_epochs(struct varve_tracker *t)
     }
     atomic_store(&t->scratch_used, 0);
 }
-
-static int adopt(struct varve_tracker *t, const uint8_t boot_id[16], struct varve_err *err)
-{
-    int r = control_open(t, err);
-
-    if (r == 0)
-        r = control_fits(t, boot_id, err);
-    if (r == 0) {
-        varve_gate_init(&t->gate, &t->ctl->now);
-        r = adopt_epochs(t, err);
-        if (r < 0) {
-            forget_epochs(t);
-            varve_gate_fini(&t->gate);
-        }
-    }
-    if (r == 0) {
-        uint64_t live = varve_tracker_epoch(t);
-        struct varve_epoch_file info;
-
-        r = varve_epoch_file_info(t->w, &t->paths, t->id.uuid, &t->id.geometry, live, live, &info,
-                                  err);
-        if (r == 0 && info.state == VARVE_EPOCH_FILE_CLEAN)
-            r = varve_epoch_file_reopen(t->w, &t->paths, live, err);
-        if (r < 0) {
-            forget_epochs(t);
-            varve_gate_fini(&t->gate);
-        }
-    }
-    if (r < 0)
-        control_close(t);
-    return r;
-}
-
-/* --- building anew ---------------------------------------------------------------------------------- */
-
-struct stale {
-    struct varve_tracker *t;
-    const char *dir;
-};
-
-static int remove_runtime_file(void *arg, const char *name)
-{
-    struct stale *s = arg;
-    char path[PATH_MAX];
-    size_t len = strlen(name);
-    bool scratch = len > 8 && strcmp(name + len - 8, ".scratch") == 0;
-    bool runtime = strcmp(name, "control") == 0 ||
-                   (len > 5 && (strcmp(name + len - 5, ".live") == 0 ||
-                                strcmp(name + len - 5, ".lost") == 0));
-
-    if ((scratch || runtime) &&
-        snprintf(path, sizeof(path), "%s/%s", s->dir, name) < (int)sizeof(path))
-        s->t->w->unlink(s->t->w, path);
-    return 0;
-}
-
-/* What the epoch files say of the live epoch. */
-struct last_known {
-    uint64_t number;  /* the live epoch's; 0: none was found */
-    uint64_t highest; /* number that any file has */
-    uint64_t prev;    /* for a new epoch: the one before it */
-    bool clean;
-};
-
-static int learn(struct varve_tracker *t, struct last_known *k, struct varve_err *err)
-{
-    struct varve_timeline tl;
-    char path[PATH_MAX];
-    int r = varve_timeline_scan(t->w, &t->paths, t->id.uuid, &t->id.geometry, &tl, err);
-
-    if (r < 0)
-        return r;
-    memset(k, 0, sizeof(*k));
-    for (size_t i = 0; i < tl.nfiles; i++) {
-        const struct varve_epoch_file *f = &tl.files[i];
-
-        if (f->last > k->highest)
-            k->highest = f->last;
-        if (f->state == VARVE_EPOCH_FILE_CLEAN) {
-            k->number = f->last;
-            k->clean = true;
-        } else if (f->state == VARVE_EPOCH_FILE_OPEN && !k->clean) {
-            k->number = f->last;
-        } else if (f->state == VARVE_EPOCH_FILE_SEALED) {
-            k->prev = f->last;
-        }
-    }
-    for (size_t i = 0; r == 0 && i < tl.nfiles; i++) {
-        const struct varve_epoch_file *f = &tl.files[i];
-
-        if (f->state != VARVE_EPOCH_FILE_OPEN || f->last == k->number)
-            continue;
-        if (f->last > k->number)
-            t->w->unlink(t->w, varve_path_epoch(&t->paths, f->first, f->last, path));
-        else
-            r = seal_as_dirty(t, f->last, err);
-    }
-    varve_timeline_fini(&tl);
-    return r;
-}
-
-static int control_make(struct varve_tracker *t, const uint8_t boot_id[16], struct varve_err *err)
-{
-    char path[PATH_MAX];
-    void *addr;
-    int r;
-
-    varve_path_control(&t->paths, path);
-    t->ctl_fd = t->w->open(t->w, path, O_RDWR | O_CREAT | O_EXCL, FILE_MODE);
-    if (t->ctl_fd < 0)
-        return varve_err_sys(err, -t->ctl_fd, "cannot create %s", path);
-    r = t->w->allocate(t->w, t->ctl_fd, 0, sizeof(struct varve_ctl));
-    if (r == 0)
-        r = t->w->map(t->w, t->ctl_fd, sizeof(struct varve_ctl), &addr);
-    if (r < 0)
-        return varve_err_sys(err, -r, "cannot reserve memory for %s", path);
-    t->ctl = addr;
-    t->ctl->layout = VARVE_CTL_LAYOUT;
-    t->ctl->shift = t->id.geometry.shift;
-    t->ctl->size = t->id.geometry.size;
-    memcpy(t->ctl->boot_id, boot_id, 16);
-    memcpy(t->ctl->disk_uuid, t->id.uuid, 16);
-    return 0;
-}
-
-static int load_live(struct varve_tracker *t, const struct last_known *k, struct varve_err *err)
-{
-    struct varve_tracked_epoch *e = varve_tracker_find(t, k->number);
-    const struct varve_geometry *g = &t->id.geometry;
-    struct varve_bitmap *bits;
-    int r;
-
-    if (!k->clean) {
-        varve_abits_set(e->bits, 0, g->nblks);
-        return 0;
-    }
-    bits = varve_bitmap_new(g->nblks);
-    if (!bits)
-        return varve_err_set(err, ENOMEM, "no memory for a map");
-    r = varve_epoch_file_load(t->w, &t->paths, t->id.uuid, g, k->number, k->number, bits, err);
-    for (size_t i = 0; r == 0 && i < varve_bitmap_nwords(bits); i++)
-        atomic_store_explicit(&e->bits[i], bits->words[i], memory_order_relaxed);
-    free(bits);
-    return r == 0 ? varve_epoch_file_reopen(t->w, &t->paths, k->number, err) : r;
-}
-
-static int rebuild(struct varve_tracker *t, const uint8_t boot_id[16], bool new_disk,
-                   char notes[256], struct varve_err *err)
-{
-    struct stale stale = {t, t->paths.runtime};
-    struct last_known k;
-    int r = learn(t, &k, err);
-
-    if (r < 0)
-        return r;
-    t->w->list(t->w, t->paths.runtime, remove_runtime_file, &stale);
-    stale.dir = t->paths.scratch;
-    t->w->list(t->w, t->paths.scratch, remove_runtime_file, &stale);
-
-    if (k.number == 0) {
-        k.number = k.highest + 1;
-        k.clean = false;
-        r = varve_epoch_file_create(t->w, &t->paths, t->id.uuid, &t->id.geometry, k.number, k.prev,
-                                    err);
-        if (r < 0)
-            return r;
-    }
-    r = control_make(t, boot_id, err);
-    if (r < 0)
-        return r;
-    varve_gate_init(&t->gate, &t->ctl->now);
-    r = varve_tracked_epoch_create(t, k.number, false, err);
-    /* A new disk has no past: nothing that anybody could have seen is missing from its first epoch. */
-    if (r == 0 && !new_disk)
-        r = load_live(t, &k, err);
-    if (r < 0) {
-        forget_epochs(t);
-        varve_gate_fini(&t->gate);
-        return r;
-    }
-    if (!new_disk && !k.clean)
-        snprintf(notes, 256, "the disk was not stopped cleanly before the host went down, so all of "
-                             "it counts as written in epoch %" PRIu64, k.number);
-    atomic_fetch_or(&varve_tracker_find(t, k.number)->slot->flags, VARVE_EPOCH_ENTERED);
-    atomic_store(&t->ctl->prepared, k.highest > k.number ? k.highest : k.number);
-    atomic_store(&t->ctl->now, k.number << 1);
-    atomic_thread_fence(memory_order_seq_cst);
-    t->ctl->magic = VARVE_CTL_MAGIC; /* last: without it the page is rebuilt */
-    return 0;
-}
-
-/* --- attach and detach -------------------------------------------------------------------------------- */
 
 static bool on_one_file_system(struct varve_tracker *t)
 {
@@ -530,7 +163,7 @@ static int make_dirs(struct varve_tracker *t, const struct varve_tracker_config 
 
 static void tracker_free(struct varve_tracker *t)
 {
-    control_close(t);
+    varve_tracker_close_control(t);
     if (t->lock_fd >= 0)
         t->w->close(t->w, t->lock_fd);
     for (unsigned i = 0; i < VARVE_STRIPES; i++)
@@ -578,7 +211,7 @@ int varve_tracker_attach(struct varve_world *w, const struct varve_tracker_confi
     if (r == 0)
         r = make_dirs(t, cfg, err);
     if (r == 0)
-        r = lock_take(t, cfg->name, err);
+        r = t->lock_fd = varve_disk_lock_take(w, &t->paths, cfg->name, cfg->role, err);
     if (r < 0)
         goto err_after_alloc;
     new_disk = varve_identity_read(w, &t->paths, &before, NULL) == -ENOENT;
@@ -589,13 +222,13 @@ int varve_tracker_attach(struct varve_world *w, const struct varve_tracker_confi
         goto err_after_alloc;
     t->may_clone = on_one_file_system(t);
 
-    r = adopt(t, boot_id, &why);
+    r = varve_tracker_adopt(t, boot_id, &why);
     if (r < 0 && r != -ENOENT && r != -EUCLEAN) {
         varve_err_set(err, -r, "%s", why.msg);
         goto err_after_alloc;
     }
     if (r < 0)
-        r = rebuild(t, boot_id, new_disk, notes, err);
+        r = varve_tracker_rebuild(t, boot_id, new_disk, notes, err);
     if (r < 0)
         goto err_after_alloc;
     atomic_fetch_add(&t->ctl->incarnation, 1);
@@ -621,7 +254,7 @@ int varve_tracker_detach(struct varve_tracker *t, struct varve_err *err)
         r = varve_epoch_file_finish(t->w, &t->paths, &t->id.geometry, live,
                                     varve_tracker_find(t, live)->bits, VARVE_EPOCH_FILE_CLEAN, err);
     atomic_store(&t->ctl->served, 0);
-    forget_epochs(t);
+    varve_tracker_forget(t);
     varve_gate_fini(&t->gate);
     tracker_free(t);
     return r;

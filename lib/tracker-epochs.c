@@ -159,7 +159,7 @@ static int epoch_adopt_armed(struct varve_tracker *t, struct varve_tracked_epoch
                              struct varve_err *err)
 {
     char path[PATH_MAX];
-    uint64_t ino;
+    uint64_t ino = 0;
     int r = epoch_map(t, varve_path_lost(&t->paths, e->number, path), false, &e->lost_fd, &e->lost,
                       err);
 
@@ -179,7 +179,7 @@ int varve_tracked_epoch_adopt(struct varve_tracker *t, uint64_t number, struct v
 {
     struct varve_tracked_epoch *e = epoch_alloc(t, number);
     char path[PATH_MAX];
-    uint64_t ino;
+    uint64_t ino = 0;
     int r;
 
     if (!e)

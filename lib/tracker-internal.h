@@ -98,6 +98,27 @@ uint64_t varve_tracker_oldest_view(struct varve_tracker *t);
 /* Disarms, drops and forgets what no open view needs and what is sealed. */
 void varve_tracker_tidy(struct varve_tracker *t);
 
+/* --- tracker-attach.c --- */
+
+/* Closes all epochs and forgets them; their files stay. */
+void varve_tracker_forget(struct varve_tracker *t);
+void varve_tracker_close_control(struct varve_tracker *t);
+
+/* --- tracker-adopt.c --- */
+
+/* -ENOENT, -EUCLEAN: there is nothing to adopt, or it is not ours: rebuild.  The control page is
+ * closed on error. */
+int varve_tracker_adopt(struct varve_tracker *t, const uint8_t boot_id[16], struct varve_err *err);
+
+/* --- tracker-rebuild.c --- */
+
+/* `notes` as of varve_tracker_attach.  On error the control page is left for tracker_free(). */
+int varve_tracker_rebuild(struct varve_tracker *t, const uint8_t boot_id[16], bool new_disk,
+                          char notes[256], struct varve_err *err);
+
+/* Seals the file of an epoch whose bits nobody knows any more, with all of them set (I7). */
+int varve_tracker_seal_as_dirty(struct varve_tracker *t, uint64_t number, struct varve_err *err);
+
 /* --- tracker-preserve.c --- */
 
 /* Keeps the blocks [from, to) of e: their preimages are in its scratch, or they are marked lost (or

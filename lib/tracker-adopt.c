@@ -1,0 +1,157 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ *
+ * Adopting in place what a former server of this boot left in the runtime folder: the same control
+ * page, maps and scratch, the same inodes, so that readers in other processes go on.
+ */
+#include "lib/tracker-internal.h"
+
+#include "lib/epoch-file.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <string.h>
+
+static int control_open(struct varve_tracker *t, struct varve_err *err)
+{
+    char path[PATH_MAX];
+    struct varve_stat st;
+    void *addr;
+    int r;
+
+    varve_path_control(&t->paths, path);
+    t->ctl_fd = t->w->open(t->w, path, O_RDWR, 0);
+    if (t->ctl_fd < 0)
+        return varve_err_sys(err, -t->ctl_fd, "cannot open %s", path);
+    r = t->w->stat(t->w, t->ctl_fd, &st);
+    if (r < 0)
+        return varve_err_sys(err, -r, "cannot stat %s", path);
+    if (st.size < sizeof(struct varve_ctl))
+        return varve_err_set(err, EUCLEAN, "%s has been cut short", path);
+    r = t->w->map(t->w, t->ctl_fd, sizeof(struct varve_ctl), &addr);
+    if (r < 0)
+        return varve_err_sys(err, -r, "cannot map %s", path);
+    t->ctl = addr;
+    return 0;
+}
+
+static int control_fits(struct varve_tracker *t, const uint8_t boot_id[16], struct varve_err *err)
+{
+    const struct varve_ctl *c = t->ctl;
+
+    if (c->magic != VARVE_CTL_MAGIC)
+        return varve_err_set(err, EUCLEAN, "the control page was not finished");
+    if (c->layout > VARVE_CTL_LAYOUT)
+        return varve_err_set(err, ENOTSUP,
+                             "the runtime folder %s was made by a newer varve (layout %u, known is "
+                             "%u): use that version",
+                             t->paths.runtime, c->layout, VARVE_CTL_LAYOUT);
+    if (c->layout != VARVE_CTL_LAYOUT || memcmp(c->boot_id, boot_id, 16) != 0 ||
+        memcmp(c->disk_uuid, t->id.uuid, 16) != 0 || c->size != t->id.geometry.size ||
+        c->shift != t->id.geometry.shift)
+        return varve_err_set(err, EUCLEAN, "the control page is of another boot or disk");
+    return 0;
+}
+
+/* Whether the epoch's own file says that its bits are still to be written.  One that is not there has
+ * been freed or merged by the housekeeper, who touches sealed files only; one that is damaged cannot
+ * be mended here and is found by whoever needs it. */
+static bool epoch_is_unsealed(struct varve_tracker *t, uint64_t number)
+{
+    struct varve_epoch_file info;
+
+    return varve_epoch_file_info(t->w, &t->paths, t->id.uuid, &t->id.geometry, number, number,
+                                 &info, NULL) == 0 &&
+           info.state != VARVE_EPOCH_FILE_SEALED;
+}
+
+static void break_views(struct varve_tracker *t, uint64_t boundary_up_to)
+{
+    for (unsigned i = 0; i < VARVE_CTL_VIEWS; i++) {
+        struct varve_ctl_view *v = &t->ctl->views[i];
+
+        if (atomic_load(&v->state) == VARVE_VIEW_OPEN &&
+            atomic_load(&v->boundary) <= boundary_up_to)
+            atomic_store(&v->state, VARVE_VIEW_ENDED);
+    }
+}
+
+static int adopt_epochs(struct varve_tracker *t, struct varve_err *err)
+{
+    uint64_t live = varve_tracker_epoch(t);
+    char path[PATH_MAX];
+
+    for (unsigned i = 0; i < VARVE_CTL_EPOCHS; i++) {
+        struct varve_ctl_epoch *slot = &t->ctl->epochs[i];
+        uint64_t number = atomic_load(&slot->number);
+        struct varve_tracked_epoch *e;
+        int r;
+
+        if (number == 0 || number % VARVE_CTL_EPOCHS != i)
+            continue;
+        if (number > live || !(atomic_load(&slot->flags) & VARVE_EPOCH_ENTERED)) {
+            /* Prepared by a server that died before it was entered. */
+            atomic_store(&slot->flags, 0);
+            t->w->unlink(t->w, varve_path_live(&t->paths, number, path));
+            t->w->unlink(t->w, varve_path_lost(&t->paths, number, path));
+            t->w->unlink(t->w, varve_path_scratch(&t->paths, number, path));
+            if (epoch_is_unsealed(t, number))
+                t->w->unlink(t->w, varve_path_epoch(&t->paths, number, number, path));
+            continue;
+        }
+        r = varve_tracked_epoch_adopt(t, number, err);
+        if (r < 0 && number == live)
+            return r;
+        if (r < 0) {
+            break_views(t, number);
+            atomic_store(&slot->number, 0);
+            r = epoch_is_unsealed(t, number) ? varve_tracker_seal_as_dirty(t, number, err) : 0;
+            if (r < 0 && r != -EEXIST)
+                return r;
+            continue;
+        }
+        e = varve_tracker_find(t, number);
+        e->sealed = number != live && !epoch_is_unsealed(t, number);
+    }
+    for (unsigned i = 0; i < VARVE_CTL_VIEWS; i++) {
+        struct varve_ctl_view *v = &t->ctl->views[i];
+
+        /* The server died between opening the view and the swap. */
+        if (atomic_load(&v->state) == VARVE_VIEW_OPEN && atomic_load(&v->boundary) > live)
+            atomic_store(&v->state, VARVE_VIEW_FREE);
+    }
+    return varve_tracker_find(t, live)
+               ? 0
+               : varve_err_set(err, EUCLEAN, "the control page does not know its live epoch");
+}
+
+int varve_tracker_adopt(struct varve_tracker *t, const uint8_t boot_id[16], struct varve_err *err)
+{
+    int r = control_open(t, err);
+
+    if (r == 0)
+        r = control_fits(t, boot_id, err);
+    if (r == 0) {
+        varve_gate_init(&t->gate, &t->ctl->now);
+        r = adopt_epochs(t, err);
+        if (r < 0) {
+            varve_tracker_forget(t);
+            varve_gate_fini(&t->gate);
+        }
+    }
+    if (r == 0) {
+        uint64_t live = varve_tracker_epoch(t);
+        struct varve_epoch_file info;
+
+        r = varve_epoch_file_info(t->w, &t->paths, t->id.uuid, &t->id.geometry, live, live, &info,
+                                  err);
+        if (r == 0 && info.state == VARVE_EPOCH_FILE_CLEAN)
+            r = varve_epoch_file_reopen(t->w, &t->paths, live, err);
+        if (r < 0) {
+            varve_tracker_forget(t);
+            varve_gate_fini(&t->gate);
+        }
+    }
+    if (r < 0)
+        varve_tracker_close_control(t);
+    return r;
+}

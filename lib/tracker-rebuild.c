@@ -1,0 +1,188 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ *
+ * Building the runtime folder anew from what the state folder knows.  Views are gone: nothing that
+ * was kept for them can be proved any more.
+ */
+#include "lib/tracker-internal.h"
+
+#include "lib/bitmap.h"
+#include "lib/epoch-file.h"
+#include "lib/timeline.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define FILE_MODE 0600
+
+int varve_tracker_seal_as_dirty(struct varve_tracker *t, uint64_t number, struct varve_err *err)
+{
+    struct varve_bitmap *all = varve_bitmap_new(t->id.geometry.nblks);
+    int r;
+
+    if (!all)
+        return varve_err_set(err, ENOMEM, "no memory for a map");
+    varve_bitmap_set(all, 0, all->nbits);
+    r = varve_epoch_file_finish(t->w, &t->paths, &t->id.geometry, number, all->words,
+                                VARVE_EPOCH_FILE_SEALED, err);
+    free(all);
+    return r;
+}
+
+struct stale {
+    struct varve_tracker *t;
+    const char *dir;
+};
+
+static int remove_runtime_file(void *arg, const char *name)
+{
+    struct stale *s = arg;
+    char path[PATH_MAX];
+    size_t len = strlen(name);
+    bool scratch = len > 8 && strcmp(name + len - 8, ".scratch") == 0;
+    bool runtime = strcmp(name, "control") == 0 ||
+                   (len > 5 && (strcmp(name + len - 5, ".live") == 0 ||
+                                strcmp(name + len - 5, ".lost") == 0));
+
+    if ((scratch || runtime) &&
+        snprintf(path, sizeof(path), "%s/%s", s->dir, name) < (int)sizeof(path))
+        s->t->w->unlink(s->t->w, path);
+    return 0;
+}
+
+/* What the epoch files say of the live epoch. */
+struct last_known {
+    uint64_t number;  /* the live epoch's; 0: none was found */
+    uint64_t highest; /* number that any file has */
+    uint64_t prev;    /* for a new epoch: the one before it */
+    bool clean;
+};
+
+static int learn(struct varve_tracker *t, struct last_known *k, struct varve_err *err)
+{
+    struct varve_timeline tl;
+    char path[PATH_MAX];
+    int r = varve_timeline_scan(t->w, &t->paths, t->id.uuid, &t->id.geometry, &tl, err);
+
+    if (r < 0)
+        return r;
+    memset(k, 0, sizeof(*k));
+    k->highest = tl.highest;
+    for (size_t i = 0; i < tl.nfiles; i++) {
+        const struct varve_epoch_file *f = &tl.files[i];
+
+        if (f->state == VARVE_EPOCH_FILE_CLEAN) {
+            k->number = f->last;
+            k->clean = true;
+        } else if (f->state == VARVE_EPOCH_FILE_OPEN && !k->clean) {
+            k->number = f->last;
+        } else if (f->state == VARVE_EPOCH_FILE_SEALED) {
+            k->prev = f->last;
+        }
+    }
+    for (size_t i = 0; r == 0 && i < tl.nfiles; i++) {
+        const struct varve_epoch_file *f = &tl.files[i];
+
+        if (f->state != VARVE_EPOCH_FILE_OPEN || f->last == k->number)
+            continue;
+        if (f->last > k->number)
+            t->w->unlink(t->w, varve_path_epoch(&t->paths, f->first, f->last, path));
+        else
+            r = varve_tracker_seal_as_dirty(t, f->last, err);
+    }
+    varve_timeline_fini(&tl);
+    return r;
+}
+
+static int control_make(struct varve_tracker *t, const uint8_t boot_id[16], struct varve_err *err)
+{
+    char path[PATH_MAX];
+    void *addr;
+    int r;
+
+    varve_path_control(&t->paths, path);
+    t->ctl_fd = t->w->open(t->w, path, O_RDWR | O_CREAT | O_EXCL, FILE_MODE);
+    if (t->ctl_fd < 0)
+        return varve_err_sys(err, -t->ctl_fd, "cannot create %s", path);
+    r = t->w->allocate(t->w, t->ctl_fd, 0, sizeof(struct varve_ctl));
+    if (r == 0)
+        r = t->w->map(t->w, t->ctl_fd, sizeof(struct varve_ctl), &addr);
+    if (r < 0)
+        return varve_err_sys(err, -r, "cannot reserve memory for %s", path);
+    t->ctl = addr;
+    t->ctl->layout = VARVE_CTL_LAYOUT;
+    t->ctl->shift = t->id.geometry.shift;
+    t->ctl->size = t->id.geometry.size;
+    memcpy(t->ctl->boot_id, boot_id, 16);
+    memcpy(t->ctl->disk_uuid, t->id.uuid, 16);
+    return 0;
+}
+
+static int load_live(struct varve_tracker *t, const struct last_known *k, struct varve_err *err)
+{
+    struct varve_tracked_epoch *e = varve_tracker_find(t, k->number);
+    const struct varve_geometry *g = &t->id.geometry;
+    struct varve_bitmap *bits;
+    int r;
+
+    if (!k->clean) {
+        varve_abits_set(e->bits, 0, g->nblks);
+        return 0;
+    }
+    bits = varve_bitmap_new(g->nblks);
+    if (!bits)
+        return varve_err_set(err, ENOMEM, "no memory for a map");
+    r = varve_epoch_file_load(t->w, &t->paths, t->id.uuid, g, k->number, k->number, bits, err);
+    for (size_t i = 0; r == 0 && i < varve_bitmap_nwords(bits); i++)
+        atomic_store_explicit(&e->bits[i], bits->words[i], memory_order_relaxed);
+    free(bits);
+    return r == 0 ? varve_epoch_file_reopen(t->w, &t->paths, k->number, err) : r;
+}
+
+int varve_tracker_rebuild(struct varve_tracker *t, const uint8_t boot_id[16], bool new_disk,
+                   char notes[256], struct varve_err *err)
+{
+    struct stale stale = {t, t->paths.runtime};
+    struct last_known k;
+    int r = learn(t, &k, err);
+
+    if (r < 0)
+        return r;
+    t->w->list(t->w, t->paths.runtime, remove_runtime_file, &stale);
+    stale.dir = t->paths.scratch;
+    t->w->list(t->w, t->paths.scratch, remove_runtime_file, &stale);
+
+    if (k.number == 0) {
+        k.number = k.highest + 1;
+        k.clean = false;
+        r = varve_epoch_file_create(t->w, &t->paths, t->id.uuid, &t->id.geometry, k.number, k.prev,
+                                    err);
+        if (r < 0)
+            return r;
+    }
+    r = control_make(t, boot_id, err);
+    if (r < 0)
+        return r;
+    varve_gate_init(&t->gate, &t->ctl->now);
+    r = varve_tracked_epoch_create(t, k.number, false, err);
+    /* A new disk has no past: nothing that anybody could have seen is missing from its first epoch. */
+    if (r == 0 && !new_disk)
+        r = load_live(t, &k, err);
+    if (r < 0) {
+        varve_tracker_forget(t);
+        varve_gate_fini(&t->gate);
+        return r;
+    }
+    if (!new_disk && !k.clean)
+        snprintf(notes, 256, "the disk was not stopped cleanly before the host went down, so all of "
+                             "it counts as written in epoch %" PRIu64, k.number);
+    atomic_fetch_or(&varve_tracker_find(t, k.number)->slot->flags, VARVE_EPOCH_ENTERED);
+    atomic_store(&t->ctl->prepared, k.highest > k.number ? k.highest : k.number);
+    atomic_store(&t->ctl->now, k.number << 1);
+    atomic_thread_fence(memory_order_seq_cst);
+    t->ctl->magic = VARVE_CTL_MAGIC; /* last: without it the page is rebuilt */
+    return 0;
+}

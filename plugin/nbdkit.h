@@ -1,0 +1,12 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ *
+ * nbdkit's plugin API in the version we use.  Every file of plugin/ that needs it includes this page
+ * and nothing else may include <nbdkit-plugin.h>.
+ */
+#ifndef VARVE_PLUGIN_NBDKIT_H
+#define VARVE_PLUGIN_NBDKIT_H
+
+#define NBDKIT_API_VERSION 2
+#include <nbdkit-plugin.h>
+
+#endif
