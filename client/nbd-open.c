@@ -127,7 +127,8 @@ void varve_nbd_close(struct nbd_handle *h)
 {
     if (!h)
         return;
-    if (nbd_aio_is_ready(h))
+    /* Sending lets answers in too: none may come for buffers that are gone by now. */
+    if (nbd_aio_is_ready(h) && nbd_aio_in_flight(h) == 0)
         nbd_aio_disconnect(h, 0);
     else if (nbd_aio_is_negotiating(h))
         nbd_aio_opt_abort(h);
