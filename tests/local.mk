@@ -51,3 +51,15 @@ check_PROGRAMS += %D%/unit/test-identity
 %C%_unit_test_identity_CFLAGS = $(AM_CFLAGS) $(CMOCKA_CFLAGS)
 %C%_unit_test_identity_LDADD = %D%/lib/libtest.la lib/libvarve.la $(CMOCKA_LIBS)
 TESTS += %D%/unit/test-identity
+
+check_PROGRAMS += %D%/unit/test-epoch-file
+%C%_unit_test_epoch_file_SOURCES = %D%/unit/test-epoch-file.c
+%C%_unit_test_epoch_file_CFLAGS = $(AM_CFLAGS) $(CMOCKA_CFLAGS)
+%C%_unit_test_epoch_file_LDADD = %D%/lib/libtest.la lib/libvarve.la $(CMOCKA_LIBS)
+TESTS += %D%/unit/test-epoch-file
+
+check_PROGRAMS += %D%/unit/test-link-proto
+%C%_unit_test_link_proto_SOURCES = %D%/unit/test-link-proto.c
+%C%_unit_test_link_proto_CFLAGS = $(AM_CFLAGS) $(CMOCKA_CFLAGS)
+%C%_unit_test_link_proto_LDADD = %D%/lib/libtest.la lib/libvarve.la $(CMOCKA_LIBS)
+TESTS += %D%/unit/test-link-proto
