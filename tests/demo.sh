@@ -88,6 +88,7 @@ show() {
     local words='' w
     for w in "$@"; do
         case $w in
+        '&') ;;
         *[!A-Za-z0-9_@%+=:,./-]*) w="'$w'" ;;
         esac
         words="$words $w"
@@ -169,14 +170,9 @@ live='nbd+unix:///?socket=live.sock'
 
 step "A disk: 256 MiB, a real ext4 file system with real files"
 mkdir files files/etc files/srv
-copied=0
-while IFS= read -r -d '' f; do
-    size=$(stat -c %s "$f")
-    copied=$((copied + size))
-    [ "$copied" -le $((64 << 20)) ] || break
-    echo "$f"
-done < <(find /usr/share/doc /usr/include /usr/share/perl /usr/lib/python3 -xdev -type f -size +0 \
-    -readable -print0 2>/dev/null) >list.txt
+find /usr/share/doc /usr/include /usr/share/perl /usr/lib/python3 -xdev -type f -size +0 -readable \
+    -printf '%s %p\n' 2>/dev/null | awk '(sum += $1) < 64 * 1048576 { sub(/^[0-9]+ /, ""); print }' \
+    >list.txt
 tar -cf - -T list.txt 2>/dev/null | tar -xf - -C files
 cp -R /etc/debian_version /etc/passwd files/etc/
 # The ledger: 12 MiB that the writer of step 4 overwrites in place, as a database would.
