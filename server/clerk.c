@@ -14,13 +14,11 @@
 
 struct varve_clerk {
     pthread_t thread;
-    pthread_mutex_t lock; /* guards first, last, done; rank: a leaf, nothing is taken inside */
+    pthread_mutex_t lock; /* guards first, last; rank: a leaf, nothing is taken inside */
     pthread_cond_t work;
     struct varve_job *first, **last;
-    void (*done)(void *arg);
-    void *done_arg;
-    void (*tick)(void *arg);
-    void *tick_arg;
+    void (*tick)(void *arg), (*done)(void *arg);
+    void *tick_arg, *done_arg;
     int stop_fd;
     _Atomic bool stopping;
 };
@@ -40,6 +38,7 @@ static void *clerk_main(void *arg)
     struct varve_job *job;
 
     clock_gettime(CLOCK_MONOTONIC, &next_tick);
+    next_tick.tv_sec += TICK_S;
     pthread_mutex_lock(&c->lock);
     for (;;) {
         if (!c->stopping && due(&next_tick)) {
@@ -64,13 +63,12 @@ static void *clerk_main(void *arg)
         }
     }
     pthread_mutex_unlock(&c->lock);
-    if (c->done)
-        c->done(c->done_arg);
+    c->done(c->done_arg);
     return NULL;
 }
 
-int varve_clerk_start(void (*tick)(void *arg), void *arg, struct varve_clerk **out,
-                      struct varve_err *err)
+int varve_clerk_start(void (*tick)(void *arg), void *tick_arg, void (*done)(void *arg),
+                      void *done_arg, struct varve_clerk **out, struct varve_err *err)
 {
     struct varve_clerk *c = calloc(1, sizeof(*c));
     pthread_condattr_t attr;
@@ -79,7 +77,9 @@ int varve_clerk_start(void (*tick)(void *arg), void *arg, struct varve_clerk **o
     if (!c)
         return varve_err_set(err, ENOMEM, "no memory for the policy thread");
     c->tick = tick;
-    c->tick_arg = arg;
+    c->tick_arg = tick_arg;
+    c->done = done;
+    c->done_arg = done_arg;
     c->last = &c->first;
     c->stop_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     if (c->stop_fd < 0) {
@@ -124,14 +124,6 @@ void varve_clerk_stop(struct varve_clerk *c)
     pthread_mutex_unlock(&c->lock);
     done = write(c->stop_fd, &one, sizeof(one));
     (void)done; /* an eventfd that is full is readable too */
-}
-
-void varve_clerk_on_end(struct varve_clerk *c, void (*done)(void *arg), void *arg)
-{
-    pthread_mutex_lock(&c->lock);
-    c->done = done;
-    c->done_arg = arg;
-    pthread_mutex_unlock(&c->lock);
 }
 
 void varve_clerk_join(struct varve_clerk *c)

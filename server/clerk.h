@@ -20,20 +20,20 @@ struct varve_job {
 
 struct varve_clerk;
 
-/* tick(arg) runs on the clerk's thread once a second, between jobs, also when there are many. */
-int varve_clerk_start(void (*tick)(void *arg), void *arg, struct varve_clerk **out,
-                      struct varve_err *err);
+/* tick(tick_arg) runs on the clerk's thread once a second, between jobs, also when there are many;
+ * done(done_arg) is its last deed after varve_clerk_stop. */
+int varve_clerk_start(void (*tick)(void *arg), void *tick_arg, void (*done)(void *arg),
+                      void *done_arg, struct varve_clerk **out, struct varve_err *err);
 
 /* The job's memory belongs to the clerk until run() is called, which happens exactly once. */
 void varve_clerk_post(struct varve_clerk *c, struct varve_job *job);
 
-/* Any thread: jobs from here on run with stopping = true, and waits in varve_clerk_wait_fd end. */
+/* Any thread: jobs from here on run with stopping = true, and whoever waits for
+ * varve_clerk_stop_fd wakes. */
 void varve_clerk_stop(struct varve_clerk *c);
 
-/* Waits until the thread has ended (all jobs have run), and frees the clerk.  done(), if there is
- * one, was called by the thread as its last deed before. */
+/* Waits until the thread has ended, runs the jobs that came too late, and frees the clerk. */
 void varve_clerk_join(struct varve_clerk *c);
-void varve_clerk_on_end(struct varve_clerk *c, void (*done)(void *arg), void *arg);
 
 /* A descriptor that is readable once varve_clerk_stop was called: for poll() in jobs that wait. */
 int varve_clerk_stop_fd(const struct varve_clerk *c);

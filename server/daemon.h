@@ -16,6 +16,8 @@
 #include "server/nbd-server.h"
 #include "server/options.h"
 
+#include <pthread.h>
+
 struct varve_backup;
 struct varve_disk;
 
@@ -30,12 +32,19 @@ struct varve_daemon {
     char *listeners[VARVE_LISTENERS_MAX]; /* as they really are; set before commands come */
     size_t nlisteners;
 
+    /* Readers of views that leave.  Guards `gone` of struct varve_backup_disk; rank: a leaf. */
+    pthread_mutex_t views_lock;
+    pthread_cond_t view_gone;
+
     /* the clerk's */
     struct varve_catalogue_store *store;
     struct varve_catalogue *catalogue; /* what is committed */
     struct varve_disk *disks;          /* all that were ever seen, in order of names */
     struct varve_backup *backups;      /* the open ones of the catalogue */
 };
+
+/* First of all: what the locks above need. */
+void varve_daemon_init(struct varve_daemon *d);
 
 /* Makes `next` durable and the catalogue.  It is taken over in either case: freed on failure. */
 int varve_daemon_commit(struct varve_daemon *d, struct varve_catalogue *next,

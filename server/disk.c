@@ -15,6 +15,7 @@
 #define HELLO_TIMEOUT_MS 1000
 #define EPOCH_TIMEOUT_MS 5000
 #define RETRY_NS         UINT64_C(5000000000)
+#define WAIT_SLICE_NS    UINT64_C(100000000)
 
 const char *varve_disk_state_name(enum varve_disk_state state)
 {
@@ -28,6 +29,11 @@ const char *varve_disk_state_name(enum varve_disk_state state)
 }
 
 static void disk_fetch_job(struct varve_job *job, bool stopping);
+
+static uint64_t monotonic_ns(struct varve_disk *disk)
+{
+    return disk->daemon->w->monotonic_ns(disk->daemon->w);
+}
 
 struct varve_disk *varve_disk_new(struct varve_daemon *d, const char *name)
 {
@@ -247,23 +253,31 @@ static void disk_fetch_job(struct varve_job *job, bool stopping)
 
 int varve_disk_wait_epochs(struct varve_disk *disk, uint64_t deadline_ns)
 {
-    struct timespec until = {.tv_sec = (time_t)(deadline_ns / 1000000000),
-                             .tv_nsec = (long)(deadline_ns % 1000000000)};
+    struct varve_clerk *clerk = disk->daemon->clerk;
     uint64_t want;
-    int rc = 0;
+    bool done;
 
     pthread_mutex_lock(&disk->fetch_lock);
     want = disk->fetches + 1;
     if (!disk->fetch_posted) {
         disk->fetch_posted = true;
-        varve_clerk_post(disk->daemon->clerk, &disk->fetch_job);
+        varve_clerk_post(clerk, &disk->fetch_job);
     }
-    while (disk->fetches < want && rc == 0)
-        rc = pthread_cond_timedwait(&disk->fetched, &disk->fetch_lock, &until);
+    /* In slices: a clerk that has ended takes no jobs any more. */
+    while (disk->fetches < want && !varve_clerk_stopping(clerk)) {
+        uint64_t now = monotonic_ns(disk), until = now + WAIT_SLICE_NS;
+        struct timespec ts = {.tv_sec = (time_t)(until / 1000000000),
+                              .tv_nsec = (long)(until % 1000000000)};
+
+        if (now >= deadline_ns)
+            break;
+        pthread_cond_timedwait(&disk->fetched, &disk->fetch_lock, &ts);
+    }
+    done = disk->fetches >= want;
     pthread_mutex_unlock(&disk->fetch_lock);
-    if (varve_clerk_stopping(disk->daemon->clerk))
+    if (varve_clerk_stopping(clerk))
         return -ESHUTDOWN;
-    return -rc;
+    return done ? 0 : -ETIMEDOUT;
 }
 
 /* --- state ------------------------------------------------------------------------------------- */
@@ -280,11 +294,6 @@ static void disk_set_state(struct varve_disk *disk, enum varve_disk_state state,
     varve_events_send(disk->daemon->events, "DISK_STATE_CHANGED",
                       json_pack("{s:s, s:s}", "disk", disk->name, "state",
                                 varve_disk_state_name(state)));
-}
-
-static uint64_t monotonic_ns(struct varve_disk *disk)
-{
-    return disk->daemon->w->monotonic_ns(disk->daemon->w);
 }
 
 static void disk_try_peer(struct varve_disk *disk)

@@ -18,3 +18,57 @@ server_libnbdserver_la_SOURCES = \
 	%D%/nbd-transmit.h
 server_libnbdserver_la_CFLAGS = $(AM_CFLAGS) $(LIBUV_CFLAGS)
 server_libnbdserver_la_LIBADD = lib/libvarve.la $(LIBUV_LIBS)
+
+sbin_PROGRAMS += server/varved
+server_varved_SOURCES = \
+	%D%/allocation.c \
+	%D%/allocation.h \
+	%D%/args.c \
+	%D%/args.h \
+	%D%/backup-begin.c \
+	%D%/backup-end.c \
+	%D%/backup-restore.c \
+	%D%/backup.c \
+	%D%/backup.h \
+	%D%/boundary.c \
+	%D%/boundary.h \
+	%D%/changes.c \
+	%D%/changes.h \
+	%D%/clerk.c \
+	%D%/clerk.h \
+	%D%/commands-backup.c \
+	%D%/commands-checkpoint.c \
+	%D%/commands-query.c \
+	%D%/commands.c \
+	%D%/commands.h \
+	%D%/control-conn.c \
+	%D%/control-internal.h \
+	%D%/control.c \
+	%D%/control.h \
+	%D%/daemon.c \
+	%D%/daemon.h \
+	%D%/disk-changes.c \
+	%D%/disk.c \
+	%D%/disk.h \
+	%D%/disks.c \
+	%D%/events.c \
+	%D%/events.h \
+	%D%/log.c \
+	%D%/log.h \
+	%D%/mailbox.c \
+	%D%/mailbox.h \
+	%D%/main.c \
+	%D%/options.c \
+	%D%/options.h \
+	%D%/peer.c \
+	%D%/peer.h \
+	%D%/runtime.c \
+	%D%/runtime.h \
+	%D%/sd-notify.c \
+	%D%/sd-notify.h \
+	%D%/served-view.c \
+	%D%/served-view.h \
+	%D%/view-export.c \
+	%D%/view-export.h
+server_varved_CFLAGS = $(AM_CFLAGS) $(LIBUV_CFLAGS) $(JANSSON_CFLAGS)
+server_varved_LDADD = server/libnbdserver.la lib/libvarve.la $(LIBUV_LIBS) $(JANSSON_LIBS)

@@ -11,7 +11,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "config.h"
+#include <config.h>
 
 #define THREADS_DEFAULT 8u
 #define THREADS_MAX     512u

@@ -1,0 +1,236 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ *
+ * The end of a backup: committed first, so that a lost reply can be asked for again and a crash finds
+ * it ended; then the exports go, then what the views kept is freed, then epochs that nobody needs.
+ */
+#include "server/backup.h"
+
+#include "server/log.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* Ranges that are kept with a checkpoint; what is more is joined, which only adds. */
+#define HEAL_MAX 1024u
+
+/* --- healing: what was answered with an error counts as changed at the new base -------------------- */
+
+static size_t heal_ranges(const struct varve_geometry *g, const struct varve_bitmap *map,
+                          uint64_t gap_blks, struct varve_cat_range *out, size_t max)
+{
+    uint64_t from = varve_bitmap_find(map, 0, true);
+    size_t n = 0;
+
+    while (from < map->nbits) {
+        uint64_t to = varve_bitmap_find(map, from, false), next;
+
+        next = varve_bitmap_find(map, to, true);
+        while (next < map->nbits && next - to <= gap_blks) {
+            to = varve_bitmap_find(map, next, false);
+            next = varve_bitmap_find(map, to, true);
+        }
+        if (n < max) {
+            out[n].off = from << g->shift;
+            out[n].len = varve_block_end(g, to - 1) - out[n].off;
+        }
+        n++;
+        from = next;
+    }
+    return n;
+}
+
+static int heal_checkpoint(struct varve_cat_checkpoint *p, const struct varve_geometry *g,
+                           const struct varve_bitmap *map, struct varve_err *err)
+{
+    uint64_t gap = 0;
+    size_t n;
+
+    p->heal = calloc(HEAL_MAX, sizeof(*p->heal));
+    if (!p->heal)
+        return varve_err_set(err, ENOMEM, "no memory for checkpoint '%s'", p->name);
+    while ((n = heal_ranges(g, map, gap, p->heal, HEAL_MAX)) > HEAL_MAX)
+        gap = gap * 2 + 1;
+    p->nheal = n;
+    return 0;
+}
+
+/* Errors that a former daemon answered are forgotten: then all that the backup offered counts. */
+static int heal_collect(const struct varve_backup_disk *bd,
+                        const struct varve_cat_backup_disk *cbd, struct varve_bitmap *map,
+                        bool *any, struct varve_err *err)
+{
+    const struct varve_bitmap *offered;
+    struct varve_backup_counts n;
+    int rc;
+
+    *any = varve_served_view_or_failed(bd->served, map);
+    varve_backup_count(bd, &n);
+    if (!cbd->restarted || n.lost_bytes == 0)
+        return 0;
+    rc = varve_changes_get(bd->changes, &offered, err);
+    if (rc < 0)
+        return rc;
+    if (offered)
+        varve_bitmap_or(map, offered);
+    else
+        varve_bitmap_set(map, 0, map->nbits);
+    *any = true;
+    return 0;
+}
+
+static int draft_heal(struct varve_catalogue *draft, const struct varve_cat_backup *cb,
+                      const struct varve_backup *b, struct varve_err *err)
+{
+    for (size_t i = 0; i < b->ndisks && cb->checkpoint[0]; i++) {
+        const struct varve_geometry *g = &b->disks[i].disk->identity.geometry;
+        struct varve_cat_checkpoint *p = varve_catalogue_checkpoint(
+            varve_catalogue_disk(draft, cb->disks[i].uuid), cb->checkpoint);
+        struct varve_bitmap *map;
+        bool any;
+        int rc;
+
+        if (!p || !b->disks[i].served)
+            continue;
+        map = varve_bitmap_new(g->nblks);
+        if (!map)
+            return varve_err_set(err, ENOMEM, "no memory for a map");
+        rc = heal_collect(&b->disks[i], &cb->disks[i], map, &any, err);
+        if (rc == 0 && any)
+            rc = heal_checkpoint(p, g, map, err);
+        free(map);
+        if (rc < 0)
+            return rc;
+    }
+    return 0;
+}
+
+/* --- ending ---------------------------------------------------------------------------------------- */
+
+static void draft_drop_checkpoint(struct varve_catalogue *draft, const struct varve_cat_backup *cb)
+{
+    for (size_t i = 0; i < cb->ndisks && cb->checkpoint[0]; i++) {
+        struct varve_cat_disk *cd = varve_catalogue_disk(draft, cb->disks[i].uuid);
+        struct varve_cat_checkpoint *p = varve_catalogue_checkpoint(cd, cb->checkpoint);
+
+        if (p && strcmp(p->backup, cb->id) == 0)
+            varve_catalogue_remove_checkpoint(cd, cb->checkpoint);
+    }
+}
+
+static int draft_end(struct varve_daemon *d, struct varve_catalogue *draft, const char *id,
+                     bool success, const char *reason, struct varve_err *err)
+{
+    struct varve_cat_backup *cb = varve_catalogue_backup(draft, id);
+    const struct varve_backup *b = varve_backups_find(d, id);
+
+    for (size_t i = 0; b && i < cb->ndisks; i++) {
+        struct varve_backup_counts n;
+
+        varve_backup_count(&b->disks[i], &n);
+        cb->disks[i].bytes_read = n.bytes_read;
+    }
+    cb->ended_ns = d->w->realtime_ns(d->w);
+    if (success) {
+        int rc = b ? draft_heal(draft, cb, b, err) : 0;
+
+        if (rc < 0)
+            return rc;
+        cb->state = VARVE_BACKUP_COMPLETED;
+    } else {
+        draft_drop_checkpoint(draft, cb);
+        cb->state = VARVE_BACKUP_FAILED;
+        if (!cb->reason[0])
+            varve_backup_set_reason(cb, reason);
+    }
+    varve_catalogue_trim(draft);
+    return 0;
+}
+
+/* Success is believed only of views that can be read to the end. */
+static int end_check(struct varve_daemon *d, const struct varve_cat_backup *cb,
+                     struct varve_err *err)
+{
+    const struct varve_backup *b = varve_backups_find(d, cb->id);
+    struct varve_err why = VARVE_ERR_INIT;
+
+    if (cb->state == VARVE_BACKUP_BROKEN)
+        return varve_err_set(err, EINVAL,
+                             "Backup '%s' is broken (%s): end it with success false", cb->id,
+                             cb->reason);
+    for (size_t i = 0; b && i < b->ndisks; i++) {
+        const struct varve_backup_disk *bd = &b->disks[i];
+
+        if (bd->served && varve_view_check(bd->served->source, &bd->served->view, &why) == -ESTALE)
+            return varve_err_set(err, EINVAL,
+                                 "Backup '%s' is broken (disk '%s': %s): end it with success false",
+                                 cb->id, bd->disk->name, why.msg);
+    }
+    return 0;
+}
+
+/* The end that was asked for has come before, or another one. */
+static int end_again(const struct varve_cat_backup *cb, bool success, struct varve_err *err)
+{
+    bool completed = cb->state == VARVE_BACKUP_COMPLETED;
+
+    if (completed == success)
+        return 0;
+    return varve_err_set(err, EINVAL, "Backup '%s' has ended before, as %s%s%s", cb->id,
+                         completed ? "completed" : "failed", cb->reason[0] ? ": " : "", cb->reason);
+}
+
+/* After the commit: nothing here can fail the command any more. */
+static void end_clean_up(struct varve_daemon *d, const char *id)
+{
+    const struct varve_cat_backup *cb = varve_catalogue_backup(d->catalogue, id);
+    struct varve_backup *b = varve_backups_find(d, id);
+
+    if (b)
+        varve_backup_withdraw(b);
+    for (size_t i = 0; i < cb->ndisks; i++) {
+        struct varve_disk *disk = varve_disks_by_uuid(d, cb->disks[i].uuid);
+
+        if (!disk)
+            continue;
+        varve_backups_end_stray_views(disk);
+        varve_disk_tidy(disk);
+    }
+}
+
+int varve_backup_end(struct varve_daemon *d, const char *id, bool success, const char *reason,
+                     struct varve_err *err)
+{
+    const struct varve_cat_backup *cb = varve_catalogue_backup(d->catalogue, id);
+    struct varve_catalogue *draft;
+    int rc;
+
+    if (!cb)
+        return varve_err_set(err, ENOENT,
+                             "There is no backup '%s': query-backups lists those there are", id);
+    if (!varve_cat_backup_open(cb))
+        return end_again(cb, success, err);
+    rc = success ? end_check(d, cb, err) : 0;
+    if (rc < 0)
+        return rc;
+    draft = varve_daemon_draft(d, err);
+    if (!draft)
+        return -ENOMEM;
+    rc = draft_end(d, draft, id, success, reason, err);
+    if (rc < 0) {
+        varve_catalogue_free(draft);
+        return rc;
+    }
+    rc = varve_daemon_commit(d, draft, err);
+    if (rc < 0)
+        return rc;
+    end_clean_up(d, id);
+    cb = varve_catalogue_backup(d->catalogue, id);
+    varve_log("Backup '%s' has %s%s%s", id, success ? "completed" : "failed",
+              cb->reason[0] ? ": " : "", cb->reason);
+    varve_events_send(d->events, "BACKUP_COMPLETED",
+                      json_pack("{s:s, s:s, s:s}", "id", id, "state",
+                                success ? "completed" : "failed", "reason", cb->reason));
+    return 0;
+}

@@ -1,0 +1,137 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ *
+ * Backups after a start of the daemon: those whose views are still kept come back under the same
+ * names; the others have failed, and say why.
+ */
+#include "server/backup.h"
+
+#include "server/log.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* The view is open in the control page, at its boundary, and can be read. */
+static int restore_check_view(struct varve_disk *disk, const struct varve_cat_backup_disk *cbd,
+                              struct varve_err *err)
+{
+    struct varve_view view = {.id = cbd->view, .boundary = cbd->boundary};
+    struct varve_ctl_view_copy views[VARVE_CTL_VIEWS];
+    int rc;
+
+    if (!disk->source)
+        return varve_err_set(err, ESTALE,
+                             "Disk '%s': what it kept did not survive (the machine was started "
+                             "anew, or its runtime directory is gone)", cbd->disk);
+    rc = varve_source_views(disk->source, views, err);
+    if (rc < 0)
+        return rc;
+    for (unsigned i = 0; i < VARVE_CTL_VIEWS; i++) {
+        if (views[i].id == cbd->view && views[i].state == VARVE_VIEW_OPEN &&
+            views[i].boundary == cbd->boundary) {
+            rc = varve_view_check(disk->source, &view, err);
+            return rc == -EAGAIN ? 0 : rc; /* reads wait for what is missing */
+        }
+    }
+    return varve_err_set(err, ESTALE, "Disk '%s': its view is no longer kept", cbd->disk);
+}
+
+/* What changed, computed now, so that a hole in the timeline is found now. */
+static int restore_changes(struct varve_daemon *d, struct varve_disk *disk,
+                           const struct varve_cat_backup_disk *cbd, struct varve_changes **out,
+                           struct varve_err *err)
+{
+    const struct varve_cat_disk *cd = varve_catalogue_disk(d->catalogue, cbd->uuid);
+    const struct varve_cat_checkpoint *p = varve_catalogue_checkpoint(cd, cbd->since);
+    struct varve_cat_checkpoint since = {.epoch = cbd->base};
+    const struct varve_bitmap *map;
+
+    if (p && p->epoch == cbd->base)
+        since = *p;
+    *out = cbd->base == 0 ? varve_changes_new(NULL)
+                          : varve_changes_new_lazy(disk, &since, cbd->boundary);
+    if (!*out)
+        return varve_err_set(err, ENOMEM, "no memory for a map");
+    return varve_changes_get(*out, &map, err);
+}
+
+static int restore_backup(struct varve_daemon *d, const struct varve_cat_backup *cb,
+                          struct varve_err *err)
+{
+    struct varve_changes **changes = calloc(cb->ndisks + 1, sizeof(*changes));
+    struct varve_disk **disks = calloc(cb->ndisks + 1, sizeof(struct varve_disk *));
+    struct varve_backup *b;
+    int rc = changes && disks ? 0 : varve_err_set(err, ENOMEM, "no memory");
+
+    if (rc == 0 && cb->state == VARVE_BACKUP_BROKEN)
+        rc = varve_err_set(err, ESTALE, "%s", cb->reason);
+    for (size_t i = 0; rc == 0 && i < cb->ndisks; i++) {
+        disks[i] = varve_disks_by_uuid(d, cb->disks[i].uuid);
+        if (!disks[i])
+            rc = varve_err_set(err, ENODEV, "Disk '%s' is gone", cb->disks[i].disk);
+        if (rc == 0)
+            rc = restore_check_view(disks[i], &cb->disks[i], err);
+        if (rc == 0)
+            rc = restore_changes(d, disks[i], &cb->disks[i], &changes[i], err);
+    }
+    if (rc == 0) {
+        rc = varve_backup_new(d, cb, disks, changes, &b, err);
+        if (rc == 0)
+            rc = varve_backup_publish(b, err);
+    } else {
+        for (size_t i = 0; changes && i < cb->ndisks; i++)
+            varve_changes_unref(changes[i]);
+    }
+    free(changes);
+    free(disks);
+    return rc;
+}
+
+/* Readers of the former daemon may have been told errors that nobody remembers. */
+static void note_restart(struct varve_daemon *d)
+{
+    struct varve_err err = VARVE_ERR_INIT;
+    struct varve_catalogue *draft = varve_daemon_draft(d, &err);
+    bool any = false;
+
+    for (size_t i = 0; draft && i < draft->nbackups; i++) {
+        struct varve_cat_backup *cb = &draft->backups[i];
+
+        for (size_t k = 0; varve_cat_backup_open(cb) && k < cb->ndisks; k++) {
+            any = any || !cb->disks[k].restarted;
+            cb->disks[k].restarted = true;
+        }
+    }
+    if (!draft || !any)
+        varve_catalogue_free(draft);
+    else if (varve_daemon_commit(d, draft, &err) < 0)
+        varve_log("%s", err.msg);
+}
+
+void varve_backups_restore(struct varve_daemon *d)
+{
+    char id[VARVE_NAME_MAX + 1];
+    size_t i = 0;
+
+    note_restart(d);
+    /* Ending one commits another catalogue: begin again behind each. */
+    while (i < d->catalogue->nbackups) {
+        const struct varve_cat_backup *cb = &d->catalogue->backups[i];
+        struct varve_err err = VARVE_ERR_INIT, other = VARVE_ERR_INIT;
+
+        if (!varve_cat_backup_open(cb) || varve_backups_find(d, cb->id)) {
+            i++;
+            continue;
+        }
+        memcpy(id, cb->id, sizeof(id));
+        if (restore_backup(d, cb, &err) == 0) {
+            varve_log("Backup '%s' goes on", id);
+        } else if (varve_backup_end(d, id, false, err.msg, &other) < 0) {
+            varve_log("Backup '%s' has failed (%s), which cannot be noted: %s", id, err.msg,
+                      other.msg);
+            i++;
+            continue;
+        }
+        i = 0;
+    }
+}

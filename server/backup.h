@@ -1,0 +1,99 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ *
+ * Backups: begun at one boundary over their disks, served as exports, ended.  The catalogue says what
+ * there is; this is what runs for the open ones.  For the clerk's thread.  It never frees a view
+ * somebody still reads, and never says that a backup has ended before that is durable.
+ */
+#ifndef VARVE_SERVER_BACKUP_H
+#define VARVE_SERVER_BACKUP_H
+
+#include "lib/catalogue.h"
+#include "server/changes.h"
+#include "server/daemon.h"
+#include "server/disk.h"
+#include "server/served-view.h"
+#include "server/view-export.h"
+
+struct varve_backup_disk {
+    struct varve_backup *backup;
+    struct varve_disk *disk;
+    uint64_t view;
+    struct varve_served_view *served; /* our reference; NULL once it was dropped */
+    struct varve_changes *changes;
+    struct varve_view_export *exports; /* our references */
+    bool gone; /* nobody reads the view any more; guarded by the daemon's views_lock */
+};
+
+struct varve_backup {
+    struct varve_backup *next;
+    struct varve_daemon *daemon;
+    char id[VARVE_NAME_MAX + 1];
+    uint64_t since_ns; /* monotonic: from when its time to live runs while no client comes */
+    bool withdrawn;    /* it has ended: kept only until the last reader has gone */
+    bool degraded;     /* said so */
+    size_t ndisks;
+    struct varve_backup_disk disks[];
+};
+
+/* What backup-begin was asked for. */
+struct varve_backup_plan {
+    char id[VARVE_NAME_MAX + 1];         /* empty: choose one */
+    char checkpoint[VARVE_NAME_MAX + 1]; /* empty: none */
+    uint64_t ttl_s;
+    size_t ndisks;
+    struct varve_plan_disk {
+        struct varve_disk *disk;
+        char since[VARVE_NAME_MAX + 1]; /* empty: full */
+        char export[VARVE_NAME_MAX + 1];
+        char exportbitmap[VARVE_BITMAP_NAME_MAX + 1];
+    } *disks;
+};
+
+/* Checks the plan, makes the boundary, commits, publishes.  plan->id is filled in. */
+int varve_backup_begin(struct varve_daemon *d, struct varve_backup_plan *plan,
+                       struct varve_err *err);
+
+/* Ends it; the same end again is no error.  reason: why it failed, "" if asked to. */
+int varve_backup_end(struct varve_daemon *d, const char *id, bool success, const char *reason,
+                     struct varve_err *err);
+
+/* After a start: the catalogue's open backups are served again, or failed. */
+void varve_backups_restore(struct varve_daemon *d);
+
+/* Looks whether any broke, lost something, or outlived its time; frees what readers have left. */
+void varve_backups_tick(struct varve_daemon *d);
+
+/* The open or lingering backup of that id, or NULL. */
+struct varve_backup *varve_backups_find(struct varve_daemon *d, const char *id);
+
+/* All exports go; the catalogue stays as it is. */
+void varve_backups_fini(struct varve_daemon *d);
+
+/* Counters over the exports of one of its disks. */
+struct varve_backup_counts {
+    unsigned clients;
+    uint64_t bytes_read;
+    uint64_t scratch_bytes, lost_bytes;
+    uint64_t last_client_ns;
+};
+void varve_backup_count(const struct varve_backup_disk *bd, struct varve_backup_counts *n);
+
+/* --- between backup.c, backup-begin.c and backup-end.c ------------------------------------------- */
+
+/* Exports for backup `cb`, not yet published.  changes[i] (references are taken over, also on failure)
+ * are those of disk i; sources must be open. */
+int varve_backup_new(struct varve_daemon *d, const struct varve_cat_backup *cb,
+                     struct varve_disk **disks, struct varve_changes **changes,
+                     struct varve_backup **out, struct varve_err *err);
+int varve_backup_publish(struct varve_backup *b, struct varve_err *err);
+/* Frees one that was never published. */
+void varve_backup_discard(struct varve_backup *b);
+/* Takes the exports back and waits a little for readers to leave. */
+void varve_backup_withdraw(struct varve_backup *b);
+/* Ends views of the disk that neither an open backup nor a reader has. */
+void varve_backups_end_stray_views(struct varve_disk *disk);
+
+/* reason is cut and made plain ASCII, as the catalogue must be able to keep it. */
+void varve_backup_set_reason(struct varve_cat_backup *cb, const char *reason);
+
+#endif

@@ -1,0 +1,31 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ *
+ * Boundaries: one instant over one disk or several, by plugins over their links, or by ourselves where
+ * nobody serves a disk.  For the clerk's thread.  A boundary either is made on all disks or the call
+ * fails, and then no view of it is left open; it never holds writers longer than each plugin's own
+ * deadline.
+ */
+#ifndef VARVE_SERVER_BOUNDARY_H
+#define VARVE_SERVER_BOUNDARY_H
+
+#include "lib/tracker.h"
+#include "server/disk.h"
+
+struct varve_boundary_disk {
+    struct varve_disk *disk;
+    uint64_t view;  /* in: id of the view to open there; 0: none */
+    uint64_t epoch; /* out: the first epoch after the boundary */
+
+    /* varve_boundary_make's own */
+    struct varve_tracker *tracker; /* while it is ours: nobody serves it */
+    bool asked;
+    bool prepared, swapped;
+};
+
+/* Makes the boundary, and seals what lies before it: durable when it returns 0. */
+int varve_boundary_make(struct varve_boundary_disk *disks, size_t ndisks, struct varve_err *err);
+
+/* Ends a view of the disk and frees what it needed. */
+int varve_boundary_end_view(struct varve_disk *disk, uint64_t view, struct varve_err *err);
+
+#endif

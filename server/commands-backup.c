@@ -1,0 +1,260 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ *
+ * backup-begin, backup-end, query-backups.
+ */
+#include "server/commands.h"
+
+#include "server/args.h"
+#include "server/backup.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define TTL_DEFAULT_S 86400u
+
+/* Disks that one backup may have: far more than a machine has. */
+#define DISKS_MAX 256u
+
+/* --- begin ----------------------------------------------------------------------------------------- */
+
+static int parse_bitmap_mode(json_t *o, struct varve_err *err)
+{
+    const char *mode;
+    int rc = varve_args_string(o, "bitmap-mode", false, &mode, err);
+
+    if (rc < 0 || !mode || strcmp(mode, "on-success") == 0)
+        return rc;
+    if (strcmp(mode, "never") != 0 && strcmp(mode, "always") != 0)
+        return varve_err_set(err, EINVAL, "Parameter 'bitmap-mode' does not accept value '%s'",
+                             mode);
+    return varve_err_set(err, EINVAL, "bitmap-mode '%s' is not available in this version", mode);
+}
+
+static int parse_preserve(json_t *args, struct varve_err *err)
+{
+    const char *what;
+    int rc = varve_args_string(args, "preserve", false, &what, err);
+
+    if (rc < 0 || !what || strcmp(what, "all") == 0)
+        return rc;
+    if (strcmp(what, "dirty") != 0)
+        return varve_err_set(err, EINVAL, "Parameter 'preserve' does not accept value '%s'", what);
+    return varve_err_set(err, EINVAL, "preserve 'dirty' is not available in this version");
+}
+
+/* Options that may be given as long as they ask for nothing. */
+static int parse_false(json_t *args, const char *key, struct varve_err *err)
+{
+    bool value;
+    int rc = varve_args_bool(args, key, false, &value, err);
+
+    if (rc == 0 && value)
+        rc = varve_err_set(err, EINVAL, "Parameter '%s' is not available in this version", key);
+    return rc;
+}
+
+static int parse_plan_disk(struct varve_daemon *d, json_t *o, struct varve_plan_disk *pd,
+                           struct varve_err *err)
+{
+    static const char *const known[] = {"disk",         "since",       "export",
+                                        "exportbitmap", "bitmap-mode", NULL};
+    static const char *const later[] = {"bitmap", NULL};
+    const char *disk, *since, *export, *bitmap;
+    int rc;
+
+    if (!json_is_object(o))
+        return varve_err_set(err, EINVAL,
+                             "Invalid parameter type for 'disks', expected: array of objects");
+    rc = varve_args_check(o, known, later, err);
+    if (rc == 0)
+        rc = varve_args_string(o, "disk", true, &disk, err);
+    if (rc == 0)
+        rc = varve_args_string(o, "since", false, &since, err);
+    if (rc == 0)
+        rc = varve_args_name(o, "export", false, &export, err);
+    if (rc == 0)
+        rc = varve_args_string(o, "exportbitmap", false, &bitmap, err);
+    if (rc == 0)
+        rc = parse_bitmap_mode(o, err);
+    if (rc == 0)
+        rc = varve_disks_find(d, disk, &pd->disk, err);
+    if (rc < 0)
+        return rc;
+    if (since && (since[0] == '\0' || strlen(since) > VARVE_NAME_MAX))
+        return varve_err_set(err, EINVAL, "Disk '%s' has no checkpoint '%.80s'", disk, since);
+    if (bitmap && (bitmap[0] == '\0' || strlen(bitmap) > VARVE_BITMAP_NAME_MAX))
+        return varve_err_set(err, EINVAL, "exportbitmap of disk '%s' must have 1 to %d bytes",
+                             disk, VARVE_BITMAP_NAME_MAX);
+    snprintf(pd->since, sizeof(pd->since), "%s", since ? since : "");
+    snprintf(pd->export, sizeof(pd->export), "%s", export ? export : disk);
+    if (bitmap)
+        snprintf(pd->exportbitmap, sizeof(pd->exportbitmap), "%s", bitmap);
+    else
+        snprintf(pd->exportbitmap, sizeof(pd->exportbitmap), "backup-%s", disk);
+    return 0;
+}
+
+static int parse_plan(struct varve_daemon *d, json_t *args, struct varve_backup_plan *plan,
+                      struct varve_err *err)
+{
+    static const char *const known[] = {"id",      "ttl",        "disks", "checkpoint",
+                                        "release", "preserve",   "freeze", NULL};
+    static const char *const later[] = {"speed", NULL};
+    const char *id, *checkpoint;
+    json_t *disks, *item;
+    size_t i;
+    int rc = varve_args_check(args, known, later, err);
+
+    if (rc == 0)
+        rc = varve_args_name(args, "id", false, &id, err);
+    if (rc == 0)
+        rc = varve_args_name(args, "checkpoint", false, &checkpoint, err);
+    if (rc == 0)
+        rc = varve_args_u63(args, "ttl", TTL_DEFAULT_S, &plan->ttl_s, err);
+    if (rc == 0)
+        rc = parse_false(args, "release", err);
+    if (rc == 0)
+        rc = parse_false(args, "freeze", err);
+    if (rc == 0)
+        rc = parse_preserve(args, err);
+    if (rc == 0)
+        rc = varve_args_list(args, "disks", true, &disks, err);
+    if (rc < 0)
+        return rc;
+    if (json_array_size(disks) > DISKS_MAX)
+        return varve_err_set(err, EINVAL, "A backup has at most %u disks", DISKS_MAX);
+    snprintf(plan->id, sizeof(plan->id), "%s", id ? id : "");
+    snprintf(plan->checkpoint, sizeof(plan->checkpoint), "%s", checkpoint ? checkpoint : "");
+    plan->disks = calloc(json_array_size(disks), sizeof(*plan->disks));
+    if (!plan->disks)
+        return varve_err_set(err, ENOMEM, "no memory");
+    plan->ndisks = json_array_size(disks);
+    varve_disks_refresh(d);
+    json_array_foreach(disks, i, item) {
+        rc = parse_plan_disk(d, item, &plan->disks[i], err);
+        if (rc < 0)
+            return rc;
+    }
+    return 0;
+}
+
+json_t *varve_command_backup_begin(struct varve_daemon *d, json_t *args, struct varve_err *err)
+{
+    struct varve_backup_plan plan = {.disks = NULL};
+    const struct varve_cat_backup *cb;
+    json_t *list;
+    int rc = parse_plan(d, args, &plan, err);
+
+    if (rc == 0)
+        rc = varve_backup_begin(d, &plan, err);
+    free(plan.disks);
+    if (rc < 0)
+        return NULL;
+    cb = varve_catalogue_backup(d->catalogue, plan.id);
+    list = json_array();
+    for (size_t i = 0; i < cb->ndisks; i++) {
+        const struct varve_cat_backup_disk *bd = &cb->disks[i];
+
+        json_array_append_new(
+            list, json_pack("{s:s, s:s, s:o, s:I, s:I}", "disk", bd->disk, "export", bd->export,
+                            "context", json_sprintf("%s%s", VARVE_CTX_DIRTY_PREFIX, bd->exportbitmap),
+                            "epoch", (json_int_t)bd->boundary, "dirty-bytes",
+                            (json_int_t)bd->dirty_bytes));
+    }
+    return json_pack("{s:s, s:o}", "id", plan.id, "disks", list);
+}
+
+/* --- end ------------------------------------------------------------------------------------------- */
+
+json_t *varve_command_backup_end(struct varve_daemon *d, json_t *args, struct varve_err *err)
+{
+    static const char *const known[] = {"id", "success", NULL};
+    const char *id;
+    bool success;
+
+    if (varve_args_check(args, known, NULL, err) < 0 ||
+        varve_args_string(args, "id", true, &id, err) < 0 ||
+        varve_args_bool(args, "success", true, &success, err) < 0)
+        return NULL;
+    varve_disks_refresh(d);
+    if (varve_backup_end(d, id, success, "ended with success false", err) < 0)
+        return NULL;
+    return json_object();
+}
+
+/* --- query ----------------------------------------------------------------------------------------- */
+
+static json_t *describe_disk(const struct varve_cat_backup_disk *cbd,
+                             const struct varve_backup_disk *bd, uint64_t *lost)
+{
+    struct varve_backup_counts n = {.bytes_read = cbd->bytes_read};
+    json_t *o;
+
+    if (bd)
+        varve_backup_count(bd, &n);
+    *lost += n.lost_bytes;
+    o = json_pack("{s:s, s:s, s:o, s:I, s:I, s:I, s:I, s:I, s:I}", "disk", cbd->disk, "export",
+                  cbd->export, "context",
+                  json_sprintf("%s%s", VARVE_CTX_DIRTY_PREFIX, cbd->exportbitmap), "epoch",
+                  (json_int_t)cbd->boundary, "dirty-bytes", (json_int_t)cbd->dirty_bytes, "clients",
+                  (json_int_t)n.clients, "bytes-read", (json_int_t)n.bytes_read, "bytes-released",
+                  (json_int_t)0, "scratch-used", (json_int_t)n.scratch_bytes);
+    if (o && cbd->since[0])
+        json_object_set_new(o, "since", json_string(cbd->since));
+    return o;
+}
+
+static const char *describe_state(const struct varve_cat_backup *cb, uint64_t lost)
+{
+    switch (cb->state) {
+    case VARVE_BACKUP_RUNNING:
+        return lost > 0 ? "degraded" : "running";
+    case VARVE_BACKUP_BROKEN:
+        return "broken";
+    case VARVE_BACKUP_COMPLETED:
+        return "completed";
+    default:
+        return "failed";
+    }
+}
+
+static json_t *describe_backup(struct varve_daemon *d, const struct varve_cat_backup *cb)
+{
+    const struct varve_backup *b =
+        varve_cat_backup_open(cb) ? varve_backups_find(d, cb->id) : NULL;
+    json_t *list = json_array(), *o;
+    uint64_t lost = 0;
+
+    for (size_t i = 0; i < cb->ndisks; i++)
+        json_array_append_new(list,
+                              describe_disk(&cb->disks[i], b ? &b->disks[i] : NULL, &lost));
+    o = json_pack("{s:s, s:s, s:f, s:o}", "id", cb->id, "state", describe_state(cb, lost), "time",
+                  (double)cb->time_ns / 1e9, "disks", list);
+    if (!o)
+        return NULL;
+    if (cb->ended_ns)
+        json_object_set_new(o, "ended", json_real((double)cb->ended_ns / 1e9));
+    if (cb->reason[0])
+        json_object_set_new(o, "reason", json_string(cb->reason));
+    if (cb->checkpoint[0])
+        json_object_set_new(o, "checkpoint", json_string(cb->checkpoint));
+    if (lost > 0)
+        json_object_set_new(o, "lost-bytes", json_integer((json_int_t)lost));
+    return o;
+}
+
+json_t *varve_command_query_backups(struct varve_daemon *d, json_t *args, struct varve_err *err)
+{
+    static const char *const known[] = {NULL};
+    json_t *list;
+
+    if (varve_args_check(args, known, NULL, err) < 0)
+        return NULL;
+    varve_backups_tick(d); /* what broke since the last look */
+    list = json_array();
+    for (size_t i = 0; i < d->catalogue->nbackups; i++)
+        json_array_append_new(list, describe_backup(d, &d->catalogue->backups[i]));
+    return list;
+}

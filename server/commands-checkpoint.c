@@ -1,0 +1,309 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ *
+ * checkpoint-create, checkpoint-delete, query-checkpoints.
+ */
+#include "server/commands.h"
+
+#include "server/args.h"
+#include "server/boundary.h"
+#include "server/changes.h"
+#include "server/disk.h"
+#include "server/log.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* The disks that a list of names tells; free() *out.  *n is not 0 after success. */
+static int find_disks(struct varve_daemon *d, json_t *names, struct varve_disk ***out, size_t *n,
+                      struct varve_err *err)
+{
+    struct varve_disk **disks = calloc(json_array_size(names), sizeof(struct varve_disk *));
+    json_t *item;
+    size_t i;
+
+    *out = disks;
+    *n = json_array_size(names);
+    if (!disks)
+        return varve_err_set(err, ENOMEM, "no memory");
+    json_array_foreach(names, i, item) {
+        int rc;
+
+        if (!json_is_string(item))
+            return varve_err_set(err, EINVAL,
+                                 "Invalid parameter type for 'disks', expected: array of strings");
+        rc = varve_disks_find(d, json_string_value(item), &disks[i], err);
+        if (rc < 0)
+            return rc;
+        for (size_t k = 0; k < i; k++) {
+            if (disks[k] == disks[i])
+                return varve_err_set(err, EINVAL, "Disk '%s' is named twice", disks[i]->name);
+        }
+    }
+    return 0;
+}
+
+/* --- create ---------------------------------------------------------------------------------------- */
+
+static int create_check(struct varve_daemon *d, const char *name, struct varve_disk **disks,
+                        size_t n, struct varve_err *err)
+{
+    for (size_t i = 0; i < n; i++) {
+        const struct varve_cat_disk *cd =
+            varve_catalogue_disk(d->catalogue, disks[i]->identity.uuid);
+
+        if (varve_catalogue_checkpoint(cd, name))
+            return varve_err_set(err, EEXIST,
+                                 "Disk '%s' has a checkpoint '%s' already: choose another name",
+                                 disks[i]->name, name);
+    }
+    return 0;
+}
+
+static int create_commit(struct varve_daemon *d, const char *name, uint64_t time_ns,
+                         const struct varve_boundary_disk *at, size_t n, struct varve_err *err)
+{
+    struct varve_catalogue *draft = varve_daemon_draft(d, err);
+
+    if (!draft)
+        return -ENOMEM;
+    for (size_t i = 0; i < n; i++) {
+        struct varve_disk *disk = at[i].disk;
+        struct varve_cat_disk *cd =
+            varve_catalogue_add_disk(draft, disk->identity.uuid, disk->name);
+        int rc = cd ? varve_catalogue_add_checkpoint(cd, name, "", time_ns, at[i].epoch, err)
+                    : varve_err_set(err, ENOMEM, "no memory for checkpoint '%s'", name);
+
+        if (rc < 0) {
+            varve_catalogue_free(draft);
+            return rc;
+        }
+    }
+    return varve_daemon_commit(d, draft, err);
+}
+
+static json_t *create_reply(struct varve_daemon *d, const char *name, uint64_t time_ns,
+                            const struct varve_boundary_disk *at, size_t n)
+{
+    json_t *list = json_array(), *names = json_array();
+
+    for (size_t i = 0; i < n; i++) {
+        json_array_append_new(list, json_pack("{s:s, s:I}", "disk", at[i].disk->name, "epoch",
+                                              (json_int_t)at[i].epoch));
+        json_array_append_new(names, json_string(at[i].disk->name));
+    }
+    varve_events_send(d->events, "CHECKPOINT_CREATED",
+                      json_pack("{s:s, s:o}", "name", name, "disks", names));
+    return json_pack("{s:s, s:f, s:o}", "name", name, "time", (double)time_ns / 1e9, "disks", list);
+}
+
+json_t *varve_command_checkpoint_create(struct varve_daemon *d, json_t *args, struct varve_err *err)
+{
+    static const char *const known[] = {"name", "disks", NULL};
+    static const char *const later[] = {"freeze", NULL};
+    struct varve_boundary_disk *at = NULL;
+    struct varve_disk **disks = NULL;
+    json_t *names, *reply = NULL;
+    const char *name;
+    uint64_t now;
+    size_t n = 0;
+    int rc;
+
+    if (varve_args_check(args, known, later, err) < 0 ||
+        varve_args_name(args, "name", true, &name, err) < 0 ||
+        varve_args_list(args, "disks", true, &names, err) < 0)
+        return NULL;
+    varve_disks_refresh(d);
+    rc = find_disks(d, names, &disks, &n, err);
+    if (rc == 0)
+        rc = create_check(d, name, disks, n, err);
+    if (rc == 0) {
+        at = calloc(n, sizeof(*at));
+        if (!at)
+            rc = varve_err_set(err, ENOMEM, "no memory");
+    }
+    for (size_t i = 0; rc == 0 && i < n; i++)
+        at[i].disk = disks[i];
+    if (rc == 0)
+        rc = varve_boundary_make(at, n, err);
+    now = d->w->realtime_ns(d->w);
+    if (rc == 0)
+        rc = create_commit(d, name, now, at, n, err);
+    if (rc == 0)
+        reply = create_reply(d, name, now, at, n);
+    free(at);
+    free(disks);
+    return reply;
+}
+
+/* --- delete ---------------------------------------------------------------------------------------- */
+
+/* From one disk.  -ENOENT: it has none of that name. */
+static int delete_from(struct varve_catalogue *draft, struct varve_disk *disk, const char *name,
+                       struct varve_err *err)
+{
+    struct varve_cat_disk *cd = varve_catalogue_disk(draft, disk->identity.uuid);
+    const struct varve_cat_checkpoint *p = varve_catalogue_checkpoint(cd, name);
+    const struct varve_cat_backup *own;
+
+    if (!p)
+        return varve_err_set(err, ENOENT,
+                             "Disk '%s' has no checkpoint '%s': query-checkpoints lists those "
+                             "there are", disk->name, name);
+    own = p->backup[0] ? varve_catalogue_backup(draft, p->backup) : NULL;
+    if (own && varve_cat_backup_open(own))
+        return varve_err_set(err, EBUSY,
+                             "Disk '%s': checkpoint '%s' belongs to backup '%s', which still "
+                             "runs: end that first", disk->name, name, own->id);
+    varve_catalogue_remove_checkpoint(cd, name);
+    return 0;
+}
+
+static int delete_run(struct varve_daemon *d, const char *name, struct varve_disk **disks, size_t n,
+                      struct varve_err *err)
+{
+    struct varve_catalogue *draft = varve_daemon_draft(d, err);
+    size_t found = 0;
+    int rc = 0;
+
+    if (!draft)
+        return -ENOMEM;
+    for (size_t i = 0; rc == 0 && i < n; i++)
+        rc = delete_from(draft, disks[i], name, err);
+    for (struct varve_disk *disk = disks ? NULL : d->disks; rc == 0 && disk; disk = disk->next) {
+        if (disk->gone || !disk->known)
+            continue;
+        rc = delete_from(draft, disk, name, err);
+        found += rc == 0;
+        if (rc == -ENOENT)
+            rc = 0;
+    }
+    if (rc == 0 && !disks && found == 0)
+        rc = varve_err_set(err, ENOENT,
+                           "There is no checkpoint '%s': query-checkpoints lists those there are",
+                           name);
+    if (rc < 0) {
+        varve_catalogue_free(draft);
+        return rc;
+    }
+    rc = varve_daemon_commit(d, draft, err);
+    for (struct varve_disk *disk = rc == 0 ? d->disks : NULL; disk; disk = disk->next)
+        varve_disk_tidy(disk);
+    return rc;
+}
+
+json_t *varve_command_checkpoint_delete(struct varve_daemon *d, json_t *args, struct varve_err *err)
+{
+    static const char *const known[] = {"name", "disks", NULL};
+    struct varve_disk **disks = NULL;
+    const char *name;
+    json_t *names;
+    size_t n = 0;
+    int rc = 0;
+
+    if (varve_args_check(args, known, NULL, err) < 0 ||
+        varve_args_string(args, "name", true, &name, err) < 0 ||
+        varve_args_list(args, "disks", false, &names, err) < 0)
+        return NULL;
+    varve_disks_refresh(d);
+    if (names)
+        rc = find_disks(d, names, &disks, &n, err);
+    if (rc == 0)
+        rc = delete_run(d, name, disks, n, err);
+    free(disks);
+    return rc < 0 ? NULL : json_object();
+}
+
+/* --- query ----------------------------------------------------------------------------------------- */
+
+
+static json_t *entry_disks(json_t *list, const struct varve_cat_checkpoint *p)
+{
+    json_t *item;
+    size_t i;
+
+    json_array_foreach(list, i, item) {
+        /* One command gives all its checkpoints one name and one time. */
+        if (strcmp(json_string_value(json_object_get(item, "name")), p->name) == 0 &&
+            (uint64_t)json_integer_value(json_object_get(item, "time-ns")) == p->time_ns)
+            return json_object_get(item, "disks");
+    }
+    item = json_pack("{s:s, s:I, s:f, s:[]}", "name", p->name, "time-ns", (json_int_t)p->time_ns,
+                     "time", (double)p->time_ns / 1e9, "disks");
+    for (i = 0; i < json_array_size(list); i++) {
+        json_t *other = json_array_get(list, i);
+
+        if ((uint64_t)json_integer_value(json_object_get(other, "time-ns")) > p->time_ns)
+            break;
+    }
+    if (!item || json_array_insert_new(list, i, item) < 0)
+        return NULL;
+    return json_object_get(item, "disks");
+}
+
+/* From the newest to the oldest, so that each epoch is read once: what changed since a checkpoint is
+ * what changed since the next one, and the epochs between. */
+static void query_disk(struct varve_daemon *d, struct varve_disk *disk, json_t *list)
+{
+    const struct varve_cat_disk *cd = varve_catalogue_disk(d->catalogue, disk->identity.uuid);
+    const struct varve_geometry *g = &disk->identity.geometry;
+    struct varve_bitmap *map = varve_bitmap_new(g->nblks), *healed = varve_bitmap_new(g->nblks);
+    uint64_t end = varve_disk_live_epoch(disk);
+    struct varve_err err = VARVE_ERR_INIT;
+    int rc = map && healed ? varve_disk_or_live(disk, map, &err)
+                           : varve_err_set(&err, ENOMEM, "no memory for a map");
+
+    for (size_t i = cd ? cd->ncheckpoints : 0; i-- > 0;) {
+        const struct varve_cat_checkpoint *p = &cd->checkpoints[i];
+        const struct varve_cat_backup *own =
+            p->backup[0] ? varve_catalogue_backup(d->catalogue, p->backup) : NULL;
+        bool busy = own && varve_cat_backup_open(own);
+        json_t *disks = entry_disks(list, p), *o;
+        uint64_t bytes = 0;
+
+        if (rc == 0)
+            rc = varve_disk_union(disk, p->epoch, end, map, &err);
+        end = p->epoch;
+        if (rc == 0) {
+            memcpy(healed->words, map->words, varve_bitmap_nwords(map) * 8);
+            varve_changes_heal(g, p, healed);
+            bytes = varve_dirty_bytes(g, healed);
+        }
+        o = json_pack("{s:s, s:I, s:I, s:b}", "disk", disk->name, "epoch", (json_int_t)p->epoch,
+                      "dirty-bytes", (json_int_t)bytes, "usable", rc == 0 && !busy);
+        if (o && rc < 0)
+            json_object_set_new(o, "reason", json_string(err.msg));
+        else if (o && busy)
+            json_object_set_new(o, "reason", json_sprintf("its backup '%s' still runs", own->id));
+        if (disks)
+            json_array_append_new(disks, o);
+        else
+            json_decref(o);
+    }
+    free(map);
+    free(healed);
+}
+
+json_t *varve_command_query_checkpoints(struct varve_daemon *d, json_t *args, struct varve_err *err)
+{
+    static const char *const known[] = {"disk", NULL};
+    struct varve_disk *only = NULL;
+    json_t *list, *item;
+    const char *name;
+    size_t i;
+
+    if (varve_args_check(args, known, NULL, err) < 0 ||
+        varve_args_string(args, "disk", false, &name, err) < 0)
+        return NULL;
+    varve_disks_refresh(d);
+    if (name && varve_disks_find(d, name, &only, err) < 0)
+        return NULL;
+    list = json_array();
+    for (struct varve_disk *disk = d->disks; disk; disk = disk->next) {
+        if (!disk->gone && disk->known && (!only || disk == only))
+            query_disk(d, disk, list);
+    }
+    json_array_foreach(list, i, item)
+        json_object_del(item, "time-ns");
+    return list;
+}

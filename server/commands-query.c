@@ -1,0 +1,154 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ *
+ * query-disks, query-nbd-server.
+ */
+#include "server/commands.h"
+
+#include "server/args.h"
+#include "server/disk.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* Names of the disk's checkpoints, oldest first. */
+static json_t *disk_checkpoints(struct varve_disk *disk)
+{
+    const struct varve_cat_disk *cd =
+        varve_catalogue_disk(disk->daemon->catalogue, disk->identity.uuid);
+    json_t *list = json_array();
+
+    for (size_t i = 0; cd && i < cd->ncheckpoints; i++)
+        json_array_append_new(list, json_string(cd->checkpoints[i].name));
+    return list;
+}
+
+static json_t *disk_backups(struct varve_disk *disk)
+{
+    const struct varve_catalogue *c = disk->daemon->catalogue;
+    json_t *list = json_array();
+
+    for (size_t i = 0; i < c->nbackups; i++) {
+        const struct varve_cat_backup *b = &c->backups[i];
+
+        for (size_t k = 0; varve_cat_backup_open(b) && k < b->ndisks; k++) {
+            if (memcmp(b->disks[k].uuid, disk->identity.uuid, 16) == 0)
+                json_array_append_new(list, json_string(b->id));
+        }
+    }
+    return list;
+}
+
+/* Preimages that are kept now: those of the epochs since the oldest open view. */
+static uint64_t disk_scratch_used(struct varve_disk *disk, uint64_t live)
+{
+    uint64_t first = varve_disk_oldest_view(disk), used = 0;
+    struct varve_ctl_epoch_copy *slots;
+
+    if (disk->ctl_fd < 0 || first > live || live - first >= VARVE_CTL_EPOCHS)
+        return 0;
+    slots = calloc(live - first + 1, sizeof(*slots));
+    if (slots && varve_ctl_read_epochs(disk->daemon->w, disk->ctl_fd, first, live, slots,
+                                       NULL) == 0) {
+        for (uint64_t i = 0; i <= live - first; i++) {
+            if (slots[i].number == first + i && (slots[i].flags & VARVE_EPOCH_ARMED))
+                used += slots[i].scratch_bytes;
+        }
+    }
+    free(slots);
+    return used;
+}
+
+static uint64_t disk_live_dirty(struct varve_disk *disk)
+{
+    const struct varve_geometry *g = &disk->identity.geometry;
+    struct varve_bitmap *map = varve_bitmap_new(g->nblks);
+    uint64_t bytes = 0;
+
+    if (map && varve_disk_or_live(disk, map, NULL) == 0)
+        bytes = varve_dirty_bytes(g, map);
+    free(map);
+    return bytes;
+}
+
+static size_t disk_epochs(struct varve_disk *disk)
+{
+    struct varve_timeline tl;
+    size_t n;
+
+    if (varve_timeline_scan(disk->daemon->w, &disk->paths, disk->identity.uuid,
+                            &disk->identity.geometry, &tl, NULL) < 0)
+        return 0;
+    n = tl.nfiles;
+    varve_timeline_fini(&tl);
+    return n;
+}
+
+static json_t *disk_describe(struct varve_disk *disk)
+{
+    const struct varve_geometry *g = &disk->identity.geometry;
+    uint64_t live = disk->known ? varve_disk_live_epoch(disk) : 0;
+    json_t *o = json_pack("{s:s, s:s, s:I, s:I, s:s, s:I, s:I, s:s, s:I, s:I, s:[], s:o, s:o}",
+                          "name", disk->name, "image", disk->identity.image, "size",
+                          (json_int_t)g->size, "granularity",
+                          (json_int_t)(disk->known ? varve_block_size(g) : 0), "state",
+                          varve_disk_state_name(disk->state), "epoch", (json_int_t)live, "epochs",
+                          (json_int_t)(disk->known ? disk_epochs(disk) : 0), "durability",
+                          disk->durable ? "host" : "process", "dirty-bytes",
+                          (json_int_t)(disk->known ? disk_live_dirty(disk) : 0),
+                          "intent-regions", (json_int_t)0, "bitmaps", "checkpoints",
+                          disk_checkpoints(disk), "backups", disk_backups(disk));
+    json_t *scratch = json_pack("{s:I}", "used", (json_int_t)disk_scratch_used(disk, live));
+
+    if (!o) { /* an image's name that is not UTF-8 cannot stand in JSON */
+        json_decref(scratch);
+        return json_pack("{s:s, s:s, s:s}", "name", disk->name, "state",
+                         varve_disk_state_name(disk->state), "reason",
+                         "its image's path is not UTF-8");
+    }
+    json_object_set_new(scratch, "max",
+                        disk->scratch_max ? json_integer((json_int_t)disk->scratch_max)
+                                          : json_null());
+    json_object_set_new(o, "scratch", scratch);
+    if (disk->reason[0])
+        json_object_set_new(o, "reason", json_string(disk->reason));
+    return o;
+}
+
+json_t *varve_command_query_disks(struct varve_daemon *d, json_t *args, struct varve_err *err)
+{
+    static const char *const known[] = {"disk", NULL};
+    const char *name;
+    json_t *list;
+
+    if (varve_args_check(args, known, NULL, err) < 0 ||
+        varve_args_string(args, "disk", false, &name, err) < 0)
+        return NULL;
+    varve_disks_refresh(d);
+    list = json_array();
+    for (struct varve_disk *disk = d->disks; disk; disk = disk->next) {
+        if (!disk->gone && (!name || strcmp(name, disk->name) == 0))
+            json_array_append_new(list, disk_describe(disk));
+    }
+    if (name && json_array_size(list) == 0) {
+        struct varve_disk *none;
+
+        json_decref(list);
+        varve_disks_find(d, name, &none, err);
+        return NULL;
+    }
+    return list;
+}
+
+json_t *varve_command_query_nbd_server(struct varve_daemon *d, json_t *args, struct varve_err *err)
+{
+    static const char *const known[] = {NULL};
+    json_t *list;
+
+    if (varve_args_check(args, known, NULL, err) < 0)
+        return NULL;
+    list = json_array();
+    for (size_t i = 0; i < d->nlisteners; i++)
+        json_array_append_new(list, json_string(d->listeners[i]));
+    return json_pack("{s:o}", "listeners", list);
+}

@@ -1,0 +1,39 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+#include "server/commands.h"
+
+#include <string.h>
+
+static const struct varve_command commands[] = {
+    {"backup-begin", varve_command_backup_begin},
+    {"backup-end", varve_command_backup_end},
+    {"checkpoint-create", varve_command_checkpoint_create},
+    {"checkpoint-delete", varve_command_checkpoint_delete},
+    {"qmp_capabilities", NULL},
+    {"query-backups", varve_command_query_backups},
+    {"query-checkpoints", varve_command_query_checkpoints},
+    {"query-commands", NULL},
+    {"query-disks", varve_command_query_disks},
+    {"query-nbd-server", varve_command_query_nbd_server},
+    {"query-version", NULL},
+    {"quit", NULL},
+};
+
+#define NCOMMANDS (sizeof(commands) / sizeof(commands[0]))
+
+const struct varve_command *varve_command_find(const char *name)
+{
+    for (size_t i = 0; i < NCOMMANDS; i++) {
+        if (strcmp(commands[i].name, name) == 0)
+            return &commands[i];
+    }
+    return NULL;
+}
+
+json_t *varve_command_list(void)
+{
+    json_t *list = json_array();
+
+    for (size_t i = 0; i < NCOMMANDS; i++)
+        json_array_append_new(list, json_pack("{s:s}", "name", commands[i].name));
+    return list;
+}

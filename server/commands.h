@@ -1,0 +1,42 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ *
+ * The commands of the control socket: a table of names and functions.  The functions run on the
+ * clerk's thread, may wait, and know nothing of sockets or of JSON's way over them.
+ */
+#ifndef VARVE_SERVER_COMMANDS_H
+#define VARVE_SERVER_COMMANDS_H
+
+#include "lib/err.h"
+#include "lib/qmp.h"
+#include "server/daemon.h"
+
+struct varve_command {
+    const char *name;
+    /* The value to return (a new reference), or NULL with err; -ENODEV is DeviceNotFound.  args is an
+     * object, maybe empty, borrowed.  NULL: the connection answers it itself. */
+    json_t *(*run)(struct varve_daemon *d, json_t *args, struct varve_err *err);
+};
+
+/* NULL: there is none of that name. */
+const struct varve_command *varve_command_find(const char *name);
+
+/* What query-commands returns. */
+json_t *varve_command_list(void);
+
+/* commands-query.c */
+json_t *varve_command_query_disks(struct varve_daemon *d, json_t *args, struct varve_err *err);
+json_t *varve_command_query_nbd_server(struct varve_daemon *d, json_t *args,
+                                       struct varve_err *err);
+/* commands-checkpoint.c */
+json_t *varve_command_checkpoint_create(struct varve_daemon *d, json_t *args,
+                                        struct varve_err *err);
+json_t *varve_command_checkpoint_delete(struct varve_daemon *d, json_t *args,
+                                        struct varve_err *err);
+json_t *varve_command_query_checkpoints(struct varve_daemon *d, json_t *args,
+                                        struct varve_err *err);
+/* commands-backup.c */
+json_t *varve_command_backup_begin(struct varve_daemon *d, json_t *args, struct varve_err *err);
+json_t *varve_command_backup_end(struct varve_daemon *d, json_t *args, struct varve_err *err);
+json_t *varve_command_query_backups(struct varve_daemon *d, json_t *args, struct varve_err *err);
+
+#endif

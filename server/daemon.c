@@ -1,0 +1,76 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+#include "server/daemon.h"
+
+#include "server/backup.h"
+#include "server/disk.h"
+#include "server/log.h"
+
+#include <errno.h>
+#include <time.h>
+
+void varve_daemon_init(struct varve_daemon *d)
+{
+    pthread_condattr_t attr;
+
+    pthread_mutex_init(&d->views_lock, NULL);
+    pthread_condattr_init(&attr);
+    pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
+    pthread_cond_init(&d->view_gone, &attr);
+    pthread_condattr_destroy(&attr);
+}
+
+struct varve_catalogue *varve_daemon_draft(struct varve_daemon *d, struct varve_err *err)
+{
+    struct varve_catalogue *draft = varve_catalogue_clone(d->catalogue);
+
+    if (!draft)
+        varve_err_set(err, ENOMEM, "no memory for the catalogue");
+    return draft;
+}
+
+int varve_daemon_commit(struct varve_daemon *d, struct varve_catalogue *next, struct varve_err *err)
+{
+    int rc = varve_catalogue_commit(d->store, next, err);
+
+    if (rc < 0) {
+        varve_catalogue_free(next);
+        return rc;
+    }
+    varve_catalogue_free(d->catalogue);
+    d->catalogue = next;
+    return 0;
+}
+
+void varve_daemon_restore(struct varve_daemon *d)
+{
+    varve_disks_refresh(d);
+    varve_backups_restore(d);
+    for (struct varve_disk *disk = d->disks; disk; disk = disk->next) {
+        varve_backups_end_stray_views(disk);
+        varve_disk_tidy(disk);
+    }
+}
+
+void varve_daemon_tick(void *daemon)
+{
+    struct varve_daemon *d = daemon;
+
+    varve_disks_refresh(d);
+    varve_backups_tick(d);
+}
+
+void varve_daemon_fini(struct varve_daemon *d)
+{
+    struct varve_disk *disk, *next;
+
+    varve_backups_fini(d);
+    for (disk = d->disks; disk; disk = next) {
+        next = disk->next;
+        varve_disk_free(disk);
+    }
+    d->disks = NULL;
+    varve_catalogue_free(d->catalogue);
+    varve_catalogue_close(d->store);
+    pthread_cond_destroy(&d->view_gone);
+    pthread_mutex_destroy(&d->views_lock);
+}

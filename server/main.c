@@ -1,0 +1,267 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ *
+ * varved: puts the parts together and takes them apart again.
+ *
+ *     prepare    directories, lock, catalogue; no threads yet
+ *     restore    the clerk brings back what was running; the loop already heeds signals
+ *     serve      sockets are open
+ *     stop       clerk and NBD server end, side by side
+ *     close      control connections, handles; then the loop is empty
+ */
+#include "server/backup.h"
+#include "server/clerk.h"
+#include "server/control.h"
+#include "server/daemon.h"
+#include "server/log.h"
+#include "server/mailbox.h"
+#include "server/options.h"
+#include "server/runtime.h"
+#include "server/sd-notify.h"
+
+#include <errno.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+/* Clients' replies in flight get this long at the end; all of the end, that long. */
+#define NBD_CLOSE_MS 1000
+#define END_MS       1900
+
+struct app {
+    struct varve_options options;
+    struct varve_daemon daemon;
+    struct varve_runtime runtime;
+    uv_loop_t loop;
+    struct varve_control *control;
+    struct varve_mailbox *mailbox; /* news from the clerk to this file */
+    struct varve_job restore;
+    struct varve_letter restored, clerk_ended;
+    uv_signal_t sigterm, sigint;
+    uv_timer_t end_timer;
+    bool clerk_running, nbd_running, stopping;
+    int status;
+};
+
+static void app_stop(struct app *app);
+
+/* --- the end --------------------------------------------------------------------------------------- */
+
+static void app_on_control_closed(void *arg)
+{
+    struct app *app = arg;
+
+    varve_events_close(app->daemon.events);
+    varve_mailbox_close(app->mailbox);
+    uv_close((uv_handle_t *)&app->sigterm, NULL);
+    uv_close((uv_handle_t *)&app->sigint, NULL);
+    uv_close((uv_handle_t *)&app->end_timer, NULL);
+}
+
+static void app_maybe_close(struct app *app)
+{
+    if (!app->stopping || app->clerk_running || app->nbd_running)
+        return;
+    varve_clerk_join(app->daemon.clerk);
+    varve_control_close(app->control, app_on_control_closed, app);
+}
+
+static void app_on_nbd_closed(void *arg)
+{
+    struct app *app = arg;
+
+    app->nbd_running = false;
+    app_maybe_close(app);
+}
+
+static void app_on_clerk_ended(struct varve_letter *letter)
+{
+    struct app *app = (struct app *)((char *)letter - offsetof(struct app, clerk_ended));
+
+    app->clerk_running = false;
+    app_maybe_close(app);
+}
+
+/* On the clerk's thread. */
+static void clerk_on_end(void *arg)
+{
+    struct app *app = arg;
+
+    varve_mailbox_post(app->mailbox, &app->clerk_ended);
+}
+
+/* Something does not end: a disk that does not answer a read, say.  What matters is durable. */
+static void app_on_end_timer(uv_timer_t *timer)
+{
+    struct app *app = timer->data;
+
+    varve_log("not all ended in time; leaving");
+    for (size_t i = 0; i < app->daemon.nlisteners; i++) {
+        if (strncmp(app->daemon.listeners[i], "unix:", 5) == 0)
+            unlink(app->daemon.listeners[i] + 5);
+    }
+    unlink(app->options.control);
+    _exit(app->status);
+}
+
+static void app_stop(struct app *app)
+{
+    if (app->stopping)
+        return;
+    app->stopping = true;
+    varve_sd_notify("STOPPING=1");
+    uv_timer_start(&app->end_timer, app_on_end_timer, END_MS, 0);
+    varve_control_stop(app->control);
+    varve_clerk_stop(app->daemon.clerk);
+    varve_nbd_server_close(app->daemon.nbd, NBD_CLOSE_MS, app_on_nbd_closed, app);
+}
+
+static void app_on_quit(void *arg)
+{
+    varve_log("ends: asked to quit");
+    app_stop(arg);
+}
+
+static void app_on_signal(uv_signal_t *handle, int number)
+{
+    varve_log("ends: %s", strsignal(number));
+    app_stop(handle->data);
+}
+
+/* --- the beginning --------------------------------------------------------------------------------- */
+
+static int app_listen(struct app *app, struct varve_err *err)
+{
+    struct varve_daemon *d = &app->daemon;
+
+    for (size_t i = 0; i < app->options.nlisten; i++) {
+        char real[512];
+        int rc = varve_nbd_server_listen(d->nbd, app->options.listen[i], real, sizeof(real), err);
+
+        if (rc < 0)
+            return rc;
+        d->listeners[i] = strdup(real);
+        if (!d->listeners[i])
+            return varve_err_set(err, ENOMEM, "no memory");
+        d->nlisteners = i + 1;
+        varve_log("listens at %s", real);
+    }
+    return varve_control_listen(app->control, app->options.control, err);
+}
+
+static void app_on_restored(struct varve_letter *letter)
+{
+    struct app *app = (struct app *)((char *)letter - offsetof(struct app, restored));
+    struct varve_err err = VARVE_ERR_INIT;
+
+    if (app->stopping)
+        return;
+    if (app_listen(app, &err) < 0) {
+        varve_log("%s", err.msg);
+        app->status = EXIT_FAILURE;
+        app_stop(app);
+        return;
+    }
+    varve_log("ready; control socket %s", app->options.control);
+    varve_sd_notify("READY=1");
+}
+
+/* On the clerk's thread. */
+static void clerk_restore(struct varve_job *job, bool stopping)
+{
+    struct app *app = (struct app *)((char *)job - offsetof(struct app, restore));
+
+    if (!stopping)
+        varve_daemon_restore(&app->daemon);
+    varve_mailbox_post(app->mailbox, &app->restored);
+}
+
+/* A failure here ends the process: nothing is taken apart. */
+static int app_start(struct app *app, struct varve_err *err)
+{
+    struct varve_daemon *d = &app->daemon;
+    uv_signal_t *signals[] = {&app->sigterm, &app->sigint};
+    int numbers[] = {SIGTERM, SIGINT}, rc;
+
+    uv_loop_init(&app->loop);
+    uv_timer_init(&app->loop, &app->end_timer);
+    app->end_timer.data = app;
+    for (unsigned i = 0; i < 2; i++) {
+        uv_signal_init(&app->loop, signals[i]);
+        signals[i]->data = app;
+        uv_signal_start(signals[i], app_on_signal, numbers[i]);
+    }
+    d->exports = varve_exports_new();
+    if (!d->exports)
+        return varve_err_set(err, ENOMEM, "no memory");
+    rc = varve_mailbox_new(&app->loop, &app->mailbox, err);
+    if (rc == 0)
+        rc = varve_control_new(&app->loop, d, app_on_quit, app, &app->control, err);
+    if (rc == 0)
+        rc = varve_events_new(&app->loop, varve_control_event, app->control, &d->events, err);
+    if (rc == 0)
+        rc = varve_nbd_server_new(&app->loop, d->exports, &app->options.nbd, &d->nbd, err);
+    if (rc == 0)
+        rc = varve_clerk_start(varve_daemon_tick, d, clerk_on_end, app, &d->clerk, err);
+    if (rc < 0)
+        return rc;
+    app->clerk_running = app->nbd_running = true;
+    app->clerk_ended.deliver = app_on_clerk_ended;
+    app->restored.deliver = app_on_restored;
+    app->restore.run = clerk_restore;
+    varve_clerk_post(d->clerk, &app->restore);
+    return 0;
+}
+
+static int app_prepare(struct app *app, struct varve_err *err)
+{
+    struct varve_daemon *d = &app->daemon;
+    int rc;
+
+    d->w = varve_world_posix();
+    d->options = &app->options;
+    varve_daemon_init(d);
+    rc = varve_runtime_prepare(&app->runtime, d->w, &app->options, err);
+    if (rc < 0)
+        return rc;
+    return varve_catalogue_open(d->w, app->options.state_dir, &d->store, &d->catalogue, err);
+}
+
+static void app_fini(struct app *app)
+{
+    struct varve_daemon *d = &app->daemon;
+
+    varve_daemon_fini(d);
+    varve_exports_free(d->exports);
+    for (size_t i = 0; i < d->nlisteners; i++)
+        free(d->listeners[i]);
+    varve_runtime_release(&app->runtime);
+    varve_options_fini(&app->options);
+    if (uv_loop_close(&app->loop) < 0)
+        varve_log("the loop still has handles");
+    uv_library_shutdown();
+}
+
+int main(int argc, char **argv)
+{
+    static struct app app; /* what is left at a failed start is the process's to free */
+    struct varve_err err = VARVE_ERR_INIT;
+
+    switch (varve_options_parse(&app.options, argc, argv, &err)) {
+    case VARVE_OPTIONS_DONE:
+        return EXIT_SUCCESS;
+    case VARVE_OPTIONS_USAGE:
+        varve_log("%s; see varved --help", err.msg);
+        return 2;
+    case VARVE_OPTIONS_RUN:
+        break;
+    }
+    if (app_prepare(&app, &err) < 0 || app_start(&app, &err) < 0) {
+        varve_log("%s", err.msg);
+        return EXIT_FAILURE;
+    }
+    uv_run(&app.loop, UV_RUN_DEFAULT);
+    app_fini(&app);
+    return app.status;
+}

@@ -1,0 +1,93 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+#include "server/runtime.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <limits.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/resource.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#define LOCK_FILE "varved.lock"
+
+/* The folder is there, or is made; and files can be made in it. */
+static int prepare_dir(const char *what, const char *path, struct varve_err *err)
+{
+    struct stat st;
+
+    if (mkdir(path, 0700) < 0 && errno != EEXIST)
+        return varve_err_sys(err, errno, "cannot make the %s directory %s", what, path);
+    if (stat(path, &st) < 0)
+        return varve_err_sys(err, errno, "%s directory %s", what, path);
+    if (!S_ISDIR(st.st_mode))
+        return varve_err_set(err, ENOTDIR, "%s directory %s: it is no directory", what, path);
+    if (access(path, R_OK | W_OK | X_OK) < 0)
+        return varve_err_sys(err, errno, "cannot write to the %s directory %s", what, path);
+    return 0;
+}
+
+static int runtime_lock(struct varve_runtime *r, const char *dir, struct varve_err *err)
+{
+    char path[PATH_MAX], pid[32] = "";
+    int len = snprintf(path, sizeof(path), "%s/%s", dir, LOCK_FILE), rc;
+
+    if (len < 0 || (size_t)len >= sizeof(path))
+        return varve_err_set(err, ENAMETOOLONG, "%s: the path is too long", dir);
+    r->lock_fd = r->w->open(r->w, path, O_RDWR | O_CREAT, 0600);
+    if (r->lock_fd < 0)
+        return varve_err_sys(err, -r->lock_fd, "cannot open %s", path);
+    rc = r->w->lock(r->w, r->lock_fd, true);
+    if (rc == -EAGAIN) {
+        ssize_t got = r->w->pread(r->w, r->lock_fd, pid, sizeof(pid) - 1, 0);
+
+        pid[got > 0 ? strcspn(pid, "\n") : 0] = '\0';
+        return varve_err_set(err, EBUSY,
+                             "another varved, process %s, runs on %s: stop it, or give another "
+                             "--runtime-dir", pid[0] ? pid : "unknown", dir);
+    }
+    if (rc < 0)
+        return varve_err_sys(err, -rc, "cannot lock %s", path);
+    snprintf(pid, sizeof(pid), "%d\n", (int)getpid());
+    rc = r->w->truncate(r->w, r->lock_fd, 0);
+    if (rc == 0)
+        rc = r->w->pwrite(r->w, r->lock_fd, pid, strlen(pid), 0);
+    return rc < 0 ? varve_err_sys(err, -rc, "cannot write %s", path) : 0;
+}
+
+int varve_runtime_prepare(struct varve_runtime *r, struct varve_world *w,
+                          const struct varve_options *o, struct varve_err *err)
+{
+    struct rlimit files;
+    char threads[16];
+    int rc;
+
+    r->w = w;
+    r->lock_fd = -1;
+    rc = prepare_dir("runtime", o->runtime_dir, err);
+    if (rc == 0)
+        rc = prepare_dir("state", o->state_dir, err);
+    if (rc == 0)
+        rc = runtime_lock(r, o->runtime_dir, err);
+    if (rc < 0)
+        return rc;
+
+    /* Each epoch of each open view costs three descriptors. */
+    if (getrlimit(RLIMIT_NOFILE, &files) == 0) {
+        files.rlim_cur = files.rlim_max;
+        setrlimit(RLIMIT_NOFILE, &files);
+    }
+    signal(SIGPIPE, SIG_IGN);
+    snprintf(threads, sizeof(threads), "%u", o->threads);
+    setenv("UV_THREADPOOL_SIZE", threads, 1);
+    return 0;
+}
+
+void varve_runtime_release(struct varve_runtime *r)
+{
+    if (r->lock_fd >= 0)
+        r->w->close(r->w, r->lock_fd);
+}
