@@ -9,7 +9,7 @@
 # and leaves nothing behind.
 #
 #     tests/demo.sh [--build DIR]       DIR: a build directory, made if need be, and kept
-set -eu
+set -eu -o pipefail
 
 src=$(cd "$(dirname "$0")/.." && pwd)
 build=
@@ -158,7 +158,7 @@ done
 
 cd "$work"
 export PYTHONDONTWRITEBYTECODE=1
-export PATH="$build/server:$build/client:/usr/sbin:/sbin:$PATH"
+export PATH="$build/server:$build/client:$PATH:/usr/sbin:/sbin"
 ln -s "$build/plugin/.libs/nbdkit-varve-plugin.so" nbdkit-varve-plugin.so
 ln -s "$run_dir" run
 mkdir state
@@ -176,7 +176,7 @@ find /usr/share/doc /usr/include /usr/share/perl /usr/lib/python3 -xdev -type f 
 tar -cf - -T list.txt 2>/dev/null | tar -xf - -C files
 cp -R /etc/debian_version /etc/passwd files/etc/
 # The ledger: 12 MiB that the writer of step 4 overwrites in place, as a database would.
-tr '\0' '.' </dev/zero | head -c $((12 << 20)) >files/srv/ledger
+head -c $((12 << 20)) /dev/zero | tr '\0' '.' >files/srv/ledger
 run mkfs.ext4 -q -d files disk.img 256M
 say "$(wc -l <list.txt) files of this machine, $(mib "$(du -sb files | cut -f1)") in all"
 rm -rf files

@@ -39,8 +39,6 @@ EXTRA_DIST += \
 	README.md \
 	tests/SKIPS \
 	tests/build.sh \
-	tests/demo.sh \
-	tests/demo/ledger.py \
 	tests/deps.sh \
 	tests/run.sh \
 	%D%/count.py \
