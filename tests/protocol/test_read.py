@@ -438,18 +438,19 @@ def slow_read_does_not_hold_up_other_exports(s):
             c.disc()
 
 
-@test(house=True)
+@test(house=True, todo="issue 3, threads")
 def many_slow_reads_do_not_hold_up_other_exports(s):
-    """Issue 3: no connection waits for another's disk.  128 reads stick, from 4 connections."""
+    """Issue 3: no connection waits for another's disk.  1280 reads stick, from 40 connections, so
+    that every thread of a pool of any sensible size could be waiting for the one disk."""
     d = tempfile.mkdtemp(dir=tmpdir())
     gate = os.path.join(d, "gate")
     with Fixture(["pat:4M:pattern", "slow:4M:pattern,slow=" + gate]) as f:
         open(gate, "w").close()
-        slow = [f.open("slow") for _ in range(4)]
+        slow = [f.open("slow") for _ in range(40)]
         for c in slow:
             c.send(b"".join(c.pack(CMD_READ, i * 4096, 4096)[0] for i in range(32)))
         try:
-            with f.open("pat", contexts=["base:allocation"]) as good:
+            with f.open("pat", contexts=["base:allocation"], deadline=5) as good:
                 must(good.read(4096, 4096).data == pattern(4096, 4096), "wrong bytes")
                 must(not good.status(0, M).errors, "status failed")
                 good.disc()

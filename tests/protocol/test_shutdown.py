@@ -9,6 +9,15 @@ BA = "base:allocation"
 ENDS_WITHIN = 2 + 6
 
 
+def has_ipv6():
+    with socket.socket(socket.AF_INET6, socket.SOCK_STREAM) as probe:
+        try:
+            probe.bind(("::1", 0))
+            return True
+        except OSError:
+            return False
+
+
 def ends(f):
     code = f.wait_exit(ENDS_WITHIN)
     must(code == 0, "exit status %d: %s", code, f.last_words())
@@ -273,14 +282,8 @@ def several_listeners_serve_the_same_exports(s):
     """interface.md: --listen WHERE may be given several times; port 0 is told."""
     d = tempfile.mkdtemp(dir=tmpdir())
     listen = ["unix:%s/1" % d, "unix:%s/2" % d, "tcp:127.0.0.1:0", "tcp:localhost:0"]
-    probe = socket.socket(socket.AF_INET6, socket.SOCK_STREAM)
-    try:
-        probe.bind(("::1", 0))
+    if has_ipv6():
         listen.append("tcp:[::1]:0")
-    except OSError:
-        pass  # a machine without IPv6: the other four are the test
-    finally:
-        probe.close()
     with Fixture(["a:1M:pattern"], listen=listen) as f:
         wheres = [parse_where(w) for w in f.ready]
         must(all(w[0] == "unix" or w[2] for w in wheres), "ports %s", f.ready)
@@ -290,6 +293,22 @@ def several_listeners_serve_the_same_exports(s):
                 c.go("a")
                 must(c.read(0, 512).data == pattern(0, 512), "wrong bytes")
                 c.disc()
+
+
+@test
+def long_address_is_an_address(s):
+    """interface.md: WHERE is tcp:HOST:PORT.  A whole IPv6 address has 39 digits and colons; without
+    IPv6 the name is one that cannot be resolved, and the error must be about that."""
+    if has_ipv6():
+        with Fixture(["a:1M:pattern"], listen=["tcp:[0000:0000:0000:0000:0000:0000:0000:0001]:0"]) as f:
+            with Conn(f.where) as c:
+                c.hello()
+                c.go("a")
+                c.disc()
+    try:
+        Fixture(["a:1M:pattern"], listen=["tcp:a-host-of-long-name.somewhere.invalid:0"]).kill()
+    except AssertionError as e:
+        must("too long" not in str(e), "%s", e)
 
 
 @test
