@@ -110,6 +110,7 @@ int varve_link_recv(int sock, struct varve_link_msg *m, int *fds, unsigned nfds_
                     struct varve_err *err)
 {
     union fd_control control;
+    /* One byte more than the longest message: what is longer has a wrong length too. */
     struct iovec iov = {.iov_base = m, .iov_len = HEAD_BYTES + sizeof(m->text)};
     struct msghdr hdr = {.msg_iov = &iov,
                          .msg_iovlen = 1,
@@ -135,8 +136,6 @@ int varve_link_recv(int sock, struct varve_link_msg *m, int *fds, unsigned nfds_
         fault = NULL;
     else if (!fit)
         fault = "it brings too many files";
-    else if (hdr.msg_flags & MSG_TRUNC)
-        fault = "it is too long";
     else
         fault = msg_fault(m, (size_t)n);
     if (n > 0 && !fault) {

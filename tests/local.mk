@@ -63,3 +63,9 @@ check_PROGRAMS += %D%/unit/test-link-proto
 %C%_unit_test_link_proto_CFLAGS = $(AM_CFLAGS) $(CMOCKA_CFLAGS)
 %C%_unit_test_link_proto_LDADD = %D%/lib/libtest.la lib/libvarve.la $(CMOCKA_LIBS)
 TESTS += %D%/unit/test-link-proto
+
+check_PROGRAMS += %D%/unit/test-timeline
+%C%_unit_test_timeline_SOURCES = %D%/unit/test-timeline.c
+%C%_unit_test_timeline_CFLAGS = $(AM_CFLAGS) $(CMOCKA_CFLAGS)
+%C%_unit_test_timeline_LDADD = %D%/lib/libtest.la lib/libvarve.la $(CMOCKA_LIBS)
+TESTS += %D%/unit/test-timeline

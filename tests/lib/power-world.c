@@ -239,24 +239,48 @@ static void undo_name(const struct power_change *c)
     }
 }
 
+static bool names_meet(const struct power_change *a, const struct power_change *b)
+{
+    return strcmp(a->path, b->path) == 0 || (a->from && strcmp(a->from, b->path) == 0) ||
+           (b->from &&
+            (strcmp(a->path, b->from) == 0 || (a->from && strcmp(a->from, b->from) == 0)));
+}
+
+/* A change of a name stays if a later one of the same name did. */
+static bool name_stays(const struct power_change *c, const struct power_change *stayed)
+{
+    for (; stayed; stayed = stayed->older) {
+        if (names_meet(c, stayed))
+            return true;
+    }
+    return false;
+}
+
 void power_fail(struct power_world *p, uint64_t seed)
 {
+    struct power_change *stayed = NULL;
     uint64_t random = seed;
-    size_t names = 0, undo;
 
-    for (struct power_change *c = p->changes; c; c = c->older)
-        names += c->kind != CHANGE_DATA;
-    undo = seed == 0 ? names : (size_t)(next_random(&random) % (names + 1));
     while (p->changes) {
         struct power_change *c = p->changes;
 
+        p->changes = c->older;
         if (c->kind == CHANGE_DATA) {
             undo_data(c, seed, &random);
-        } else if (undo > 0) {
+        } else if (seed != 0 && (name_stays(c, stayed) || next_random(&random) % 2 == 0)) {
+            c->older = stayed;
+            stayed = c;
+            continue;
+        } else {
             undo_name(c);
-            undo--;
         }
-        forget_newest(p);
+        change_free(c);
+    }
+    while (stayed) {
+        struct power_change *c = stayed;
+
+        stayed = c->older;
+        change_free(c);
     }
 }
 

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: BSD-3-Clause
  *
  * An epoch's map through crashes, power failures, bad disks and flipped bits.  One rule judges all:
- * a file that says clean or sealed gives exactly the bits it was given, or an error.
+ * a file that says clean or sealed gives exactly the bits it was given, or an error.  It is long
+ * because each way to die has a test of its own, all on the same few shorthands.
  */
 #include "lib/epoch-file.h"
 
