@@ -247,7 +247,7 @@ class Stack:
     def qmp(self):
         return QMP(self.control, WAIT)
 
-    def command(self, name, **args):
+    def command(self, name, /, **args):
         with self.qmp() as q:
             return q.cmd(name, **args)
 

@@ -36,7 +36,7 @@ class QMP:
         line, self.buf = self.buf.split(b"\n", 1)
         return json.loads(line)
 
-    def cmd(self, name, **args):
+    def cmd(self, name, /, **args):
         """Executes a command; underscores in argument names become dashes."""
         return self.execute(name, {k.replace("_", "-"): v for k, v in args.items()})
 
