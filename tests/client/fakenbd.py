@@ -4,7 +4,8 @@
     with FakeNbd(path, content, contexts={NAME: [(length, flags)...]}) as server: ...
 
 status(context, off, length) may replace the honest extents; after_reads=N: `then` is called in the
-place of the N-th READ's answer, and says what becomes of the connection.
+place of the N-th READ's answer, and says what becomes of the connection.  greet=N: connections
+after the N-th are accepted and left without a word.
 """
 import os
 import socket
@@ -17,13 +18,13 @@ ERR_UNSUP, ERR_UNKNOWN = (1 << 31) + 1, (1 << 31) + 6
 
 class FakeNbd:
     def __init__(self, path, content, contexts=(), status=None, after_reads=None, then=None,
-                 size=None, send_contexts=None, flags=0x103):
+                 size=None, send_contexts=None, greet=1 << 30):
         self.path, self.content, self.contexts = path, content, dict(contexts)
         self.status = status or self.honest
         self.after_reads, self.then = after_reads, then
         self.size = len(content) if size is None else size
         self.send_contexts = send_contexts
-        self.flags = flags
+        self.greet = greet
         self.reads = 0
         self.stalled = threading.Event()
         self.closing = False
@@ -66,7 +67,10 @@ class FakeNbd:
 
     def serve(self, c):
         try:
-            self.handshake(c)
+            if len(self.connections) > self.greet:
+                c.recv(1)
+            else:
+                self.handshake(c)
         except (OSError, EOFError):
             pass
         finally:
@@ -110,7 +114,7 @@ class FakeNbd:
                 if option == 10:
                     chosen = names
             elif option == 7:  # GO
-                answer(INFO, struct.pack(">HQH", 0, self.size, self.flags))
+                answer(INFO, struct.pack(">HQH", 0, self.size, 0x103))  # read-only, multi-conn
                 answer(ACK)
                 self.transmit(c, chosen)
                 return
