@@ -135,7 +135,7 @@ struct varve_source *varve_source_ref(struct varve_source *s)
 
 void varve_source_unref(struct varve_source *s)
 {
-    if (atomic_fetch_sub(&s->refs, 1) != 1)
+    if (!s || atomic_fetch_sub(&s->refs, 1) != 1)
         return;
     varve_source_table_unref(s, s->table);
     s->w->close(s->w, s->ctl_fd);

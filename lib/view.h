@@ -23,7 +23,7 @@ struct varve_source;
 int varve_source_new(struct varve_world *w, const struct varve_geometry *g, const uint8_t uuid[16],
                      int ctl_fd, int image_fd, struct varve_source **out, struct varve_err *err);
 
-/* References; the last one closes all files. */
+/* References; the last one closes all files.  unref of NULL does nothing. */
 struct varve_source *varve_source_ref(struct varve_source *s);
 void varve_source_unref(struct varve_source *s);
 
