@@ -33,13 +33,13 @@ static const char *newest_export(const json_t *backups, const char *disk)
 {
     const json_t *backup, *one;
     const char *export = NULL;
-    uint64_t newest = 0;
+    double newest = 0;
     size_t i, j;
 
     json_array_foreach(backups, i, backup)
     {
         const char *state = varve_get_string(backup, "state");
-        uint64_t begun = varve_get_number(backup, "time");
+        double begun = json_number_value(json_object_get(backup, "time"));
 
         if ((strcmp(state, "running") != 0 && strcmp(state, "degraded") != 0) || begun < newest)
             continue;

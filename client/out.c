@@ -163,9 +163,12 @@ const char *varve_get_string(const json_t *object, const char *key)
 
 uint64_t varve_get_number(const json_t *object, const char *key)
 {
-    json_int_t n = json_integer_value(json_object_get(object, key));
+    const json_t *number = json_object_get(object, key);
+    double real = json_real_value(number);
 
-    return n > 0 ? (uint64_t)n : 0;
+    if (json_is_integer(number))
+        return json_integer_value(number) > 0 ? (uint64_t)json_integer_value(number) : 0;
+    return real > 0 && real < 0x1p63 ? (uint64_t)real : 0;
 }
 
 char *varve_get_names(const json_t *object, const char *key)

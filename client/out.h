@@ -49,7 +49,7 @@ void varve_table_number(struct varve_table *t, const json_t *number);
 /* Prints and frees. */
 void varve_table_print(struct varve_table *t);
 
-/* Reading: a missing or wrong value is "-" or 0. */
+/* Reading: a missing, wrong or negative value is "-" or 0; reals are rounded down. */
 const char *varve_get_string(const json_t *object, const char *key);
 uint64_t varve_get_number(const json_t *object, const char *key);
 /* Names of an array of strings, joined with ", ", or "-"; a new string, free() it. */

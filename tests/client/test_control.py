@@ -17,7 +17,7 @@ DISK = {
 LOST = {**DISK, "name": "vdb", "state": "missing", "reason": "no such image", "checkpoints": [],
         "backups": [], "scratch": {"used": 0, "max": M}}
 CHECKPOINTS = [
-    {"name": "monday", "time": 1700000000,
+    {"name": "monday", "time": 1700000000.25,
      "disks": [{"disk": "vda", "epoch": 3, "dirty-bytes": 5 * M, "usable": True}]},
     {"name": "tuesday", "time": 1700086400,
      "disks": [{"disk": "vda", "epoch": 5, "dirty-bytes": 448 * K, "usable": False,
@@ -171,7 +171,7 @@ def answers_that_lack_everything_do_no_harm():
 
 @test
 def checkpoint_verbs_say_what_was_asked():
-    with Cli({"checkpoint-create": {"name": "n", "time": 1700000000, "disks": []},
+    with Cli({"checkpoint-create": {"name": "n", "time": 1700000000.75, "disks": []},
               "checkpoint-delete": {}, "query-checkpoints": CHECKPOINTS}) as c:
         told = c.good("checkpoint", "create", "monday", "vda", "vdb")
         assert c.last() == ("checkpoint-create", {"name": "monday", "disks": ["vda", "vdb"]})
@@ -183,6 +183,7 @@ def checkpoint_verbs_say_what_was_asked():
         lines = c.good("checkpoint", "list", "vda").splitlines()
         assert c.last() == ("query-checkpoints", {"disk": "vda"})
         assert len(lines) == 3 and lines[1].endswith("usable"), lines
+        assert all(" 2023-11-1" in x for x in lines[1:]), lines
         assert lines[2].endswith("epoch 4 is damaged"), lines
         c.good("checkpoint", "list")
         assert c.last() == ("query-checkpoints", None)
@@ -231,6 +232,7 @@ def backup_end_and_list():
         assert c.last() == ("backup-end", {"id": "b1", "success": False})
         lines = c.good("backup", "list").splitlines()
         assert len(lines) == 3 and lines[2].endswith("broken: scratch is full"), lines
+        assert all(" 2023-11-1" in x for x in lines[1:]), lines
         assert "3M" in lines[1] and "monday" in lines[1], lines
 
 
@@ -246,8 +248,8 @@ def names_that_are_no_utf8_are_usage():
 
 @test
 def map_of_a_disk_finds_its_newest_running_backup():
-    backups = [backup("old", 5, "running", "vda", "old"), backup("new", 9, "degraded", "vda", "e/1"),
-               backup("mid", 7, "running", "vda", "mid"), backup("b4", 99, "failed", "vda", "x"),
+    backups = [backup("old", 9.25, "running", "vda", "old"), backup("new", 9.5, "degraded", "vda", "e/1"),
+               backup("mid", 9, "running", "vda", "mid"), backup("b4", 99, "failed", "vda", "x"),
                backup("b5", 99, "running", "vdb", "vdb")]
     with Cli() as c:
         script = c.write("plugin.sh", b"""
