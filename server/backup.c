@@ -213,15 +213,22 @@ static void backup_remove_exports(struct varve_backup *b)
 
         if (bd->served)
             bd->served->stopping = true;
-        for (struct varve_view_export *x = bd->exports; x; x = x->next) {
+        for (struct varve_view_export *x = bd->exports; x; x = x->next)
             varve_exports_remove(b->daemon->exports, &x->e);
+        backup_disk_drop(bd);
+    }
+    b->withdrawn = true;
+}
+
+static void backup_tell_exports_gone(const struct varve_backup *b)
+{
+    for (size_t i = 0; i < b->ndisks; i++) {
+        for (const struct varve_view_export *x = b->disks[i].exports; x; x = x->next) {
             if (x->e.listed)
                 varve_events_send(b->daemon->events, "BLOCK_EXPORT_DELETED",
                                   json_pack("{s:s}", "id", x->e.name));
         }
-        backup_disk_drop(bd);
     }
-    b->withdrawn = true;
 }
 
 void varve_backup_withdraw(struct varve_backup *b)
@@ -229,6 +236,7 @@ void varve_backup_withdraw(struct varve_backup *b)
     struct varve_daemon *d = b->daemon;
     struct timespec until;
 
+    backup_tell_exports_gone(b);
     backup_remove_exports(b);
     varve_nbd_server_kick(d->nbd);
     clock_gettime(CLOCK_MONOTONIC, &until);

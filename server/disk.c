@@ -65,7 +65,8 @@ struct varve_disk *varve_disk_new(struct varve_daemon *d, const char *name)
 void varve_disk_free(struct varve_disk *disk)
 {
     varve_peer_free(disk->peer);
-    varve_source_unref(disk->source);
+    if (disk->source)
+        varve_source_unref(disk->source);
     if (disk->ctl_fd >= 0)
         close(disk->ctl_fd);
     pthread_cond_destroy(&disk->fetched);
@@ -118,7 +119,8 @@ static int disk_use_page(struct varve_disk *disk, int ctl_fd, int image_fd, stru
         close(keep_fd);
         return varve_err_prefix(err, "Disk '%s'", disk->name);
     }
-    varve_source_unref(disk->source);
+    if (disk->source)
+        varve_source_unref(disk->source);
     if (disk->ctl_fd >= 0)
         close(disk->ctl_fd);
     disk->source = source;
