@@ -69,3 +69,15 @@ check_PROGRAMS += %D%/unit/test-timeline
 %C%_unit_test_timeline_CFLAGS = $(AM_CFLAGS) $(CMOCKA_CFLAGS)
 %C%_unit_test_timeline_LDADD = %D%/lib/libtest.la lib/libvarve.la $(CMOCKA_LIBS)
 TESTS += %D%/unit/test-timeline
+
+check_PROGRAMS += %D%/unit/test-world
+%C%_unit_test_world_SOURCES = %D%/unit/test-world.c
+%C%_unit_test_world_CFLAGS = $(AM_CFLAGS) $(CMOCKA_CFLAGS)
+%C%_unit_test_world_LDADD = %D%/lib/libtest.la lib/libvarve.la $(CMOCKA_LIBS)
+TESTS += %D%/unit/test-world
+
+check_PROGRAMS += %D%/unit/test-digest
+%C%_unit_test_digest_SOURCES = %D%/unit/test-digest.c
+%C%_unit_test_digest_CFLAGS = $(AM_CFLAGS) $(CMOCKA_CFLAGS)
+%C%_unit_test_digest_LDADD = %D%/lib/libtest.la lib/libvarve.la $(CMOCKA_LIBS)
+TESTS += %D%/unit/test-digest

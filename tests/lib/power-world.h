@@ -5,8 +5,8 @@
  * at a time.  It knows nothing of what is written through maps, and never loses what other worlds
  * wrote.
  *
- * A file's data and size are durable after sync; names after sync_dir of their directory.  Data
- * that were not synced may be lost by the sector, names from the newest change backwards.
+ * A file's data and size are durable after sync; names after sync_dir of their directory.  What
+ * was not synced may be lost in any order: data by the sector, each changed name by itself.
  */
 #ifndef VARVE_TESTS_LIB_POWER_WORLD_H
 #define VARVE_TESTS_LIB_POWER_WORLD_H

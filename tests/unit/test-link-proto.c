@@ -14,8 +14,6 @@
 #include <string.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
-#include <sys/un.h>
-#include <sys/wait.h>
 #include <unistd.h>
 
 #include <cmocka.h>
@@ -309,6 +307,28 @@ static void peer_of_our_own_user_is_let_in_with_its_pid(void **state)
     close(file);
 }
 
+/* A socket pair remembers who made it. */
+static void peer_of_another_user_is_refused(void **state)
+{
+    struct varve_err err = VARVE_ERR_INIT;
+    int theirs[2];
+
+    (void)state;
+    if (geteuid() != 0) {
+        print_message("only root can play another user\n");
+        skip();
+    }
+    assert_int_equal(seteuid(65534), 0);
+    assert_int_equal(socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, theirs), 0);
+    assert_int_equal(varve_link_check_peer(theirs[0], NULL, &err), 0);
+    assert_int_equal(varve_link_check_peer(ends[0], NULL, &err), 0); /* root may */
+    assert_int_equal(seteuid(0), 0);
+    assert_int_equal(varve_link_check_peer(theirs[0], NULL, &err), -EPERM);
+    assert_non_null(strstr(err.msg, "user 65534"));
+    close(theirs[0]);
+    close(theirs[1]);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -325,6 +345,7 @@ int main(void)
                                         teardown),
         cmocka_unit_test_setup_teardown(send_to_one_that_does_not_read_does_not_wait, setup,
                                         teardown),
+        cmocka_unit_test_setup_teardown(peer_of_another_user_is_refused, setup, teardown),
         cmocka_unit_test_setup_teardown(peer_of_our_own_user_is_let_in_with_its_pid, setup,
                                         teardown),
     };

@@ -431,6 +431,17 @@ static void tidy_keeps_what_needed_boundaries_separate(void **state)
     FILES("epoch-9-9.map", "epoch-10-10.map");
 }
 
+/* A boundary that was merged away is asked for, by a catalogue from an older copy, say. */
+static void merged_file_that_spans_the_oldest_boundary_is_kept(void **state)
+{
+    (void)state;
+    make_epochs(9);
+    assert_int_equal(tidy((uint64_t[]){2}, 1, NULL), 0);
+    assert_int_equal(tidy((uint64_t[]){5}, 1, NULL), 0);
+    FILES("epoch-2-8.map", "epoch-9-9.map");
+    assert_no_answer(5, 9, "spans it");
+}
+
 static void nothing_needed_frees_all_that_is_sealed(void **state)
 {
     (void)state;
@@ -695,6 +706,7 @@ int main(void)
         cmocka_unit_test_setup(lack_of_descriptors_is_no_damage, fresh),
         cmocka_unit_test_setup(scan_while_another_process_merges_sees_a_whole_timeline, fresh),
         cmocka_unit_test_setup(tidy_keeps_what_needed_boundaries_separate, fresh),
+        cmocka_unit_test_setup(merged_file_that_spans_the_oldest_boundary_is_kept, fresh),
         cmocka_unit_test_setup(nothing_needed_frees_all_that_is_sealed, fresh),
         cmocka_unit_test_setup(open_and_clean_files_are_never_touched, fresh),
         cmocka_unit_test_setup(damaged_file_is_kept_named_and_stops_nothing_else, fresh),
