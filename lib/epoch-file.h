@@ -7,7 +7,8 @@
  * Format, little-endian, version 1:
  *     0     64-byte head: magic "varvemap", version, block shift, disk uuid, size of the disk,
  *           first and last epoch, number of the epoch before the first (0: none)
- *     4096  mark, in a sector of its own: state (0 open, 1 clean, 2 sealed), SHA-256 of head and bits
+ *     4096  mark, in a sector of its own: state (0 open, 1 clean, 2 sealed), 4 zero bytes, SHA-256 of
+ *           head and bits, SHA-256 of the mark up to here; one that fails that says open
  *     8192  bits, one a block, least significant first, in whole 64-bit words; rest of file zero
  * open: the bits are not to be believed.  clean: the epoch is live, and these were its bits when its
  * server stopped.  sealed: final.  The mark is written after what it speaks of is durable.
@@ -33,13 +34,15 @@ struct varve_epoch_file {
 };
 
 /* Creates the open, preallocated file of epoch `epoch`, durable when it returns (its directory too).
- * An open file of that name is replaced.  -ENOSPC: no room for it. */
+ * An open file of that name is replaced.  -EEXIST: it is clean or sealed; -EUCLEAN: what has that
+ * name cannot be used; -ENOSPC: no room for it. */
 int varve_epoch_file_create(struct varve_world *w, const struct varve_paths *p,
                             const uint8_t uuid[16], const struct varve_geometry *g, uint64_t epoch,
                             uint64_t prev, struct varve_err *err);
 
 /* Writes bits (varve_map_bytes() of them) and marks the file clean or sealed, durable when it
- * returns.  Dying anywhere before leaves it open.  -EEXIST: it is sealed already. */
+ * returns.  Dying anywhere before leaves it open, and so does an error, after which it may be tried
+ * again; a clean file is marked open first.  -EEXIST: it is sealed already, durably. */
 int varve_epoch_file_finish(struct varve_world *w, const struct varve_paths *p,
                             const struct varve_geometry *g, uint64_t epoch, const void *bits,
                             enum varve_epoch_state state, struct varve_err *err);

@@ -26,7 +26,7 @@ struct varve_identity {
 int varve_identity_read(struct varve_world *w, const struct varve_paths *p,
                         struct varve_identity *id, struct varve_err *err);
 
-/* Durable when it returns. */
+/* Durable when it returns.  -EINVAL: the image's path is not UTF-8, which JSON wants. */
 int varve_identity_write(struct varve_world *w, const struct varve_paths *p,
                          const struct varve_identity *id, struct varve_err *err);
 

@@ -30,7 +30,8 @@ struct varve_paths {
     char scratch[PATH_MAX];
 };
 
-/* scratch_dir NULL: state_dir.  -ENAMETOOLONG */
+/* scratch_dir NULL: state_dir.  -EINVAL: the name is not allowed or a directory's is empty;
+ * -ENAMETOOLONG: no room for the names of the files below. */
 int varve_paths_init(struct varve_paths *p, const char *state_dir, const char *runtime_dir,
                      const char *scratch_dir, const char *name, struct varve_err *err);
 
