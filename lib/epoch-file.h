@@ -7,8 +7,8 @@
  * Format, little-endian, version 1:
  *     0     64-byte head: magic "varvemap", version, block shift, disk uuid, size of the disk,
  *           first and last epoch, number of the epoch before the first (0: none)
- *     4096  mark, in a sector of its own: state (0 open, 1 clean, 2 sealed), 4 zero bytes, SHA-256 of
- *           head and bits, SHA-256 of the mark up to here; one that fails that says open
+ *     4096  mark, in a sector of its own: state (0 open, 1 clean, 2 sealed), 4 zero bytes, SHA-256
+ *           of head and bits, SHA-256 of the mark up to here; one that fails that says open
  *     8192  bits, one a block, least significant first, in whole 64-bit words; rest of file zero
  * open: the bits are not to be believed.  clean: the epoch is live, and these were its bits when its
  * server stopped.  sealed: final.  The mark is written after what it speaks of is durable.
