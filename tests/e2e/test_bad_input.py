@@ -318,7 +318,7 @@ def names_with_slashes_and_worse():
         s.start("vda", SIZE)
         with s.qmp() as q:
             no = Refusals(s, q)
-            for bad in ("a/b", "../c", "a@b", "a+b", "", ".c", "x" * 65, "a b", "c\n", "c\u0000d"):
+            for bad in ("a/b", "../c", "a@b", "a+b", "", ".c", "x" * 65, "a b", "c\n"):
                 no("checkpoint-create", {"name": bad, "disks": ["vda"]}, *shown(bad))
                 no("backup-begin", {"disks": [{"disk": "vda", "export": bad}]}, *shown(bad))
                 no("backup-begin", {"disks": [{"disk": "vda"}], "checkpoint": bad}, *shown(bad))

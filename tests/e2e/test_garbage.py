@@ -41,8 +41,8 @@ def noise(random, total, step=M):
 
 def unix(path, kind=socket.SOCK_STREAM):
     s = socket.socket(socket.AF_UNIX, kind)
+    s.connect(path)  # waits while the backlog is full
     s.settimeout(60)
-    s.connect(path)
     return s
 
 
@@ -122,6 +122,8 @@ def malformed_json_gets_an_error_and_the_connection_lives():
                     b'{"exec": "query-disks"}\n', b"[]\n", b'"x"\n', b"7\n", b"{}\n",
                     b'{"execute": "query-disks", "arguments": []}\n',
                     b'{"execute": "query-disks", "x": 1}\n', b"\xff\xfe\x00\n", b'{"a": "\xff"}\n',
+                    b'{"execute": "checkpoint-create", "arguments": {"name": "a\\u0000b", '
+                    b'"disks": ["vda"]}}\n',
                     b'{"execute": "checkpoint-create", "arguments": {"name": "c", "name": "d", '
                     b'"disks": ["vda"]}}\n'):
             with s.qmp() as q:
