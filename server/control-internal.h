@@ -24,7 +24,6 @@ struct varve_control {
     uv_timer_t hurry;
     struct varve_control_conn *conns;
     unsigned nconns;
-    unsigned nhandles; /* of the control itself, while closing */
     void (*closed)(void *arg);
     void *closed_arg;
 };

@@ -114,20 +114,18 @@ void varve_control_stop(struct varve_control *c)
         varve_control_conn_stop(conn);
 }
 
-void varve_control_maybe_closed(struct varve_control *c)
-{
-    if (!c->closed || c->conns || c->nhandles > 0)
-        return;
-    c->closed(c->closed_arg);
-    free(c);
-}
-
 static void control_on_timer_closed(uv_handle_t *timer)
 {
     struct varve_control *c = timer->data;
 
-    c->nhandles--;
-    varve_control_maybe_closed(c);
+    c->closed(c->closed_arg);
+    free(c);
+}
+
+void varve_control_maybe_closed(struct varve_control *c)
+{
+    if (c->closed && !c->conns)
+        uv_close((uv_handle_t *)&c->hurry, control_on_timer_closed);
 }
 
 static void control_hurry(uv_timer_t *timer)
@@ -139,7 +137,6 @@ static void control_hurry(uv_timer_t *timer)
         next = varve_control_conn_next(conn);
         varve_control_conn_close(conn, true);
     }
-    uv_close((uv_handle_t *)timer, control_on_timer_closed);
 }
 
 void varve_control_close(struct varve_control *c, void (*closed)(void *arg), void *arg)
@@ -151,10 +148,10 @@ void varve_control_close(struct varve_control *c, void (*closed)(void *arg), voi
     varve_mailbox_close(c->mailbox);
     c->closed = closed;
     c->closed_arg = arg;
-    c->nhandles = 1;
+    uv_timer_start(&c->hurry, control_hurry, HURRY_MS, 0);
+    varve_control_maybe_closed(c);
     for (conn = c->conns; conn; conn = next) {
         next = varve_control_conn_next(conn);
         varve_control_conn_close(conn, false);
     }
-    uv_timer_start(&c->hurry, control_hurry, c->conns ? HURRY_MS : 0, 0);
 }

@@ -76,6 +76,18 @@ check_PROGRAMS += %D%/unit/test-world
 %C%_unit_test_world_LDADD = %D%/lib/libtest.la lib/libvarve.la $(CMOCKA_LIBS)
 TESTS += %D%/unit/test-world
 
+check_PROGRAMS += %D%/unit/test-slot-file
+%C%_unit_test_slot_file_SOURCES = %D%/unit/test-slot-file.c
+%C%_unit_test_slot_file_CFLAGS = $(AM_CFLAGS) $(CMOCKA_CFLAGS)
+%C%_unit_test_slot_file_LDADD = %D%/lib/libtest.la lib/libvarve.la $(CMOCKA_LIBS)
+TESTS += %D%/unit/test-slot-file
+
+check_PROGRAMS += %D%/unit/test-catalogue
+%C%_unit_test_catalogue_SOURCES = %D%/unit/test-catalogue.c
+%C%_unit_test_catalogue_CFLAGS = $(AM_CFLAGS) $(CMOCKA_CFLAGS)
+%C%_unit_test_catalogue_LDADD = %D%/lib/libtest.la lib/libvarve.la $(CMOCKA_LIBS)
+TESTS += %D%/unit/test-catalogue
+
 check_PROGRAMS += %D%/unit/test-digest
 %C%_unit_test_digest_SOURCES = %D%/unit/test-digest.c
 %C%_unit_test_digest_CFLAGS = $(AM_CFLAGS) $(CMOCKA_CFLAGS)

@@ -1,0 +1,240 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ *
+ * The catalogue: what it keeps comes back, a change over several disks is one, and what it cannot
+ * believe it refuses.
+ */
+#include "lib/catalogue.h"
+
+#include "tests/lib/fault-world.h"
+#include "tests/lib/tmpdir.h"
+
+#include <errno.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+static const uint8_t uuid_a[16] = {0xaa, 1}, uuid_b[16] = {0xbb, 2};
+
+static struct varve_catalogue *sample(void)
+{
+    struct varve_catalogue *c = varve_catalogue_new();
+    struct varve_cat_disk *a, *b;
+    struct varve_cat_backup *backup;
+    struct varve_cat_checkpoint *p;
+
+    assert_non_null(c);
+    assert_non_null(varve_catalogue_add_disk(c, uuid_a, "vda"));
+    assert_non_null(varve_catalogue_add_disk(c, uuid_b, "vdb"));
+    a = varve_catalogue_disk(c, uuid_a);
+    b = varve_catalogue_disk(c, uuid_b);
+    assert_int_equal(varve_catalogue_add_checkpoint(a, "monday", "", 1000, 2, NULL), 0);
+    assert_int_equal(varve_catalogue_add_checkpoint(a, "tuesday", "b1", 2000, 5, NULL), 0);
+    assert_int_equal(varve_catalogue_add_checkpoint(b, "monday", "", 1000, 9, NULL), 0);
+    p = varve_catalogue_checkpoint(a, "tuesday");
+    p->heal = calloc(2, sizeof(*p->heal));
+    p->nheal = 2;
+    p->heal[0] = (struct varve_cat_range){65536, 4096};
+    p->heal[1] = (struct varve_cat_range){1 << 20, 1 << 20};
+    backup = varve_catalogue_add_backup(c, "b1", 1);
+    assert_non_null(backup);
+    backup->time_ns = 2000;
+    backup->ttl_s = 60;
+    snprintf(backup->checkpoint, sizeof(backup->checkpoint), "tuesday");
+    memcpy(backup->disks[0].uuid, uuid_a, 16);
+    snprintf(backup->disks[0].disk, sizeof(backup->disks[0].disk), "vda");
+    snprintf(backup->disks[0].since, sizeof(backup->disks[0].since), "monday");
+    snprintf(backup->disks[0].export, sizeof(backup->disks[0].export), "vda");
+    backup->disks[0].exportbitmap = strdup("b\xc3\xa4 \"quoted\"");
+    backup->disks[0].view = UINT64_MAX - 7;
+    backup->disks[0].base = 2;
+    backup->disks[0].boundary = 5;
+    backup->disks[0].dirty_bytes = 123;
+    return c;
+}
+
+static void what_is_kept_comes_back(void **state)
+{
+    struct varve_catalogue *c = sample(), *again;
+    struct varve_cat_checkpoint *p;
+    struct varve_cat_backup *b;
+
+    (void)state;
+    again = varve_catalogue_clone(c);
+    assert_non_null(again);
+    p = varve_catalogue_checkpoint(varve_catalogue_disk(again, uuid_a), "tuesday");
+    assert_non_null(p);
+    assert_int_equal(p->epoch, 5);
+    assert_int_equal(p->time_ns, 2000);
+    assert_string_equal(p->backup, "b1");
+    assert_int_equal(p->nheal, 2);
+    assert_int_equal(p->heal[1].off, 1 << 20);
+    b = varve_catalogue_backup(again, "b1");
+    assert_non_null(b);
+    assert_true(varve_cat_backup_open(b));
+    assert_int_equal(b->ttl_s, 60);
+    assert_true(b->disks[0].view == UINT64_MAX - 7);
+    assert_string_equal(b->disks[0].exportbitmap, "b\xc3\xa4 \"quoted\"");
+    assert_string_equal(b->disks[0].since, "monday");
+    assert_memory_equal(b->disks[0].uuid, uuid_a, 16);
+    varve_catalogue_free(again);
+    varve_catalogue_free(c);
+}
+
+static void checkpoints_keep_the_order_of_epochs(void **state)
+{
+    struct varve_catalogue *c = varve_catalogue_new();
+    struct varve_cat_disk *d = varve_catalogue_add_disk(c, uuid_a, "vda");
+    struct varve_err err = VARVE_ERR_INIT;
+
+    (void)state;
+    assert_int_equal(varve_catalogue_add_checkpoint(d, "c", "", 3, 30, NULL), 0);
+    assert_int_equal(varve_catalogue_add_checkpoint(d, "a", "", 1, 10, NULL), 0);
+    assert_int_equal(varve_catalogue_add_checkpoint(d, "b", "", 2, 20, NULL), 0);
+    assert_string_equal(d->checkpoints[0].name, "a");
+    assert_string_equal(d->checkpoints[2].name, "c");
+    assert_int_equal(varve_catalogue_add_checkpoint(d, "b", "", 2, 40, &err), -EEXIST);
+    assert_true(varve_catalogue_remove_checkpoint(d, "b"));
+    assert_false(varve_catalogue_remove_checkpoint(d, "b"));
+    assert_int_equal(d->ncheckpoints, 2);
+    assert_string_equal(d->checkpoints[1].name, "c");
+    varve_catalogue_free(c);
+}
+
+static void the_last_hundred_ended_backups_stay(void **state)
+{
+    struct varve_catalogue *c = varve_catalogue_new();
+    char id[VARVE_NAME_MAX];
+
+    (void)state;
+    for (unsigned i = 0; i < 150; i++) {
+        snprintf(id, sizeof(id), "b%u", i);
+        varve_catalogue_add_backup(c, id, 0)->state =
+            i == 3 ? VARVE_BACKUP_RUNNING : VARVE_BACKUP_COMPLETED;
+    }
+    varve_catalogue_trim(c);
+    assert_int_equal(c->nbackups, VARVE_CATALOGUE_ENDED_MAX + 1);
+    assert_non_null(varve_catalogue_backup(c, "b3"));
+    assert_null(varve_catalogue_backup(c, "b49"));
+    assert_non_null(varve_catalogue_backup(c, "b50"));
+    varve_catalogue_free(c);
+}
+
+static void what_dump_does_not_make_is_refused(void **state)
+{
+    static const char *const bad[] = {
+        "", "[]", "{}", "{\"next-backup\":-1}", "{\"next-backup\":\"1\"}",
+        "{\"next-backup\":1,\"disks\":[{}]}",
+        "{\"next-backup\":1,\"disks\":[{\"uuid\":\"zz\",\"name\":\"vda\"}]}",
+        "{\"next-backup\":1,\"disks\":[{\"uuid\":\"00000000000000000000000000000000\","
+        "\"name\":\"../x\"}]}",
+        "{\"next-backup\":1,\"backups\":[{\"id\":\"b\",\"state\":\"new\",\"time\":1,\"ended\":0,"
+        "\"ttl\":0,\"disks\":[]}]}",
+        "{\"next-backup\":1,\"backups\":[{\"id\":\"b\",\"state\":\"running\",\"time\":1,"
+        "\"ended\":0,\"ttl\":0,\"disks\":[7]}]}",
+    };
+
+    (void)state;
+    for (size_t i = 0; i < sizeof(bad) / sizeof(bad[0]); i++) {
+        struct varve_catalogue *c = NULL;
+        struct varve_err err = VARVE_ERR_INIT;
+
+        assert_int_equal(varve_catalogue_parse(bad[i], &c, &err), -EUCLEAN);
+        assert_true(err.msg[0] != '\0');
+        assert_null(c);
+    }
+}
+
+/* Cutting the text anywhere gives an error, never a crash or half a catalogue. */
+static void a_cut_text_is_refused(void **state)
+{
+    struct varve_catalogue *c = sample(), *cut;
+    char *text = varve_catalogue_dump(c);
+
+    (void)state;
+    assert_non_null(text);
+    for (size_t len = strlen(text); len-- > 0;) {
+        text[len] = '\0';
+        assert_true(varve_catalogue_parse(text, &cut, NULL) < 0);
+    }
+    free(text);
+    varve_catalogue_free(c);
+}
+
+/* Crash at every call of a commit that changes two disks: both have the checkpoint, or neither. */
+static void a_change_of_two_disks_is_one(void **state)
+{
+    const char *dir = *state;
+    struct fault_world f;
+    unsigned old = 0, new = 0;
+
+    fault_world_init(&f, varve_world_posix());
+    for (uint64_t n = 1;; n++) {
+        struct varve_catalogue_store *s = NULL;
+        struct varve_catalogue *c, *c2 = sample();
+        bool a, b;
+        int rc;
+
+        tmpdir_empty(dir);
+        assert_int_equal(varve_catalogue_open(varve_world_posix(), dir, &s, &c, NULL), 0);
+        varve_catalogue_free(c);
+        assert_int_equal(varve_catalogue_commit(s, c2, NULL), 0);
+        varve_catalogue_close(s);
+
+        fault_disarm(&f);
+        assert_int_equal(varve_catalogue_open(&f.world, dir, &s, &c, NULL), 0);
+        for (size_t i = 0; i < c->ndisks; i++)
+            varve_catalogue_add_checkpoint(&c->disks[i], "both", "", 3000, 11, NULL);
+        fault_crash_at(&f, FAULT_ANY, n);
+        rc = varve_catalogue_commit(s, c, NULL);
+        varve_catalogue_close(s);
+        varve_catalogue_free(c);
+        varve_catalogue_free(c2);
+        if (!fault_fired(&f)) {
+            assert_int_equal(rc, 0);
+            break;
+        }
+        assert_int_equal(varve_catalogue_open(varve_world_posix(), dir, &s, &c, NULL), 0);
+        a = varve_catalogue_checkpoint(varve_catalogue_disk(c, uuid_a), "both") != NULL;
+        b = varve_catalogue_checkpoint(varve_catalogue_disk(c, uuid_b), "both") != NULL;
+        assert_true(a == b);
+        assert_non_null(varve_catalogue_checkpoint(varve_catalogue_disk(c, uuid_b), "monday"));
+        old += !a;
+        new += a;
+        varve_catalogue_free(c);
+        varve_catalogue_close(s);
+    }
+    fault_world_fini(&f);
+    assert_true(old > 0); /* the crashes did happen before the change */
+}
+
+static int setup(void **state)
+{
+    *state = tmpdir_new();
+    return 0;
+}
+
+static int teardown(void **state)
+{
+    tmpdir_remove(*state);
+    return 0;
+}
+
+#define TEST(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        TEST(what_is_kept_comes_back),
+        TEST(checkpoints_keep_the_order_of_epochs),
+        TEST(the_last_hundred_ended_backups_stay),
+        TEST(what_dump_does_not_make_is_refused),
+        TEST(a_cut_text_is_refused),
+        TEST(a_change_of_two_disks_is_one),
+    };
+
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
