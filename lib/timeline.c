@@ -412,8 +412,10 @@ static int unneeded_remove(const struct tidy *t, struct varve_epoch_file *sealed
             return rc;
         unneeded++;
     }
-    *n -= unneeded;
-    memmove(sealed, sealed + unneeded, *n * sizeof(*sealed));
+    if (unneeded > 0) {
+        *n -= unneeded;
+        memmove(sealed, sealed + unneeded, *n * sizeof(*sealed));
+    }
     return 0;
 }
 

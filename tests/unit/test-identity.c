@@ -102,8 +102,8 @@ static void other_format_is_refused_saying_file_versions_and_what_to_do(void **s
     static const char *const others[] = {
         "{\"format\": 2}", "{\"format\": 0}", "{\"format\": 9000000000, \"uuid\": 5}",
         /* else as ours */
-        "{\"format\": 2, \"uuid\": \"01122334-4556-6778-899a-abbccddeef00\", \"image\": \"/i\","
-        " \"size\": 1, \"block-size\": 4096}"};
+        ("{\"format\": 2, \"uuid\": \"01122334-4556-6778-899a-abbccddeef00\", \"image\": \"/i\","
+         " \"size\": 1, \"block-size\": 4096}")};
     struct disk_fixture d;
     struct varve_identity out;
     struct varve_err err;
