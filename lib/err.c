@@ -31,6 +31,7 @@ int varve_err_set(struct varve_err *err, int code, const char *fmt, ...)
 int varve_err_sys(struct varve_err *err, int code, const char *fmt, ...)
 {
     va_list ap;
+    const char *what;
     size_t used;
 
     if (!err)
@@ -40,7 +41,8 @@ int varve_err_sys(struct varve_err *err, int code, const char *fmt, ...)
     vsnprintf(err->msg, sizeof(err->msg), fmt, ap);
     va_end(ap);
     used = strlen(err->msg);
-    snprintf(err->msg + used, sizeof(err->msg) - used, ": %s", strerror(code));
+    what = strerrordesc_np(code); /* untranslated, and without the locale's lock */
+    snprintf(err->msg + used, sizeof(err->msg) - used, ": %s", what ? what : "unknown error");
     err_one_line(err->msg);
     return -code;
 }

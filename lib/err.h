@@ -18,7 +18,7 @@ struct varve_err {
 int varve_err_set(struct varve_err *err, int code, const char *fmt, ...)
     __attribute__((format(printf, 3, 4)));
 
-/* The same with ": <strerror(code)>" behind the sentence. */
+/* The same with ": " and the C library's (English) text for code behind the sentence. */
 int varve_err_sys(struct varve_err *err, int code, const char *fmt, ...)
     __attribute__((format(printf, 3, 4)));
 
