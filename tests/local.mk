@@ -19,6 +19,8 @@ check_PROGRAMS += %D%/server/nbd-fixture
 # Fixtures: directories, worlds that fail, disks.
 check_LTLIBRARIES += %D%/lib/libtest.la
 %C%_lib_libtest_la_SOURCES = \
+	%D%/lib/core-fixture.c \
+	%D%/lib/core-fixture.h \
 	%D%/lib/disk-fixture.c \
 	%D%/lib/disk-fixture.h \
 	%D%/lib/fault-world.c \
@@ -93,3 +95,20 @@ check_PROGRAMS += %D%/unit/test-digest
 %C%_unit_test_digest_CFLAGS = $(AM_CFLAGS) $(CMOCKA_CFLAGS)
 %C%_unit_test_digest_LDADD = %D%/lib/libtest.la lib/libvarve.la $(CMOCKA_LIBS)
 TESTS += %D%/unit/test-digest
+
+check_PROGRAMS += %D%/unit/test-gate
+%C%_unit_test_gate_SOURCES = %D%/unit/test-gate.c
+%C%_unit_test_gate_CFLAGS = $(AM_CFLAGS) $(CMOCKA_CFLAGS)
+%C%_unit_test_gate_LDADD = %D%/lib/libtest.la lib/libvarve.la $(CMOCKA_LIBS)
+TESTS += %D%/unit/test-gate
+THREAD_TESTS += %D%/unit/test-gate
+
+check_PROGRAMS += %D%/unit/test-tracker
+%C%_unit_test_tracker_SOURCES = %D%/unit/test-tracker.c
+%C%_unit_test_tracker_CFLAGS = $(AM_CFLAGS) $(CMOCKA_CFLAGS)
+%C%_unit_test_tracker_LDADD = %D%/lib/libtest.la lib/libvarve.la $(CMOCKA_LIBS)
+TESTS += %D%/unit/test-tracker
+
+TESTS += %D%/server/test_control.py
+EXTRA_DIST += %D%/server/test_control.py
+THREAD_TESTS += %D%/server/test_control.py
