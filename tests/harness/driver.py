@@ -112,9 +112,9 @@ def reap():
         pass
 
 
-def end_leftovers():
+def end_leftovers(grace_s=GRACE_S):
     """Names of the processes that did not go by themselves; they are gone when this returns."""
-    deadline = time.monotonic() + GRACE_S
+    deadline = time.monotonic() + grace_s
     while children() and time.monotonic() < deadline:
         time.sleep(0.02)
         reap()
@@ -160,6 +160,14 @@ def run(command, log, results):
                 if feed:
                     results.feed(line)
 
+    def interrupted(signum, _):
+        end_leftovers(0)
+        shutil.rmtree(tmp, ignore_errors=True)
+        shutil.rmtree(said, ignore_errors=True)
+        os._exit(128 + signum)
+
+    for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(signum, interrupted)
     start = time.monotonic()
     timed_out = False
     p = subprocess.Popen(command, env=env, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
