@@ -10,6 +10,7 @@ e2e_tests = \
 	%D%/test_oracle.py \
 	%D%/test_point_in_time.py \
 	%D%/test_programs.py \
+	%D%/test_races.py \
 	%D%/test_stalled_client.py \
 	%D%/test_two_disks.py
 TESTS += $(e2e_tests)
@@ -23,7 +24,13 @@ EXTRA_DIST += \
 	%D%/replay.py \
 	%D%/tap.py \
 	%D%/writers.py
+# Preloaded into nbdkit by test_races.py; the -rpath makes libtool build it shared.
+check_LTLIBRARIES += %D%/hold.la
+%C%_hold_la_SOURCES = %D%/hold.c
+%C%_hold_la_LDFLAGS = $(AM_LDFLAGS) -module -avoid-version -shared -rpath /nowhere
+%C%_hold_la_LIBADD = -ldl
 THREAD_TESTS += \
 	%D%/test_daemon_kill.py \
 	%D%/test_point_in_time.py \
+	%D%/test_races.py \
 	%D%/test_two_disks.py
