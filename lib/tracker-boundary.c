@@ -18,48 +18,74 @@
 #include <string.h>
 #include <time.h>
 
+/* A number that was taken and will not be entered.  Its slot keeps it, without flags: readers that
+ * walk over it must know that it never was. */
+static void tracker_never_was(struct varve_tracker *t, uint64_t number)
+{
+    struct varve_ctl_epoch *slot = &t->ctl->epochs[number % VARVE_CTL_EPOCHS];
+    char path[PATH_MAX];
+
+    t->w->unlink(t->w, varve_path_epoch(&t->paths, number, number, path));
+    atomic_store(&slot->flags, 0);
+    atomic_store(&slot->number, number);
+}
+
 static void tracker_drop_prepared(struct varve_tracker *t)
 {
     struct varve_tracked_epoch *e = t->next ? varve_tracker_find(t, t->next) : NULL;
-    char path[PATH_MAX];
 
     if (!e)
         return;
-    t->w->unlink(t->w, varve_path_epoch(&t->paths, e->number, e->number, path));
     varve_tracked_epoch_drop(t, e);
-    /* Readers that walk over this number must know that it never was. */
-    atomic_store(&t->ctl->epochs[t->next % VARVE_CTL_EPOCHS].number, t->next);
+    tracker_never_was(t, t->next);
     t->next = 0;
 }
 
 int varve_tracker_prepare(struct varve_tracker *t, bool arm, uint64_t *epoch,
                           struct varve_err *err)
 {
-    uint64_t live = varve_tracker_epoch(t), view = varve_tracker_oldest_view(t);
-    uint64_t oldest = view < live ? view : live, number;
+    uint64_t live = varve_tracker_epoch(t), view = varve_tracker_oldest_view(t), number;
     int r;
 
     tracker_drop_prepared(t);
     number = atomic_load(&t->ctl->prepared) + 1;
-    if (number - oldest >= VARVE_CTL_EPOCHS || *varve_tracker_slot(t, number))
+    /* The slot of an epoch that is still here is passed over; views reach no further than the table. */
+    for (unsigned i = 0; *varve_tracker_slot(t, number) && i < VARVE_CTL_EPOCHS; i++)
+        number++;
+    if (view != UINT64_MAX && number - view >= VARVE_CTL_EPOCHS)
         return varve_err_set(err, ENOSPC,
                              "%u boundaries were made since the oldest running backup began: "
                              "end that backup first",
                              VARVE_CTL_EPOCHS);
+    if (*varve_tracker_slot(t, number))
+        return varve_err_set(err, ENOSPC, "%u epochs could not be sealed", VARVE_CTL_EPOCHS);
     atomic_store(&t->ctl->prepared, number);
     r = varve_epoch_file_create(t->w, &t->paths, t->id.uuid, &t->id.geometry, number, live, err);
-    if (r < 0)
-        return r;
-    r = varve_tracked_epoch_create(t, number, arm || view != UINT64_MAX, err);
+    if (r == 0)
+        r = varve_tracked_epoch_create(t, number, arm || view != UINT64_MAX, err);
     if (r < 0) {
-        char path[PATH_MAX];
-
-        t->w->unlink(t->w, varve_path_epoch(&t->paths, number, number, path));
+        tracker_never_was(t, number);
         return r;
     }
     t->next = number;
     *epoch = number;
     return 0;
+}
+
+/* The freeze has ended now, or when its deadline passed. */
+static void tracker_count_freeze(struct varve_tracker *t, bool made)
+{
+    uint64_t now = t->w->monotonic_ns(t->w);
+    uint64_t latest = t->closed_ns + (uint64_t)t->freeze_timeout_ms * 1000000u;
+    struct varve_ctl *ctl = t->ctl;
+    uint64_t took;
+
+    t->reopened_ns = now < latest ? now : latest;
+    took = t->reopened_ns - t->closed_ns;
+    atomic_store(&ctl->freeze_ns_last, took);
+    if (took > atomic_load(&ctl->freeze_ns_max))
+        atomic_store(&ctl->freeze_ns_max, took);
+    atomic_fetch_add(made ? &ctl->freezes : &ctl->freezes_failed, 1);
 }
 
 /* Guests get at least as much time between two boundaries as the last one took from them. */
@@ -76,25 +102,17 @@ static void tracker_leave_a_gap(struct varve_tracker *t)
     }
 }
 
-static void tracker_count_freeze(struct varve_tracker *t, bool made)
-{
-    struct varve_ctl *ctl = t->ctl;
-    uint64_t took;
-
-    t->reopened_ns = t->w->monotonic_ns(t->w);
-    took = t->reopened_ns - t->closed_ns;
-    atomic_store(&ctl->freeze_ns_last, took);
-    if (took > atomic_load(&ctl->freeze_ns_max))
-        atomic_store(&ctl->freeze_ns_max, took);
-    atomic_fetch_add(made ? &ctl->freezes : &ctl->freezes_failed, 1);
-}
-
 int varve_tracker_quiesce(struct varve_tracker *t, struct varve_err *err)
 {
     int r;
 
     if (t->next == 0)
         return varve_err_set(err, EINVAL, "no boundary is prepared");
+    /* A second deadline would keep waiting writers longer than the first one promised. */
+    if (atomic_load(&t->ctl->now) & VARVE_NOW_QUIESCE)
+        return varve_err_set(err, EINVAL, "writes are being held back already");
+    if (t->reopened_ns < t->closed_ns) /* writers let themselves go on, and nobody has told us yet */
+        tracker_count_freeze(t, false);
     tracker_leave_a_gap(t);
     t->closed_ns = t->w->monotonic_ns(t->w);
     r = varve_gate_close(&t->gate, t->freeze_timeout_ms);
@@ -152,10 +170,9 @@ int varve_tracker_swap(struct varve_tracker *t, uint64_t epoch, uint64_t view_id
 
 void varve_tracker_abort(struct varve_tracker *t)
 {
-    if (atomic_load(&t->ctl->now) & VARVE_NOW_QUIESCE) {
-        varve_gate_open(&t->gate);
+    varve_gate_open(&t->gate);
+    if (t->reopened_ns < t->closed_ns)
         tracker_count_freeze(t, false);
-    }
     tracker_drop_prepared(t);
 }
 
@@ -172,7 +189,8 @@ int varve_tracker_seal(struct varve_tracker *t, struct varve_err *err)
             continue;
         sealed = varve_epoch_file_finish(t->w, &t->paths, &t->id.geometry, e->number, e->bits,
                                          VARVE_EPOCH_FILE_SEALED, err);
-        if (sealed == 0 || sealed == -EEXIST)
+        /* Gone: it was sealed, and has been merged or freed, before we learned that it was. */
+        if (sealed == 0 || sealed == -EEXIST || sealed == -ENOENT)
             e->sealed = true;
         else
             r = sealed;
