@@ -109,6 +109,8 @@ static int map_bits(struct varve_source *s, int fd, uint64_t blk, uint64_t count
     ssize_t n;
 
     assert(to - from <= bytes_len);
+    /* After what was read before, on any processor: image or scratch, and the map that is set later. */
+    atomic_thread_fence(memory_order_seq_cst);
     n = s->w->pread(s->w, fd, bytes, (size_t)(to - from), from);
     if (n != (ssize_t)(to - from))
         return varve_err_set(err, EIO, "a map of the disk cannot be read or has been cut short");
@@ -344,6 +346,39 @@ static int whole_blocks(const struct varve_geometry *g, int hole, uint64_t off, 
     return 0;
 }
 
+static int hole_look_again(void *arg, struct epoch_files *f, const struct varve_ctl_epoch_copy *c,
+                           struct varve_err *err)
+{
+    (void)arg;
+    (void)f;
+    (void)c;
+    (void)err;
+    return 0;
+}
+
+/* A hole in a scratch is a preimage of zeroes only if it was kept at all (else reading it is to say
+ * so: data), and if the scratch has not been emptied meanwhile. */
+static int prove_scratch_hole(struct varve_source *s, const struct epoch_table *table,
+                              const struct varve_view *v, const struct hole_look *l, int *hole,
+                              uint64_t off, uint64_t *stop, struct varve_err *err)
+{
+    uint8_t bytes[HOLE_BLKS_MAX / 8 + 2];
+    uint64_t count = ((*stop - 1) >> s->g.shift) - l->blk + 1, i = 0;
+    bool lost;
+    int r = map_bits(s, l->source->fds[FILE_LOST], l->blk, count, bytes, sizeof(bytes), err);
+
+    if (r < 0)
+        return r;
+    lost = map_bit(bytes, l->blk, 0);
+    while (i < count && map_bit(bytes, l->blk, i) == lost)
+        i++;
+    if (varve_block_end(&s->g, l->blk + i - 1) < *stop)
+        *stop = varve_block_end(&s->g, l->blk + i - 1);
+    assert(*stop > off);
+    *hole = !lost;
+    return view_walk(s, table, v, hole_look_again, NULL, err);
+}
+
 int varve_view_hole_run(struct varve_source *s, const struct varve_view *v, uint64_t off,
                         uint64_t max_len, uint64_t *run_len, struct varve_err *err)
 {
@@ -377,8 +412,11 @@ int varve_view_hole_run(struct varve_source *s, const struct varve_view *v, uint
             stop = known;
         if (stop > end)
             stop = end;
+        if (l.source && hole)
+            r = prove_scratch_hole(s, table, v, &l, &hole, off, &stop, err);
         *run_len = stop - off;
-        r = hole;
+        if (r == 0)
+            r = hole;
     }
     varve_source_table_unref(s, table);
     return r;
@@ -439,8 +477,10 @@ static int lost_of_epoch(void *arg, struct epoch_files *f, const struct varve_ct
 
     /* The live map first: what is lost is set in the other before it is set here. */
     (void)c;
-    if (l->s->w->pread(l->s->w, f->fds[FILE_LIVE], dirty, (size_t)len, l->word * 8) != len ||
-        l->s->w->pread(l->s->w, f->fds[FILE_LOST], lost, (size_t)len, l->word * 8) != len)
+    if (l->s->w->pread(l->s->w, f->fds[FILE_LIVE], dirty, (size_t)len, l->word * 8) != len)
+        return varve_err_set(err, EIO, "a map of the disk cannot be read or has been cut short");
+    atomic_thread_fence(memory_order_seq_cst);
+    if (l->s->w->pread(l->s->w, f->fds[FILE_LOST], lost, (size_t)len, l->word * 8) != len)
         return varve_err_set(err, EIO, "a map of the disk cannot be read or has been cut short");
     for (size_t i = 0; i < l->nwords; i++) {
         l->into->words[l->word + i] |= lost[i] & ~l->seen[i];
