@@ -178,6 +178,7 @@ static int epoch_adopt_armed(struct varve_tracker *t, struct varve_tracked_epoch
 int varve_tracked_epoch_adopt(struct varve_tracker *t, uint64_t number, struct varve_err *err)
 {
     struct varve_tracked_epoch *e = epoch_alloc(t, number);
+    struct varve_world *w = t->w;
     char path[PATH_MAX];
     uint64_t ino = 0;
     int r;
@@ -194,13 +195,23 @@ int varve_tracked_epoch_adopt(struct varve_tracker *t, uint64_t number, struct v
         return r;
     }
     if (atomic_load(&e->slot->flags) & VARVE_EPOCH_ARMED) {
-        if (epoch_adopt_armed(t, e, err) == 0) {
+        r = epoch_adopt_armed(t, e, err);
+        if (r == -EMFILE || r == -ENFILE || r == -ENOMEM) {
+            varve_tracked_epoch_free(t, e); /* a shortage of ours, which says nothing of the files */
+            return r;
+        }
+        if (r == 0) {
             atomic_store(&e->preserve, true);
             atomic_fetch_add(&t->scratch_used, atomic_load(&e->slot->scratch_bytes));
         } else {
             atomic_fetch_or(&e->slot->flags, VARVE_EPOCH_BROKEN);
         }
+    } else {
+        /* Its server may have died on the way from saying so to freeing it. */
+        w->unlink(w, varve_path_scratch(&t->paths, number, path));
     }
+    if (!atomic_load(&e->preserve))
+        atomic_store(&e->slot->scratch_bytes, 0); /* what was not counted must not be uncounted */
     *varve_tracker_slot(t, number) = e;
     return 0;
 }
@@ -220,6 +231,8 @@ void varve_tracked_epoch_disarm(struct varve_tracker *t, struct varve_tracked_ep
     atomic_fetch_and(&e->slot->flags, ~(uint64_t)VARVE_EPOCH_ARMED);
     atomic_store(&e->preserve, false);
     epoch_uncount(t, e);
+    /* On arm64 the stores alone do not keep later ones, those that empty the file, behind them. */
+    atomic_thread_fence(memory_order_seq_cst);
     /* A writer may be on its way into the scratch: the file stays open until the epoch is dropped,
      * but its space goes now. */
     t->w->unlink(t->w, varve_path_scratch(&t->paths, e->number, path));
