@@ -156,7 +156,8 @@ int varve_tracker_swap(struct varve_tracker *t, uint64_t epoch, uint64_t view_id
     }
     atomic_fetch_or(&e->slot->flags, VARVE_EPOCH_ENTERED);
     r = varve_gate_swap(&t->gate, epoch);
-    tracker_count_freeze(t, r == 0);
+    if (r == 0 || t->reopened_ns < t->closed_ns)
+        tracker_count_freeze(t, r == 0);
     if (r < 0) {
         atomic_fetch_and(&e->slot->flags, ~(uint64_t)VARVE_EPOCH_ENTERED);
         if (view)
