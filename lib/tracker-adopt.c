@@ -54,14 +54,38 @@ static int control_fits(struct varve_tracker *t, const uint8_t boot_id[16], stru
 
 /* Whether the epoch's own file says that its bits are still to be written.  One that is not there has
  * been freed or merged by the housekeeper, who touches sealed files only; one that is damaged cannot
- * be mended here and is found by whoever needs it. */
-static bool epoch_is_unsealed(struct varve_tracker *t, uint64_t number)
+ * be mended here and is found by whoever needs it.  An error that says nothing of the file is one. */
+static int epoch_is_unsealed(struct varve_tracker *t, uint64_t number, bool *unsealed,
+                             struct varve_err *err)
 {
     struct varve_epoch_file info;
+    int r = varve_epoch_file_info(t->w, &t->paths, t->id.uuid, &t->id.geometry, number, number,
+                                  &info, err);
 
-    return varve_epoch_file_info(t->w, &t->paths, t->id.uuid, &t->id.geometry, number, number,
-                                 &info, NULL) == 0 &&
-           info.state != VARVE_EPOCH_FILE_SEALED;
+    *unsealed = r == 0 && info.state != VARVE_EPOCH_FILE_SEALED;
+    return r == -ENOENT || r == -EUCLEAN ? 0 : r;
+}
+
+/* Prepared by a server that died before it was entered.  The slot keeps the number, without flags:
+ * readers that walk over it must know that it never was. */
+static int give_up_prepared(struct varve_tracker *t, uint64_t number, struct varve_err *err)
+{
+    struct varve_ctl_epoch *slot = &t->ctl->epochs[number % VARVE_CTL_EPOCHS];
+    char path[PATH_MAX];
+    bool unsealed;
+    int r = epoch_is_unsealed(t, number, &unsealed, err);
+
+    if (r < 0)
+        return r;
+    atomic_store(&slot->flags, 0);
+    atomic_store(&slot->scratch_bytes, 0);
+    atomic_store(&slot->number, number);
+    t->w->unlink(t->w, varve_path_live(&t->paths, number, path));
+    t->w->unlink(t->w, varve_path_lost(&t->paths, number, path));
+    t->w->unlink(t->w, varve_path_scratch(&t->paths, number, path));
+    if (unsealed)
+        t->w->unlink(t->w, varve_path_epoch(&t->paths, number, number, path));
+    return 0;
 }
 
 static void break_views(struct varve_tracker *t, uint64_t boundary_up_to)
@@ -75,43 +99,55 @@ static void break_views(struct varve_tracker *t, uint64_t boundary_up_to)
     }
 }
 
+/* Its bits are gone: they all count as set, and no view that needs it can be read.  Said in the page
+ * before the slot is given up, so that dying between is found again. */
+static int give_up_bits(struct varve_tracker *t, uint64_t number, struct varve_err *err)
+{
+    struct varve_ctl_epoch *slot = &t->ctl->epochs[number % VARVE_CTL_EPOCHS];
+    bool unsealed;
+    int r = epoch_is_unsealed(t, number, &unsealed, err);
+
+    if (r == 0 && unsealed)
+        r = varve_tracker_seal_as_dirty(t, number, err);
+    if (r < 0 && r != -EEXIST)
+        return r;
+    break_views(t, number);
+    atomic_store(&slot->number, 0);
+    return 0;
+}
+
 static int adopt_epochs(struct varve_tracker *t, struct varve_err *err)
 {
-    uint64_t live = varve_tracker_epoch(t);
-    char path[PATH_MAX];
+    uint64_t live = varve_tracker_epoch(t), prepared = atomic_load(&t->ctl->prepared);
+    int r = 0;
 
-    for (unsigned i = 0; i < VARVE_CTL_EPOCHS; i++) {
+    for (unsigned i = 0; r == 0 && i < VARVE_CTL_EPOCHS; i++) {
         struct varve_ctl_epoch *slot = &t->ctl->epochs[i];
         uint64_t number = atomic_load(&slot->number);
-        struct varve_tracked_epoch *e;
-        int r;
+        bool unsealed = true;
 
         if (number == 0 || number % VARVE_CTL_EPOCHS != i)
             continue;
         if (number > live || !(atomic_load(&slot->flags) & VARVE_EPOCH_ENTERED)) {
-            /* Prepared by a server that died before it was entered. */
-            atomic_store(&slot->flags, 0);
-            t->w->unlink(t->w, varve_path_live(&t->paths, number, path));
-            t->w->unlink(t->w, varve_path_lost(&t->paths, number, path));
-            t->w->unlink(t->w, varve_path_scratch(&t->paths, number, path));
-            if (epoch_is_unsealed(t, number))
-                t->w->unlink(t->w, varve_path_epoch(&t->paths, number, number, path));
+            r = give_up_prepared(t, number, err);
             continue;
         }
         r = varve_tracked_epoch_adopt(t, number, err);
-        if (r < 0 && number == live)
-            return r;
-        if (r < 0) {
-            break_views(t, number);
-            atomic_store(&slot->number, 0);
-            r = epoch_is_unsealed(t, number) ? varve_tracker_seal_as_dirty(t, number, err) : 0;
-            if (r < 0 && r != -EEXIST)
-                return r;
+        if ((r == -ENOENT || r == -EUCLEAN) && number != live) {
+            r = give_up_bits(t, number, err);
             continue;
         }
-        e = varve_tracker_find(t, number);
-        e->sealed = number != live && !epoch_is_unsealed(t, number);
+        if (r == 0 && number != live)
+            r = epoch_is_unsealed(t, number, &unsealed, err);
+        if (r == 0)
+            varve_tracker_find(t, number)->sealed = !unsealed;
     }
+    /* Prepared by one that died before the page had it: only its number was taken. */
+    if (r == 0 && prepared > live && !*varve_tracker_slot(t, prepared) &&
+        atomic_load(&t->ctl->epochs[prepared % VARVE_CTL_EPOCHS].number) != prepared)
+        r = give_up_prepared(t, prepared, err);
+    if (r < 0)
+        return r;
     for (unsigned i = 0; i < VARVE_CTL_VIEWS; i++) {
         struct varve_ctl_view *v = &t->ctl->views[i];
 
@@ -144,7 +180,8 @@ int varve_tracker_adopt(struct varve_tracker *t, const uint8_t boot_id[16], stru
 
         r = varve_epoch_file_info(t->w, &t->paths, t->id.uuid, &t->id.geometry, live, live, &info,
                                   err);
-        if (r == 0 && info.state == VARVE_EPOCH_FILE_CLEAN)
+        t->found_clean = r == 0 && info.state == VARVE_EPOCH_FILE_CLEAN;
+        if (t->found_clean)
             r = varve_epoch_file_reopen(t->w, &t->paths, live, err);
         if (r < 0) {
             varve_tracker_forget(t);

@@ -148,7 +148,7 @@ static int make_dirs(struct varve_tracker *t, const struct varve_tracker_config 
     for (unsigned i = 0; i < 3; i++) {
         int r = 0;
 
-        if (!cfg->existing_only || i != 0) {
+        if (!cfg->existing_only || strcmp(dirs[i], t->paths.state) != 0) {
             r = make_dir(t->w, parents[i], err);
             if (r >= 0 || r == -EEXIST)
                 r = make_dir(t->w, dirs[i], err);
@@ -250,7 +250,11 @@ int varve_tracker_detach(struct varve_tracker *t, struct varve_err *err)
 
     varve_tracker_abort(t);
     r = varve_tracker_seal(t, err);
-    if (r == 0)
+    /* Blocks that a backup has read from the page cache and that are clean since must not go back to
+     * what they were: the image is durable before the mark that says that the bits can be believed. */
+    if (r == 0 && t->image_fd >= 0 && (r = t->w->sync(t->w, t->image_fd)) < 0)
+        varve_err_sys(err, -r, "cannot make the image durable");
+    if (r == 0 && (t->image_fd >= 0 || t->found_clean))
         r = varve_epoch_file_finish(t->w, &t->paths, &t->id.geometry, live,
                                     varve_tracker_find(t, live)->bits, VARVE_EPOCH_FILE_CLEAN, err);
     atomic_store(&t->ctl->served, 0);

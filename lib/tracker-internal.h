@@ -33,6 +33,7 @@ struct varve_tracker {
     struct varve_paths paths;
     int image_fd;
     bool may_clone; /* image and scratch lie on one file system */
+    bool found_clean; /* so was the live epoch when we came: the image was synced, nobody wrote */
     uint64_t scratch_max;
     enum varve_scratch_full on_scratch_full;
     unsigned freeze_timeout_ms;

@@ -59,7 +59,18 @@ struct last_known {
     uint64_t highest; /* number that any file has */
     uint64_t prev;    /* for a new epoch: the one before it */
     bool clean;
+    bool damaged; /* clean, but its bits do not pass their check */
 };
+
+/* Whether another epoch came after it. */
+static bool is_followed(const struct varve_timeline *tl, uint64_t epoch)
+{
+    for (size_t i = 0; i < tl->nfiles; i++) {
+        if (tl->files[i].prev == epoch)
+            return true;
+    }
+    return false;
+}
 
 static int learn(struct varve_tracker *t, struct last_known *k, struct varve_err *err)
 {
@@ -88,7 +99,9 @@ static int learn(struct varve_tracker *t, struct last_known *k, struct varve_err
 
         if (f->state != VARVE_EPOCH_FILE_OPEN || f->last == k->number)
             continue;
-        if (f->last > k->number)
+        /* Prepared and never entered.  Sealed it would stand beside the timeline, and a merge of its
+         * neighbours would take it in. */
+        if (f->last > k->number || !is_followed(&tl, f->last))
             t->w->unlink(t->w, varve_path_epoch(&t->paths, f->first, f->last, path));
         else
             r = varve_tracker_seal_as_dirty(t, f->last, err);
@@ -121,7 +134,8 @@ static int control_make(struct varve_tracker *t, const uint8_t boot_id[16], stru
     return 0;
 }
 
-static int load_live(struct varve_tracker *t, const struct last_known *k, struct varve_err *err)
+/* What cannot be read any more is doubt: everything counts as written, and the guest gets its disk. */
+static int load_live(struct varve_tracker *t, struct last_known *k, struct varve_err *err)
 {
     struct varve_tracked_epoch *e = varve_tracker_find(t, k->number);
     const struct varve_geometry *g = &t->id.geometry;
@@ -139,7 +153,11 @@ static int load_live(struct varve_tracker *t, const struct last_known *k, struct
     for (size_t i = 0; r == 0 && i < varve_bitmap_nwords(bits); i++)
         atomic_store_explicit(&e->bits[i], bits->words[i], memory_order_relaxed);
     free(bits);
-    return r == 0 ? varve_epoch_file_reopen(t->w, &t->paths, k->number, err) : r;
+    if (r != -EUCLEAN)
+        return r;
+    varve_abits_set(e->bits, 0, g->nblks);
+    k->damaged = true;
+    return 0;
 }
 
 int varve_tracker_rebuild(struct varve_tracker *t, const uint8_t boot_id[16], bool new_disk,
@@ -176,7 +194,10 @@ int varve_tracker_rebuild(struct varve_tracker *t, const uint8_t boot_id[16], bo
         varve_gate_fini(&t->gate);
         return r;
     }
-    if (!new_disk && !k.clean)
+    if (k.damaged)
+        snprintf(notes, 256, "the map of epoch %" PRIu64 " is damaged, so all of the disk counts as "
+                             "written in it", k.number);
+    else if (!new_disk && !k.clean)
         snprintf(notes, 256, "the disk was not stopped cleanly before the host went down, so all of "
                              "it counts as written in epoch %" PRIu64, k.number);
     atomic_fetch_or(&varve_tracker_find(t, k.number)->slot->flags, VARVE_EPOCH_ENTERED);
@@ -184,5 +205,14 @@ int varve_tracker_rebuild(struct varve_tracker *t, const uint8_t boot_id[16], bo
     atomic_store(&t->ctl->now, k.number << 1);
     atomic_thread_fence(memory_order_seq_cst);
     t->ctl->magic = VARVE_CTL_MAGIC; /* last: without it the page is rebuilt */
-    return 0;
+    t->found_clean = new_disk || (k.clean && !k.damaged);
+    if (!k.clean)
+        return 0;
+    /* After the page is good: who dies here leaves one of them that knows the bits. */
+    r = varve_epoch_file_reopen(t->w, &t->paths, k.number, err);
+    if (r < 0) {
+        varve_tracker_forget(t);
+        varve_gate_fini(&t->gate);
+    }
+    return r;
 }
