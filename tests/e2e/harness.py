@@ -276,7 +276,21 @@ class Stack:
     # -- the end -------------------------------------------------------------------------------
 
     def close(self, show=False):
-        """Ends everything and returns what should not be there."""
+        """Ends everything and returns what should not be there.  Nothing interrupts it, each wait
+        in it has a deadline."""
+        signal.alarm(0)
+        came = []
+        before = {s: signal.signal(s, lambda signum, frame: came.append(signum))
+                  for s in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)}
+        try:
+            return self._close(show)
+        finally:
+            for signum, handler in before.items():
+                signal.signal(signum, handler)
+            if came:
+                sys.exit(128 + came[0])
+
+    def _close(self, show):
         wrong = []
         order = [p for p in self.started if p.poll() is None]
         for p in reversed(order):  # the daemon, too, may go before or after nbdkit

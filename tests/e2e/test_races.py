@@ -30,7 +30,11 @@ class Held(Stack):
         super().__init__()
         self.points = os.path.join(self.short, "points")
         os.mkdir(self.points)
-        self.disk = self.start("vda", SIZE, OLD, granularity="64K", **params)
+        try:
+            self.disk = self.start("vda", SIZE, OLD, granularity="64K", **params)
+        except BaseException:
+            self.close(show=True)
+            raise
 
     def nbdkit_env(self):
         env = super().nbdkit_env()
