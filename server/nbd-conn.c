@@ -38,8 +38,10 @@
 
 #define TCP_KEEPALIVE_S 60u
 
-/* One write: few enough bytes that memory is given back while a long reply is under way. */
-#define BATCH_BUFS  32u
+/* One write: few enough bytes that memory is given back while a long reply is under way, and as
+ * many buffers as libuv keeps without allocating (when that fails, 1.44 counts the write for
+ * ever). */
+#define BATCH_BUFS  4u
 #define BATCH_BYTES (1024u * 1024u)
 
 static bool conn_may_move(enum varve_nbd_state from, enum varve_nbd_state to)
@@ -101,7 +103,10 @@ static void conn_maybe_free(struct varve_nbd_conn *c)
     conn_release_export(c);
     TAILQ_REMOVE(&host->conns, c, link);
     host->nconns--;
-    free(c);
+    if (host->spare)
+        free(c);
+    else
+        host->spare = c;
     host->conn_gone(host);
 }
 
@@ -416,9 +421,22 @@ static int conn_init_io(struct varve_nbd_conn *c, uv_loop_t *loop, uv_handle_typ
     return type == UV_TCP ? uv_tcp_init(loop, &c->io.tcp) : uv_pipe_init(loop, &c->io.pipe, 0);
 }
 
-int varve_nbd_conn_accept(struct varve_nbd_host *host, uv_stream_t *listener)
+/* Where memory is short a connection may still come after another has gone. */
+static struct varve_nbd_conn *conn_new(struct varve_nbd_host *host)
 {
     struct varve_nbd_conn *c = calloc(1, sizeof(*c));
+
+    if (!c && host->spare) {
+        c = host->spare;
+        host->spare = NULL;
+        memset(c, 0, sizeof(*c));
+    }
+    return c;
+}
+
+int varve_nbd_conn_accept(struct varve_nbd_host *host, uv_stream_t *listener)
+{
+    struct varve_nbd_conn *c = conn_new(host);
     int rc;
 
     if (!c)

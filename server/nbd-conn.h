@@ -25,6 +25,7 @@ struct varve_nbd_host {
     bool going_down; /* the server is closing: nothing new is begun */
     TAILQ_HEAD(, varve_nbd_conn) conns;
     unsigned nconns;
+    struct varve_nbd_conn *spare; /* memory for one more; NULL only while a connection is open */
     void (*conn_gone)(struct varve_nbd_host *host); /* one was freed */
 };
 
@@ -90,7 +91,7 @@ struct varve_nbd_conn {
 
 /* Accepts what waits at the listener (a uv_pipe_t or uv_tcp_t of the host's loop).  Above the limit
  * of connections the peer is closed at once.  -ENOMEM: it still waits, and libuv does not call for
- * it again; call this when there may be memory. */
+ * it again; call this when a connection has gone. */
 int varve_nbd_conn_accept(struct varve_nbd_host *host, uv_stream_t *listener);
 
 /* To be called last in every callback that did something to c; c may be gone afterwards. */

@@ -38,7 +38,7 @@ int varve_nbd_listener_open(struct varve_nbd_host *host, const char *where, char
 void varve_nbd_listener_close(struct varve_nbd_listener *l,
                               void (*gone)(struct varve_nbd_listener *l));
 
-/* There may be memory again. */
+/* A connection has gone, so there is memory for one that waits. */
 void varve_nbd_listener_retry(struct varve_nbd_listener *l);
 
 void varve_nbd_listener_free(struct varve_nbd_listener *l);

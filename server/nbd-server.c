@@ -54,6 +54,7 @@ static void server_on_handle_closed(uv_handle_t *handle)
 
     if (--s->handles)
         return;
+    free(s->host.spare);
     free(s);
     closed(arg);
 }
@@ -169,10 +170,15 @@ int varve_nbd_server_new(uv_loop_t *loop, struct varve_exports *exports,
 
     if (!s)
         return varve_err_set(err, ENOMEM, "NBD server: no memory");
+    s->host.spare = calloc(1, sizeof(*s->host.spare));
+    if (!s->host.spare) {
+        rc = varve_err_set(err, ENOMEM, "NBD server: no memory");
+        goto err_after_alloc;
+    }
     rc = uv_async_init(loop, &s->kick, server_on_kick);
     if (rc) {
-        free(s);
-        return varve_err_sys(err, -rc, "NBD server");
+        rc = varve_err_sys(err, -rc, "NBD server");
+        goto err_after_spare;
     }
     uv_timer_init(loop, &s->deadline);
     s->kick.data = s;
@@ -186,6 +192,12 @@ int varve_nbd_server_new(uv_loop_t *loop, struct varve_exports *exports,
     TAILQ_INIT(&s->listeners);
     *out = s;
     return 0;
+
+err_after_spare:
+    free(s->host.spare);
+err_after_alloc:
+    free(s);
+    return rc;
 }
 
 int varve_nbd_server_listen(struct varve_nbd_server *s, const char *where, char *real,

@@ -4,6 +4,8 @@
  * project, read-only.  Created, driven and closed on the thread of one uv loop; reads and status
  * queries run in libuv's pool.  It never looks behind struct varve_export, holds no policy, and a
  * peer can neither make it wait without a limit nor make it use memory without one.
+ * The process must ignore SIGPIPE.  A connection may have 4 jobs in the pool at once, so the pool
+ * wants many times that (UV_THREADPOOL_SIZE).
  */
 #ifndef VARVE_SERVER_NBD_SERVER_H
 #define VARVE_SERVER_NBD_SERVER_H

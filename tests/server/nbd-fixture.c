@@ -9,6 +9,7 @@
 #include "server/nbd-server.h"
 
 #include <assert.h>
+#include <endian.h>
 #include <errno.h>
 #include <getopt.h>
 #include <inttypes.h>
@@ -129,10 +130,15 @@ static bool touches(const struct fixture_range *r, uint64_t off, uint64_t len)
 
 static void pattern_fill(uint8_t *buf, uint64_t off, uint64_t len)
 {
-    for (uint64_t i = 0; i < len; i++) {
-        uint64_t word = ((off + i) & ~7ull) ^ PATTERN_XOR;
+    uint64_t i = 0;
 
-        buf[i] = (uint8_t)(word >> (56 - 8 * ((off + i) & 7)));
+    while (i < len) {
+        uint64_t at = (off + i) & 7;
+        uint64_t word = htobe64(((off + i) & ~7ull) ^ PATTERN_XOR);
+        uint64_t n = 8 - at < len - i ? 8 - at : len - i;
+
+        memcpy(buf + i, (uint8_t *)&word + at, n);
+        i += n;
     }
 }
 
