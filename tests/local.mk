@@ -112,3 +112,9 @@ TESTS += %D%/unit/test-tracker
 TESTS += %D%/server/test_control.py
 EXTRA_DIST += %D%/server/test_control.py
 THREAD_TESTS += %D%/server/test_control.py
+
+check_PROGRAMS += %D%/unit/test-view
+%C%_unit_test_view_SOURCES = %D%/unit/test-view.c
+%C%_unit_test_view_CFLAGS = $(AM_CFLAGS) $(CMOCKA_CFLAGS)
+%C%_unit_test_view_LDADD = %D%/lib/libtest.la lib/libvarve.la $(CMOCKA_LIBS)
+TESTS += %D%/unit/test-view
