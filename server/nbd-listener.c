@@ -106,8 +106,9 @@ static void unix_unlink(const struct varve_nbd_listener *l)
 
 /* --- tcp ------------------------------------------------------------------------------------ */
 
-/* HOST:PORT into its parts; HOST may stand in brackets, both buffers have room for all of it. */
-static int tcp_split(const char *spec, char *host, char *port, struct varve_err *err)
+/* HOST:PORT into its parts; HOST may stand in brackets. */
+static int tcp_split(const char *spec, char host[NI_MAXHOST], char port[NI_MAXSERV],
+                     struct varve_err *err)
 {
     const char *colon = strrchr(spec, ':');
     size_t len;
@@ -121,6 +122,8 @@ static int tcp_split(const char *spec, char *host, char *port, struct varve_err 
     } else if (memchr(spec, ':', len)) {
         return varve_err_set(err, EINVAL, "tcp:%s: an IPv6 address stands in brackets", spec);
     }
+    if (len >= NI_MAXHOST || strlen(colon + 1) >= NI_MAXSERV)
+        return varve_err_set(err, EINVAL, "tcp:%s: the address is too long", spec);
     memcpy(host, spec, len);
     host[len] = 0;
     memcpy(port, colon + 1, strlen(colon + 1) + 1);
@@ -166,8 +169,6 @@ static int tcp_open(struct varve_nbd_listener *l, const char *spec, struct varve
     char host[NI_MAXHOST], port[NI_MAXSERV];
     int rc, fd;
 
-    if (strlen(spec) >= NI_MAXSERV)
-        return varve_err_set(err, EINVAL, "tcp:%s: the name is too long", spec);
     rc = tcp_split(spec, host, port, err);
     if (rc)
         return rc;
