@@ -11,6 +11,7 @@ server_libnbdserver_la_SOURCES = \
 	%D%/nbd-metactx.c \
 	%D%/nbd-metactx.h \
 	%D%/nbd-read.c \
+	%D%/nbd-request.c \
 	%D%/nbd-server.c \
 	%D%/nbd-server.h \
 	%D%/nbd-status.c \

@@ -85,6 +85,13 @@ struct varve_nbd_transmit {
 /* Enters the phase; takes over the reference to e. */
 void varve_nbd_transmit_begin(struct varve_nbd_conn *c, struct varve_export *e);
 
+/* Queues the reply to a request that fails, at offset *off if that is known (off may be NULL). */
+void varve_nbd_reply_error(struct varve_nbd_conn *c, const struct varve_nbd_request *hdr, int code,
+                           const char *msg, const uint64_t *off);
+
+/* Queues the reply to one that succeeds without content. */
+void varve_nbd_reply_ok(struct varve_nbd_conn *c, const struct varve_nbd_request *hdr);
+
 /* Eats from buf; returns how much.  0: more bytes are needed, or as many requests as may be are in
  * flight. */
 size_t varve_nbd_transmit_feed(struct varve_nbd_conn *c, const uint8_t *buf, size_t len);
