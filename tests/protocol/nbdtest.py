@@ -13,6 +13,7 @@ last word counts.
 """
 import atexit
 import ctypes
+import functools
 import os
 import re
 import resource
@@ -46,10 +47,16 @@ def parse_size(s):
     return int(m.group(1)) * {"": 1, "K": K, "M": M, "G": G, "T": T}[m.group(2)]
 
 
+@functools.lru_cache(maxsize=512)
+def _pattern_block(i):
+    words = [w ^ PATTERN_KEY for w in range(i * 256 * K, (i + 1) * 256 * K, 8)]
+    return struct.pack(">%dQ" % len(words), *words)
+
+
 def pattern(off, length):
-    first, last = off // 8, -(-(off + length) // 8)
-    words = [(w * 8) ^ PATTERN_KEY for w in range(first, last)]
-    return struct.pack(">%dQ" % len(words), *words)[off - first * 8:off - first * 8 + length]
+    first, last = off // (256 * K), -(-(off + length) // (256 * K))
+    start = off - first * 256 * K
+    return b"".join(map(_pattern_block, range(first, last)))[start:start + length]
 
 
 def merge(extents):
