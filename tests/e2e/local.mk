@@ -7,6 +7,7 @@ e2e_tests = \
 	%D%/test_garbage.py \
 	%D%/test_leftovers.py \
 	%D%/test_map.py \
+	%D%/test_model.py \
 	%D%/test_oracle.py \
 	%D%/test_point_in_time.py \
 	%D%/test_programs.py \
