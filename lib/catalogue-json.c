@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: BSD-3-Clause
  *
  * The catalogue as JSON text.  Numbers that may not fit a signed 64-bit integer are hexadecimal
- * strings.  Keys that are not known are left alone: a change that old versions must not overlook gets
- * a new VARVE_CATALOGUE_FORMAT.
+ * strings.  Keys that are not known are left alone: a change that old versions must not overlook
+ * gets a new VARVE_CATALOGUE_FORMAT.
  */
 #include "lib/catalogue.h"
 
@@ -22,7 +22,7 @@ static const char *const state_names[] = {
     [VARVE_BACKUP_FAILED] = "failed",
 };
 
-/* --- writing ------------------------------------------------------------------------------------ */
+/* --- writing -------------------------------------------------------------------------------- */
 
 static json_t *hex_dump(const uint8_t *bytes, size_t n)
 {
@@ -149,7 +149,7 @@ char *varve_catalogue_dump(const struct varve_catalogue *c)
     return text;
 }
 
-/* --- reading: each function returns 0 or a negative errno with err ------------------------------- */
+/* --- reading: each function returns 0 or a negative errno with err -------------------------- */
 
 static int bad_value(const char *key, struct varve_err *err)
 {
@@ -235,8 +235,8 @@ static int checkpoint_parse(json_t *o, struct varve_cat_disk *d, struct varve_er
     if (rc == 0)
         rc = varve_catalogue_add_checkpoint(d, name, backup, time_ns, epoch, err);
     if (rc == 0)
-        rc = checkpoint_heal_parse(json_object_get(o, "heal"),
-                                   varve_catalogue_checkpoint(d, name), err);
+        rc = checkpoint_heal_parse(json_object_get(o, "heal"), varve_catalogue_checkpoint(d, name),
+                                   err);
     return rc;
 }
 
@@ -258,7 +258,8 @@ static int disk_parse(json_t *o, struct varve_catalogue *c, struct varve_err *er
     d = varve_catalogue_add_disk(c, uuid, name);
     if (!d)
         return varve_err_set(err, ENOMEM, "no memory");
-    json_array_foreach(json_object_get(o, "checkpoints"), i, item) {
+    json_array_foreach(json_object_get(o, "checkpoints"), i, item)
+    {
         rc = checkpoint_parse(item, d, err);
         if (rc < 0)
             return rc;
@@ -358,14 +359,16 @@ int varve_catalogue_parse(const char *text, struct varve_catalogue **out, struct
     if (rc == 0)
         rc = get_u63(o, "next-backup", &c->next_backup, err);
     if (rc == 0) {
-        json_array_foreach(json_object_get(o, "disks"), i, item) {
+        json_array_foreach(json_object_get(o, "disks"), i, item)
+        {
             rc = disk_parse(item, c, err);
             if (rc < 0)
                 break;
         }
     }
     if (rc == 0) {
-        json_array_foreach(json_object_get(o, "backups"), i, item) {
+        json_array_foreach(json_object_get(o, "backups"), i, item)
+        {
             rc = backup_parse(item, c, err);
             if (rc < 0)
                 break;

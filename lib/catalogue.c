@@ -58,8 +58,7 @@ struct varve_catalogue *varve_catalogue_clone(const struct varve_catalogue *c)
     return copy;
 }
 
-struct varve_cat_disk *varve_catalogue_disk(const struct varve_catalogue *c,
-                                            const uint8_t uuid[16])
+struct varve_cat_disk *varve_catalogue_disk(const struct varve_catalogue *c, const uint8_t uuid[16])
 {
     for (size_t i = 0; i < c->ndisks; i++) {
         if (memcmp(c->disks[i].uuid, uuid, 16) == 0)
@@ -185,7 +184,7 @@ void varve_catalogue_trim(struct varve_catalogue *c)
     c->nbackups = keep;
 }
 
-/* --- on disk ------------------------------------------------------------------------------------ */
+/* --- on disk -------------------------------------------------------------------------------- */
 
 int varve_catalogue_open(struct varve_world *w, const char *state_dir,
                          struct varve_catalogue_store **out, struct varve_catalogue **c,
@@ -201,8 +200,8 @@ int varve_catalogue_open(struct varve_world *w, const char *state_dir,
         rc = varve_err_set(err, ENOMEM, "no memory for the catalogue");
         goto err_free;
     }
-    rc = varve_slot_file_open(w, state_dir, "catalogue", VARVE_CATALOGUE_FORMAT, initial,
-                              &s->slots, &text, err);
+    rc = varve_slot_file_open(w, state_dir, "catalogue", VARVE_CATALOGUE_FORMAT, initial, &s->slots,
+                              &text, err);
     if (rc < 0)
         goto err_free;
     rc = varve_catalogue_parse(text, c, err);

@@ -40,7 +40,7 @@ struct varve_cat_checkpoint {
 
 struct varve_cat_disk {
     uint8_t uuid[16];
-    char name[VARVE_NAME_MAX + 1];   /* as it was last seen */
+    char name[VARVE_NAME_MAX + 1];            /* as it was last seen */
     struct varve_cat_checkpoint *checkpoints; /* oldest first */
     size_t ncheckpoints;
 };
@@ -57,22 +57,22 @@ struct varve_cat_backup_disk {
     char disk[VARVE_NAME_MAX + 1];
     char since[VARVE_NAME_MAX + 1]; /* checkpoint; empty: a full backup */
     char export[VARVE_NAME_MAX + 1];
-    char *exportbitmap;             /* bitmap name, owned */
-    uint64_t view;                  /* id in the disk's control page */
-    uint64_t base;                  /* first epoch after `since`; 0: full */
-    uint64_t boundary;              /* first epoch after the backup's instant */
+    char *exportbitmap; /* bitmap name, owned */
+    uint64_t view;      /* id in the disk's control page */
+    uint64_t base;      /* first epoch after `since`; 0: full */
+    uint64_t boundary;  /* first epoch after the backup's instant */
     uint64_t dirty_bytes;
-    uint64_t bytes_read;            /* by clients, once it has ended */
-    bool restarted;                 /* a daemon ended while it ran: what it answered is forgotten */
+    uint64_t bytes_read; /* by clients, once it has ended */
+    bool restarted;      /* a daemon ended while it ran: what it answered is forgotten */
 };
 
 struct varve_cat_backup {
     char id[VARVE_NAME_MAX + 1];
     char checkpoint[VARVE_NAME_MAX + 1]; /* made at its boundary; empty: none */
     enum varve_cat_backup_state state;
-    uint64_t time_ns, ended_ns;          /* since 1970; ended 0: not yet */
-    uint64_t ttl_s;                      /* seconds; 0: none */
-    char reason[256];                    /* why it broke or failed; may be empty */
+    uint64_t time_ns, ended_ns; /* since 1970; ended 0: not yet */
+    uint64_t ttl_s;             /* seconds; 0: none */
+    char reason[256];           /* why it broke or failed; may be empty */
     struct varve_cat_backup_disk *disks;
     size_t ndisks;
 };
@@ -118,7 +118,7 @@ char *varve_catalogue_dump(const struct varve_catalogue *c);
 /* -EUCLEAN: the text is not what dump makes. */
 int varve_catalogue_parse(const char *text, struct varve_catalogue **out, struct varve_err *err);
 
-/* --- on disk: STATE/catalogue-0 and -1 (lib/slot-file.h) ---------------------------------------- */
+/* --- on disk: STATE/catalogue-0 and -1 (lib/slot-file.h) ------------------------------------ */
 
 struct varve_catalogue_store;
 

@@ -1,12 +1,12 @@
 /* SPDX-License-Identifier: BSD-3-Clause
  *
- * Why two files and no rename: they are allocated before they are needed, so that a commit also works
- * on a full file system (edges.md 17), and a sync of one file is all that a commit costs.
+ * Why two files and no rename: they are allocated before they are needed, so that a commit also
+ * works on a full file system (edges.md 17), and a sync of one file is all that a commit costs.
  *
  *  1. Only the slot that does not hold the text in force is ever written.
  *  2. A slot counts only if its checksum fits: a torn write leaves it void, and the other in force.
- *  3. A write that failed is made void before anything else happens, so that the text that its caller
- *     was told of is what a crash leaves.
+ *  3. A write that failed is made void before anything else happens, so that the text that its
+ * caller was told of is what a crash leaves.
  *  4. What was read is synced before it is returned: after a kill -9 the page cache may show what a
  *     power loss would take back.
  */
@@ -28,9 +28,9 @@
 
 struct slot {
     int fd;
-    bool blank;         /* never written: nothing but zeroes, or no file before us */
+    bool blank; /* never written: nothing but zeroes, or no file before us */
     bool valid;
-    unsigned format;    /* as the head says, 0: there is no head */
+    unsigned format; /* as the head says, 0: there is no head */
     uint64_t sequence;
     uint64_t allocated; /* bytes */
     char *text;
@@ -40,8 +40,8 @@ struct slot {
 struct varve_slot_file {
     struct varve_world *w;
     unsigned format;
-    uint64_t sequence;  /* of the newest write, successful or not */
-    unsigned in_force;  /* the slot that is never written next */
+    uint64_t sequence; /* of the newest write, successful or not */
+    unsigned in_force; /* the slot that is never written next */
     struct slot slots[2];
 };
 
@@ -237,9 +237,9 @@ static int slot_file_load(struct varve_slot_file *f, const char *dir, const char
     return 0;
 }
 
-int varve_slot_file_open(struct varve_world *w, const char *dir, const char *name,
-                         unsigned format, const char *initial, struct varve_slot_file **out,
-                         char **text, struct varve_err *err)
+int varve_slot_file_open(struct varve_world *w, const char *dir, const char *name, unsigned format,
+                         const char *initial, struct varve_slot_file **out, char **text,
+                         struct varve_err *err)
 {
     struct varve_slot_file *f = calloc(1, sizeof(*f));
     int rc;
@@ -254,9 +254,9 @@ int varve_slot_file_open(struct varve_world *w, const char *dir, const char *nam
         goto err_close;
     rc = w->lock(w, f->slots[0].fd, true);
     if (rc < 0) {
-        rc = rc == -EAGAIN ? varve_err_set(err, EBUSY, "%s: another varved uses it",
-                                           f->slots[0].path)
-                           : varve_err_sys(err, -rc, "cannot lock %s", f->slots[0].path);
+        rc = rc == -EAGAIN
+                 ? varve_err_set(err, EBUSY, "%s: another varved uses it", f->slots[0].path)
+                 : varve_err_sys(err, -rc, "cannot lock %s", f->slots[0].path);
         goto err_close;
     }
     rc = slot_open(w, dir, name, 1, &f->slots[1], err);

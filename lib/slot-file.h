@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: BSD-3-Clause
  *
- * A small text that changes atomically: two preallocated files that are written in turn, each with a
- * sequence number and a checksum, so that after any crash the old text or the new one is read.
+ * A small text that changes atomically: two preallocated files that are written in turn, each with
+ * a sequence number and a checksum, so that after any crash the old text or the new one is read.
  * One thread at a time.  It never knows what the text says, and never acts on what is not durable.
  *
  * PREFIX-0 and PREFIX-1, each:
@@ -26,9 +26,9 @@ struct varve_slot_file;
  * `format` is the caller's: a pair of a higher one is refused.  *text (free() it, a NUL stands
  * behind it) is durable when this returns.  The pair is locked until it is closed.
  * -EBUSY: another process has it; -ENOTSUP: of a newer format; -EUCLEAN: both files are damaged. */
-int varve_slot_file_open(struct varve_world *w, const char *dir, const char *name,
-                         unsigned format, const char *initial, struct varve_slot_file **out,
-                         char **text, struct varve_err *err);
+int varve_slot_file_open(struct varve_world *w, const char *dir, const char *name, unsigned format,
+                         const char *initial, struct varve_slot_file **out, char **text,
+                         struct varve_err *err);
 void varve_slot_file_close(struct varve_slot_file *s);
 
 /* Replaces the text: durable when it returns 0.  After an error the old text still holds; only when

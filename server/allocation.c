@@ -7,9 +7,9 @@
 #include <stdlib.h>
 #include <time.h>
 
-#define UNIT_MIN  UINT64_C(65536)
-#define BUSY_NS   100000   /* after so much asking … */
-#define PAUSE_NS  1000000L /* … writers get so much time */
+#define UNIT_MIN UINT64_C(65536)
+#define BUSY_NS  100000   /* after so much asking … */
+#define PAUSE_NS 1000000L /* … writers get so much time */
 
 /* Units that one question covers at most, so that a lock is not held for a whole empty disk. */
 #define ASK_UNITS 65536u

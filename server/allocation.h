@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: BSD-3-Clause
  *
- * Which parts of a view were holes, found out when first asked and kept: asking a file system is slow
- * and holds up writers (edges.md 20), so it is done once for each part, and with pauses.
- * Any thread.  It reads nothing but allocation, and doubt says data.
+ * Which parts of a view were holes, found out when first asked and kept: asking a file system is
+ * slow and holds up writers (edges.md 20), so it is done once for each part, and with pauses. Any
+ * thread.  It reads nothing but allocation, and doubt says data.
  */
 #ifndef VARVE_SERVER_ALLOCATION_H
 #define VARVE_SERVER_ALLOCATION_H

@@ -21,7 +21,8 @@ int varve_args_check(json_t *args, const char *const *known, const char *const *
     const char *key;
     json_t *value;
 
-    json_object_foreach(args, key, value) {
+    json_object_foreach(args, key, value)
+    {
         if (in_list(key, later))
             return varve_err_set(err, EINVAL, "Parameter '%s' is not available in this version",
                                  key);

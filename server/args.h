@@ -12,8 +12,8 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-/* Every key stands in `known` or in `later` (both end with NULL, `later` may be NULL): what is meant
- * for a later version is refused as such.  -EINVAL */
+/* Every key stands in `known` or in `later` (both end with NULL, `later` may be NULL): what is
+ * meant for a later version is refused as such.  -EINVAL */
 int varve_args_check(json_t *args, const char *const *known, const char *const *later,
                      struct varve_err *err);
 

@@ -31,7 +31,7 @@ struct begin_disk {
     struct varve_bitmap *map; /* NULL: every block */
 };
 
-/* --- checks -------------------------------------------------------------------------------------- */
+/* --- checks --------------------------------------------------------------------------------- */
 
 static int check_export_name(struct varve_daemon *d, const struct varve_backup_plan *plan,
                              size_t index, struct varve_err *err)
@@ -43,7 +43,8 @@ static int check_export_name(struct varve_daemon *d, const struct varve_backup_p
         varve_export_unref(e);
         return varve_err_set(err, EEXIST,
                              "Export '%s' exists already: end the backup that offers it, or give "
-                             "another name as 'export'", name);
+                             "another name as 'export'",
+                             name);
     }
     for (size_t i = 0; i < index; i++) {
         if (strcmp(plan->disks[i].export, name) == 0)
@@ -63,12 +64,14 @@ static int check_since(struct varve_daemon *d, const struct varve_plan_disk *pd,
     if (!p)
         return varve_err_set(err, ENOENT,
                              "Disk '%s' has no checkpoint '%s': query-checkpoints lists those "
-                             "there are", pd->disk->name, pd->since);
+                             "there are",
+                             pd->disk->name, pd->since);
     own = p->backup[0] ? varve_catalogue_backup(d->catalogue, p->backup) : NULL;
     if (own && varve_cat_backup_open(own))
         return varve_err_set(err, EBUSY,
                              "Disk '%s': checkpoint '%s' belongs to backup '%s', which still "
-                             "runs: end that first", pd->disk->name, pd->since, own->id);
+                             "runs: end that first",
+                             pd->disk->name, pd->since, own->id);
     *base = p->epoch;
     return 0;
 }
@@ -103,7 +106,7 @@ static int plan_check(struct varve_daemon *d, const struct varve_backup_plan *pl
     return rc;
 }
 
-/* --- maps ---------------------------------------------------------------------------------------- */
+/* --- maps ----------------------------------------------------------------------------------- */
 
 static int begin_unite(struct begin_disk *b, uint64_t end, struct varve_err *err)
 {
@@ -137,7 +140,7 @@ static int begin_unite_early(struct varve_daemon *d, struct begin_disk *b, struc
     return live > b->base ? begin_unite(b, live, err) : 0;
 }
 
-/* --- catalogue ----------------------------------------------------------------------------------- */
+/* --- catalogue ------------------------------------------------------------------------------ */
 
 static int draft_fill(struct varve_daemon *d, struct varve_catalogue *draft,
                       const struct varve_backup_plan *plan, const struct begin_disk *work,
@@ -258,8 +261,7 @@ static int choose_ids(struct varve_daemon *d, struct varve_backup_plan *plan,
 }
 
 static int begin_run(struct varve_daemon *d, struct varve_backup_plan *plan,
-                     struct begin_disk *work, struct varve_boundary_disk *at,
-                     struct varve_err *err)
+                     struct begin_disk *work, struct varve_boundary_disk *at, struct varve_err *err)
 {
     struct varve_catalogue *draft;
     int rc = plan_check(d, plan, work, err);

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: BSD-3-Clause
  *
- * The end of a backup: committed first, so that a lost reply can be asked for again and a crash finds
- * it ended; then the exports go, then what the views kept is freed, then epochs that nobody needs.
+ * The end of a backup: committed first, so that a lost reply can be asked for again and a crash
+ * finds it ended; then the exports go, then what the views kept is freed, then epochs that nobody
+ * needs.
  */
 #include "server/backup.h"
 
@@ -15,7 +16,8 @@
 /* Ranges that are kept with a checkpoint; what is more is joined, which only adds. */
 #define HEAL_MAX 1024u
 
-/* --- healing: what was answered with an error counts as changed at the new base -------------------- */
+/* --- healing: what was answered with an error counts as changed at the new base
+ * -------------------- */
 
 static size_t heal_ranges(const struct varve_geometry *g, const struct varve_bitmap *map,
                           uint64_t gap_blks, struct varve_cat_range *out, size_t max)
@@ -57,9 +59,8 @@ static int heal_checkpoint(struct varve_cat_checkpoint *p, const struct varve_ge
 }
 
 /* Errors that a former daemon answered are forgotten: then all that the backup offered counts. */
-static int heal_collect(const struct varve_backup_disk *bd,
-                        const struct varve_cat_backup_disk *cbd, struct varve_bitmap *map,
-                        bool *any, struct varve_err *err)
+static int heal_collect(const struct varve_backup_disk *bd, const struct varve_cat_backup_disk *cbd,
+                        struct varve_bitmap *map, bool *any, struct varve_err *err)
 {
     const struct varve_bitmap *offered;
     struct varve_backup_counts n;
@@ -106,7 +107,8 @@ static int draft_heal(struct varve_catalogue *draft, const struct varve_cat_back
     return 0;
 }
 
-/* --- ending ---------------------------------------------------------------------------------------- */
+/* --- ending
+ * ---------------------------------------------------------------------------------------- */
 
 static void draft_drop_checkpoint(struct varve_catalogue *draft, const struct varve_cat_backup *cb)
 {
@@ -156,9 +158,8 @@ static int end_check(struct varve_daemon *d, const struct varve_cat_backup *cb,
     struct varve_err why = VARVE_ERR_INIT;
 
     if (cb->state == VARVE_BACKUP_BROKEN)
-        return varve_err_set(err, EINVAL,
-                             "Backup '%s' is broken (%s): end it with success false", cb->id,
-                             cb->reason);
+        return varve_err_set(err, EINVAL, "Backup '%s' is broken (%s): end it with success false",
+                             cb->id, cb->reason);
     for (size_t i = 0; b && i < b->ndisks; i++) {
         const struct varve_backup_disk *bd = &b->disks[i];
 

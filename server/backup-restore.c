@@ -22,7 +22,8 @@ static int restore_check_view(struct varve_disk *disk, const struct varve_cat_ba
     if (!disk->source)
         return varve_err_set(err, ESTALE,
                              "Disk '%s': what it kept did not survive (the machine was started "
-                             "anew, or its runtime directory is gone)", cbd->disk);
+                             "anew, or its runtime directory is gone)",
+                             cbd->disk);
     rc = varve_source_views(disk->source, views, err);
     if (rc < 0)
         return rc;

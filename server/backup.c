@@ -10,7 +10,8 @@
 #include <string.h>
 #include <time.h>
 
-/* How long an end waits for readers: what they do is theirs to finish, the reply is ours to give. */
+/* How long an end waits for readers: what they do is theirs to finish, the reply is ours to give.
+ */
 #define LEAVE_WAIT_MS 2000
 
 void varve_backup_set_reason(struct varve_cat_backup *cb, const char *reason)
@@ -31,7 +32,8 @@ struct varve_backup *varve_backups_find(struct varve_daemon *d, const char *id)
     return NULL;
 }
 
-/* --- making exports -------------------------------------------------------------------------------- */
+/* --- making exports
+ * -------------------------------------------------------------------------------- */
 
 static void view_last_gone(struct varve_served_view *v, void *arg)
 {
@@ -45,10 +47,11 @@ static void view_last_gone(struct varve_served_view *v, void *arg)
 }
 
 static int backup_disk_export(struct varve_backup_disk *bd, const char *name, const char *bitmap,
-                              bool listed, struct varve_changes *changes, struct varve_err *err)
+                              bool listed, struct varve_changes *changes, uint64_t base,
+                              struct varve_err *err)
 {
     struct varve_view_export *x =
-        varve_view_export_new(name, bitmap, listed, bd->served, changes);
+        varve_view_export_new(name, bitmap, listed, bd->served, changes, base);
 
     if (!x)
         return varve_err_set(err, ENOMEM, "no memory for export '%s'", name);
@@ -71,10 +74,10 @@ static int backup_disk_export_base(struct varve_backup_disk *bd,
     if (!changes)
         return varve_err_set(err, ENOMEM, "no memory for export '%s@%s'", cbd->export, base->name);
     snprintf(name, sizeof(name), "%s@%s", cbd->export, base->name);
-    rc = backup_disk_export(bd, name, base->name, listed, changes, err);
+    rc = backup_disk_export(bd, name, base->name, listed, changes, base->epoch, err);
     snprintf(name, sizeof(name), "%s@%s+delta", cbd->export, base->name);
     if (rc == 0)
-        rc = backup_disk_export(bd, name, NULL, false, changes, err);
+        rc = backup_disk_export(bd, name, NULL, false, changes, base->epoch, err);
     varve_changes_unref(changes);
     return rc;
 }
@@ -95,10 +98,10 @@ static int backup_disk_exports(struct varve_backup_disk *bd,
     char name[2 * VARVE_NAME_MAX];
     int rc;
 
-    rc = backup_disk_export(bd, cbd->export, cbd->exportbitmap, true, bd->changes, err);
+    rc = backup_disk_export(bd, cbd->export, cbd->exportbitmap, true, bd->changes, cbd->base, err);
     snprintf(name, sizeof(name), "%s+delta", cbd->export);
     if (rc == 0)
-        rc = backup_disk_export(bd, name, NULL, false, bd->changes, err);
+        rc = backup_disk_export(bd, name, NULL, false, bd->changes, cbd->base, err);
     for (size_t i = 0; cd && rc == 0 && i < cd->ncheckpoints; i++) {
         if (cd->checkpoints[i].epoch < cbd->boundary && base_is_usable(c, &cd->checkpoints[i]))
             rc = backup_disk_export_base(bd, cbd, &cd->checkpoints[i], err);
@@ -157,8 +160,8 @@ int varve_backup_new(struct varve_daemon *d, const struct varve_cat_backup *cb,
     for (size_t i = 0; rc == 0 && i < b->ndisks; i++) {
         struct varve_backup_disk *bd = &b->disks[i];
 
-        bd->served = varve_served_view_new(bd->disk, bd->view, cb->disks[i].boundary,
-                                           view_last_gone, bd);
+        bd->served =
+            varve_served_view_new(bd->disk, bd->view, cb->disks[i].boundary, view_last_gone, bd);
         if (!bd->served)
             rc = varve_err_set(err, ENOMEM, "no memory for backup '%s'", cb->id);
         else
@@ -195,7 +198,8 @@ int varve_backup_publish(struct varve_backup *b, struct varve_err *err)
     return 0;
 }
 
-/* --- taking them back ------------------------------------------------------------------------------ */
+/* --- taking them back
+ * ------------------------------------------------------------------------------ */
 
 static bool backup_all_gone(const struct varve_backup *b)
 {
@@ -329,7 +333,8 @@ void varve_backups_fini(struct varve_daemon *d)
     backups_reap(d);
 }
 
-/* --- looking after them ---------------------------------------------------------------------------- */
+/* --- looking after them
+ * ---------------------------------------------------------------------------- */
 
 void varve_backup_count(const struct varve_backup_disk *bd, struct varve_backup_counts *n)
 {

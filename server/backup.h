@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: BSD-3-Clause
  *
- * Backups: begun at one boundary over their disks, served as exports, ended.  The catalogue says what
- * there is; this is what runs for the open ones.  For the clerk's thread.  It never frees a view
- * somebody still reads, and never says that a backup has ended before that is durable.
+ * Backups: begun at one boundary over their disks, served as exports, ended.  The catalogue says
+ * what there is; this is what runs for the open ones.  For the clerk's thread.  It never frees a
+ * view somebody still reads, and never says that a backup has ended before that is durable.
  */
 #ifndef VARVE_SERVER_BACKUP_H
 #define VARVE_SERVER_BACKUP_H
@@ -46,7 +46,7 @@ struct varve_backup_plan {
         char since[VARVE_NAME_MAX + 1]; /* empty: full */
         char export[VARVE_NAME_MAX + 1];
         char exportbitmap[VARVE_BITMAP_NAME_MAX + 1];
-    } *disks;
+    } * disks;
 };
 
 /* Checks the plan, makes the boundary, commits, publishes.  plan->id is filled in. */
@@ -78,10 +78,10 @@ struct varve_backup_counts {
 };
 void varve_backup_count(const struct varve_backup_disk *bd, struct varve_backup_counts *n);
 
-/* --- between backup.c, backup-begin.c and backup-end.c ------------------------------------------- */
+/* --- between backup.c, backup-begin.c and backup-end.c -------------------------------------- */
 
-/* Exports for backup `cb`, not yet published.  changes[i] (references are taken over, also on failure)
- * are those of disk i; sources must be open. */
+/* Exports for backup `cb`, not yet published.  changes[i] (references are taken over, also on
+ * failure) are those of disk i; sources must be open. */
 int varve_backup_new(struct varve_daemon *d, const struct varve_cat_backup *cb,
                      struct varve_disk **disks, struct varve_changes **changes,
                      struct varve_backup **out, struct varve_err *err);

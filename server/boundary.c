@@ -2,17 +2,18 @@
  *
  * The two-phase freeze:
  *
- *     prepare all      nobody waits; each disk's next files are made, and we open them
- *     quiesce all      writers wait, by their own deadline
- *     swap all         only after every quiesce was confirmed; lets writers go on
- *     seal all         the epochs before the boundary become durable and final
+ *     abort all        what may be left of a former one; finds a plugin that is stopped before
+ * anything slow is asked of it prepare all      nobody waits; each disk's next files are made, and
+ * we open them quiesce all      writers wait, by their own deadline swap all         only after
+ * every quiesce was confirmed; lets writers go on seal all         the epochs before the boundary
+ * become durable and final
  *
- * In each step all plugins are asked before any is waited for, so that the freeze lasts as long as the
- * slowest, not as long as all of them.  Invariants:
+ * In each step all plugins are asked before any is waited for, so that the freeze lasts as long as
+ * the slowest, not as long as all of them.  Invariants:
  *
- *  1. No swap is sent before all disks are quiet: whatever write was acknowledged anywhere before the
- *     first swap lies before the boundary everywhere (a write B that was begun after A was
- *     acknowledged cannot lie before the boundary on its disk while A lies behind it on another).
+ *  1. No swap is sent before all disks are quiet.  So if a write to B was begun after one to A was
+ *     acknowledged, and the one to B lies before the boundary, then so does the one to A: it ended
+ *     before B was quiet, hence before A's swap.
  *  2. After a failure everything that was not swapped is told to abort; what was swapped has a
  *     boundary without a name, which is harmless, and its view is ended.
  *  3. Our source has the next epoch's files before a writer can be in it.
@@ -26,7 +27,7 @@
 
 #define PREPARE_TIMEOUT_MS  30000
 #define SWAP_TIMEOUT_MS     5000
-#define ABORT_TIMEOUT_MS    5000
+#define ABORT_TIMEOUT_MS    2000
 #define SEAL_TIMEOUT_MS     60000
 #define END_VIEW_TIMEOUT_MS 30000
 #define QUIESCE_GRACE_MS    2000
@@ -34,7 +35,8 @@
 /* Nobody writes to a disk that we have attached. */
 #define OFFLINE_FREEZE_MS 60000
 
-/* --- one disk, one step: over the link, or on our own ---------------------------------------------- */
+/* --- one disk, one step: over the link, or on our own
+ * ---------------------------------------------- */
 
 static int step_ask(struct varve_boundary_disk *b, enum varve_link_type type, struct varve_err *err)
 {
@@ -59,19 +61,29 @@ static int step_add_epoch(struct varve_boundary_disk *b, int fds[3], struct varv
     return 0;
 }
 
+static unsigned step_timeout_ms(const struct varve_disk *disk, enum varve_link_type type)
+{
+    switch (type) {
+    case VARVE_LINK_PREPARE:
+        return PREPARE_TIMEOUT_MS;
+    case VARVE_LINK_QUIESCE:
+        return disk->freeze_timeout_ms + QUIESCE_GRACE_MS;
+    case VARVE_LINK_SEAL:
+        return SEAL_TIMEOUT_MS;
+    case VARVE_LINK_SWAP:
+        return SWAP_TIMEOUT_MS;
+    default:
+        return ABORT_TIMEOUT_MS;
+    }
+}
+
 static int step_answer(struct varve_boundary_disk *b, enum varve_link_type type,
                        struct varve_err *err)
 {
-    unsigned timeout_ms = type == VARVE_LINK_PREPARE ? PREPARE_TIMEOUT_MS
-                          : type == VARVE_LINK_QUIESCE
-                              ? b->disk->freeze_timeout_ms + QUIESCE_GRACE_MS
-                          : type == VARVE_LINK_SWAP  ? SWAP_TIMEOUT_MS
-                          : type == VARVE_LINK_ABORT ? ABORT_TIMEOUT_MS
-                                                     : SEAL_TIMEOUT_MS;
     uint64_t epoch;
     int fds[3], rc;
 
-    rc = varve_peer_answer(b->disk->peer, timeout_ms, &epoch, fds, err);
+    rc = varve_peer_answer(b->disk->peer, step_timeout_ms(b->disk, type), &epoch, fds, err);
     if (rc < 0)
         return rc;
     if (type == VARVE_LINK_PREPARE) {
@@ -108,7 +120,8 @@ static int step_offline(struct varve_boundary_disk *b, enum varve_link_type type
     return rc < 0 ? varve_err_prefix(err, "Disk '%s'", b->disk->name) : 0;
 }
 
-/* --- attaching a disk that nobody serves ----------------------------------------------------------- */
+/* --- attaching a disk that nobody serves
+ * ----------------------------------------------------------- */
 
 static int offline_attach(struct varve_disk *disk, struct varve_tracker **t, struct varve_err *err)
 {
@@ -155,7 +168,7 @@ static void offline_detach(struct varve_disk *disk, struct varve_tracker *t)
         varve_log("Disk '%s': %s", disk->name, err.msg);
 }
 
-/* --- all disks ---------------------------------------------------------------------------------- */
+/* --- all disks ------------------------------------------------------------------------------ */
 
 /* One step on every disk for which `wanted` says so.  Every answer is waited for, also after an
  * error: the first error is returned. */
@@ -238,6 +251,8 @@ int varve_boundary_make(struct varve_boundary_disk *disks, size_t ndisks, struct
     for (size_t i = 0; i < ndisks; i++)
         disks[i].tracker = NULL;
     rc = all_attach(disks, ndisks, err);
+    if (rc == 0)
+        rc = all_step(disks, ndisks, VARVE_LINK_ABORT, wanted_all, err);
     if (rc == 0)
         rc = all_step(disks, ndisks, VARVE_LINK_PREPARE, wanted_all, err);
     if (rc == 0)

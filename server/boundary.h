@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: BSD-3-Clause
  *
- * Boundaries: one instant over one disk or several, by plugins over their links, or by ourselves where
- * nobody serves a disk.  For the clerk's thread.  A boundary either is made on all disks or the call
- * fails, and then no view of it is left open; it never holds writers longer than each plugin's own
- * deadline.
+ * Boundaries: one instant over one disk or several, by plugins over their links, or by ourselves
+ * where nobody serves a disk.  For the clerk's thread.  A boundary either is made on all disks or
+ * the call fails, and then no view of it is left open; it never holds writers longer than each
+ * plugin's own deadline.
  */
 #ifndef VARVE_SERVER_BOUNDARY_H
 #define VARVE_SERVER_BOUNDARY_H

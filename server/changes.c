@@ -8,7 +8,8 @@
 
 struct varve_changes {
     _Atomic unsigned refs;
-    pthread_mutex_t lock; /* guards known and map until known; rank: before a disk's timeline_lock */
+    pthread_mutex_t
+        lock; /* guards known and map until known; rank: before a disk's timeline_lock */
     bool known;
     struct varve_bitmap *map;
 

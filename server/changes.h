@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: BSD-3-Clause
  *
- * Changes: the blocks of a disk that were written between two boundaries, reference-counted, computed
- * when somebody first asks unless they were given.  Any thread.  Once known they never change.
+ * Changes: the blocks of a disk that were written between two boundaries, reference-counted,
+ * computed when somebody first asks unless they were given.  Any thread.  Once known they never
+ * change.
  */
 #ifndef VARVE_SERVER_CHANGES_H
 #define VARVE_SERVER_CHANGES_H

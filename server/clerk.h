@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: BSD-3-Clause
  *
- * The clerk: one thread that does all that touches policy (catalogue, disks, backups), one job after
- * the other in the order in which they were posted, with plain code that may wait.  Jobs come from
- * any thread.  It never runs two jobs at once, and nothing on the loop ever waits for it.
+ * The clerk: one thread that does all that touches policy (catalogue, disks, backups), one job
+ * after the other in the order in which they were posted, with plain code that may wait.  Jobs come
+ * from any thread.  It never runs two jobs at once, and nothing on the loop ever waits for it.
  */
 #ifndef VARVE_SERVER_CLERK_H
 #define VARVE_SERVER_CLERK_H
@@ -13,8 +13,8 @@
 
 struct varve_job {
     struct varve_job *next;
-    /* On the clerk's thread.  `stopping`: the daemon ends; answer, and do nothing else.  The job may
-     * free itself. */
+    /* On the clerk's thread.  `stopping`: the daemon ends; answer, and do nothing else.  The job
+     * may free itself. */
     void (*run)(struct varve_job *job, bool stopping);
 };
 

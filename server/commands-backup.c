@@ -17,7 +17,8 @@
 /* Disks that one backup may have: far more than a machine has. */
 #define DISKS_MAX 256u
 
-/* --- begin ----------------------------------------------------------------------------------------- */
+/* --- begin
+ * ----------------------------------------------------------------------------------------- */
 
 static int parse_bitmap_mode(json_t *o, struct varve_err *err)
 {
@@ -85,8 +86,8 @@ static int parse_plan_disk(struct varve_daemon *d, json_t *o, struct varve_plan_
     if (since && (since[0] == '\0' || strlen(since) > VARVE_NAME_MAX))
         return varve_err_set(err, EINVAL, "Disk '%s' has no checkpoint '%.80s'", disk, since);
     if (bitmap && (bitmap[0] == '\0' || strlen(bitmap) > VARVE_BITMAP_NAME_MAX))
-        return varve_err_set(err, EINVAL, "exportbitmap of disk '%s' must have 1 to %d bytes",
-                             disk, VARVE_BITMAP_NAME_MAX);
+        return varve_err_set(err, EINVAL, "exportbitmap of disk '%s' must have 1 to %d bytes", disk,
+                             VARVE_BITMAP_NAME_MAX);
     snprintf(pd->since, sizeof(pd->since), "%s", since ? since : "");
     snprintf(pd->export, sizeof(pd->export), "%s", export ? export : disk);
     if (bitmap)
@@ -99,8 +100,8 @@ static int parse_plan_disk(struct varve_daemon *d, json_t *o, struct varve_plan_
 static int parse_plan(struct varve_daemon *d, json_t *args, struct varve_backup_plan *plan,
                       struct varve_err *err)
 {
-    static const char *const known[] = {"id",      "ttl",        "disks", "checkpoint",
-                                        "release", "preserve",   "freeze", NULL};
+    static const char *const known[] = {"id",      "ttl",      "disks",  "checkpoint",
+                                        "release", "preserve", "freeze", NULL};
     static const char *const later[] = {"speed", NULL};
     const char *id, *checkpoint;
     json_t *disks, *item;
@@ -132,7 +133,8 @@ static int parse_plan(struct varve_daemon *d, json_t *args, struct varve_backup_
         return varve_err_set(err, ENOMEM, "no memory");
     plan->ndisks = json_array_size(disks);
     varve_disks_refresh(d);
-    json_array_foreach(disks, i, item) {
+    json_array_foreach(disks, i, item)
+    {
         rc = parse_plan_disk(d, item, &plan->disks[i], err);
         if (rc < 0)
             return rc;
@@ -159,14 +161,15 @@ json_t *varve_command_backup_begin(struct varve_daemon *d, json_t *args, struct 
 
         json_array_append_new(
             list, json_pack("{s:s, s:s, s:o, s:I, s:I}", "disk", bd->disk, "export", bd->export,
-                            "context", json_sprintf("%s%s", VARVE_CTX_DIRTY_PREFIX, bd->exportbitmap),
-                            "epoch", (json_int_t)bd->boundary, "dirty-bytes",
-                            (json_int_t)bd->dirty_bytes));
+                            "context",
+                            json_sprintf("%s%s", VARVE_CTX_DIRTY_PREFIX, bd->exportbitmap), "epoch",
+                            (json_int_t)bd->boundary, "dirty-bytes", (json_int_t)bd->dirty_bytes));
     }
     return json_pack("{s:s, s:o}", "id", plan.id, "disks", list);
 }
 
-/* --- end ------------------------------------------------------------------------------------------- */
+/* --- end
+ * ------------------------------------------------------------------------------------------- */
 
 json_t *varve_command_backup_end(struct varve_daemon *d, json_t *args, struct varve_err *err)
 {
@@ -184,7 +187,8 @@ json_t *varve_command_backup_end(struct varve_daemon *d, json_t *args, struct va
     return json_object();
 }
 
-/* --- query ----------------------------------------------------------------------------------------- */
+/* --- query
+ * ----------------------------------------------------------------------------------------- */
 
 static json_t *describe_disk(const struct varve_cat_backup_disk *cbd,
                              const struct varve_backup_disk *bd, uint64_t *lost)
@@ -222,14 +226,12 @@ static const char *describe_state(const struct varve_cat_backup *cb, uint64_t lo
 
 static json_t *describe_backup(struct varve_daemon *d, const struct varve_cat_backup *cb)
 {
-    const struct varve_backup *b =
-        varve_cat_backup_open(cb) ? varve_backups_find(d, cb->id) : NULL;
+    const struct varve_backup *b = varve_cat_backup_open(cb) ? varve_backups_find(d, cb->id) : NULL;
     json_t *list = json_array(), *o;
     uint64_t lost = 0;
 
     for (size_t i = 0; i < cb->ndisks; i++)
-        json_array_append_new(list,
-                              describe_disk(&cb->disks[i], b ? &b->disks[i] : NULL, &lost));
+        json_array_append_new(list, describe_disk(&cb->disks[i], b ? &b->disks[i] : NULL, &lost));
     o = json_pack("{s:s, s:s, s:f, s:o}", "id", cb->id, "state", describe_state(cb, lost), "time",
                   (double)cb->time_ns / 1e9, "disks", list);
     if (!o)

@@ -26,7 +26,8 @@ static int find_disks(struct varve_daemon *d, json_t *names, struct varve_disk *
     *n = json_array_size(names);
     if (!disks)
         return varve_err_set(err, ENOMEM, "no memory");
-    json_array_foreach(names, i, item) {
+    json_array_foreach(names, i, item)
+    {
         int rc;
 
         if (!json_is_string(item))
@@ -43,7 +44,8 @@ static int find_disks(struct varve_daemon *d, json_t *names, struct varve_disk *
     return 0;
 }
 
-/* --- create ---------------------------------------------------------------------------------------- */
+/* --- create
+ * ---------------------------------------------------------------------------------------- */
 
 static int create_check(struct varve_daemon *d, const char *name, struct varve_disk **disks,
                         size_t n, struct varve_err *err)
@@ -136,7 +138,8 @@ json_t *varve_command_checkpoint_create(struct varve_daemon *d, json_t *args, st
     return reply;
 }
 
-/* --- delete ---------------------------------------------------------------------------------------- */
+/* --- delete
+ * ---------------------------------------------------------------------------------------- */
 
 /* From one disk.  -ENOENT: it has none of that name. */
 static int delete_from(struct varve_catalogue *draft, struct varve_disk *disk, const char *name,
@@ -149,12 +152,14 @@ static int delete_from(struct varve_catalogue *draft, struct varve_disk *disk, c
     if (!p)
         return varve_err_set(err, ENOENT,
                              "Disk '%s' has no checkpoint '%s': query-checkpoints lists those "
-                             "there are", disk->name, name);
+                             "there are",
+                             disk->name, name);
     own = p->backup[0] ? varve_catalogue_backup(draft, p->backup) : NULL;
     if (own && varve_cat_backup_open(own))
         return varve_err_set(err, EBUSY,
                              "Disk '%s': checkpoint '%s' belongs to backup '%s', which still "
-                             "runs: end that first", disk->name, name, own->id);
+                             "runs: end that first",
+                             disk->name, name, own->id);
     varve_catalogue_remove_checkpoint(cd, name);
     return 0;
 }
@@ -214,15 +219,16 @@ json_t *varve_command_checkpoint_delete(struct varve_daemon *d, json_t *args, st
     return rc < 0 ? NULL : json_object();
 }
 
-/* --- query ----------------------------------------------------------------------------------------- */
-
+/* --- query
+ * ----------------------------------------------------------------------------------------- */
 
 static json_t *entry_disks(json_t *list, const struct varve_cat_checkpoint *p)
 {
     json_t *item;
     size_t i;
 
-    json_array_foreach(list, i, item) {
+    json_array_foreach(list, i, item)
+    {
         /* One command gives all its checkpoints one name and one time. */
         if (strcmp(json_string_value(json_object_get(item, "name")), p->name) == 0 &&
             (uint64_t)json_integer_value(json_object_get(item, "time-ns")) == p->time_ns)
@@ -241,17 +247,22 @@ static json_t *entry_disks(json_t *list, const struct varve_cat_checkpoint *p)
     return json_object_get(item, "disks");
 }
 
-/* From the newest to the oldest, so that each epoch is read once: what changed since a checkpoint is
- * what changed since the next one, and the epochs between. */
+/* From the newest to the oldest, so that each epoch is read once: what changed since a checkpoint
+ * is what changed since the next one, and the epochs between. */
 static void query_disk(struct varve_daemon *d, struct varve_disk *disk, json_t *list)
 {
     const struct varve_cat_disk *cd = varve_catalogue_disk(d->catalogue, disk->identity.uuid);
     const struct varve_geometry *g = &disk->identity.geometry;
     struct varve_bitmap *map = varve_bitmap_new(g->nblks), *healed = varve_bitmap_new(g->nblks);
     uint64_t end = varve_disk_live_epoch(disk);
+    struct varve_timeline tl = {.files = NULL};
     struct varve_err err = VARVE_ERR_INIT;
     int rc = map && healed ? varve_disk_or_live(disk, map, &err)
                            : varve_err_set(&err, ENOMEM, "no memory for a map");
+
+    /* Nobody tidies meanwhile: that is the clerk's too. */
+    if (rc == 0)
+        rc = varve_timeline_scan(d->w, &disk->paths, disk->identity.uuid, g, &tl, &err);
 
     for (size_t i = cd ? cd->ncheckpoints : 0; i-- > 0;) {
         const struct varve_cat_checkpoint *p = &cd->checkpoints[i];
@@ -262,7 +273,8 @@ static void query_disk(struct varve_daemon *d, struct varve_disk *disk, json_t *
         uint64_t bytes = 0;
 
         if (rc == 0)
-            rc = varve_disk_union(disk, p->epoch, end, map, &err);
+            rc = varve_timeline_union(d->w, &disk->paths, disk->identity.uuid, g, &tl, p->epoch,
+                                      end, map, &err);
         end = p->epoch;
         if (rc == 0) {
             memcpy(healed->words, map->words, varve_bitmap_nwords(map) * 8);
@@ -280,6 +292,7 @@ static void query_disk(struct varve_daemon *d, struct varve_disk *disk, json_t *
         else
             json_decref(o);
     }
+    varve_timeline_fini(&tl);
     free(map);
     free(healed);
 }
@@ -303,7 +316,6 @@ json_t *varve_command_query_checkpoints(struct varve_daemon *d, json_t *args, st
         if (!disk->gone && disk->known && (!only || disk == only))
             query_disk(d, disk, list);
     }
-    json_array_foreach(list, i, item)
-        json_object_del(item, "time-ns");
+    json_array_foreach(list, i, item) json_object_del(item, "time-ns");
     return list;
 }

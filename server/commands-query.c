@@ -48,8 +48,8 @@ static uint64_t disk_scratch_used(struct varve_disk *disk, uint64_t live)
     if (disk->ctl_fd < 0 || first > live || live - first >= VARVE_CTL_EPOCHS)
         return 0;
     slots = calloc(live - first + 1, sizeof(*slots));
-    if (slots && varve_ctl_read_epochs(disk->daemon->w, disk->ctl_fd, first, live, slots,
-                                       NULL) == 0) {
+    if (slots &&
+        varve_ctl_read_epochs(disk->daemon->w, disk->ctl_fd, first, live, slots, NULL) == 0) {
         for (uint64_t i = 0; i <= live - first; i++) {
             if (slots[i].number == first + i && (slots[i].flags & VARVE_EPOCH_ARMED))
                 used += slots[i].scratch_bytes;
@@ -71,33 +71,60 @@ static uint64_t disk_live_dirty(struct varve_disk *disk)
     return bytes;
 }
 
-static size_t disk_epochs(struct varve_disk *disk)
+/* What the epoch files tell: how many there are, and whether they reach from the newest checkpoint
+ * to now; if not, nothing that changed since any checkpoint can be told. */
+static size_t disk_epochs(struct varve_disk *disk, uint64_t live, bool *broken, uint64_t *missing)
 {
+    const struct varve_cat_disk *cd =
+        varve_catalogue_disk(disk->daemon->catalogue, disk->identity.uuid);
+    uint64_t want = cd && cd->ncheckpoints ? cd->checkpoints[cd->ncheckpoints - 1].epoch : live;
     struct varve_timeline tl;
     size_t n;
 
+    *broken = false;
     if (varve_timeline_scan(disk->daemon->w, &disk->paths, disk->identity.uuid,
                             &disk->identity.geometry, &tl, NULL) < 0)
         return 0;
     n = tl.nfiles;
+    for (size_t i = 0; i < n && want < live; i++) {
+        if (tl.files[i].state == VARVE_EPOCH_FILE_SEALED && tl.files[i].first <= want &&
+            tl.files[i].last >= want)
+            want = tl.files[i].last + 1;
+    }
+    *broken = want < live;
+    *missing = want;
     varve_timeline_fini(&tl);
     return n;
+}
+
+static void describe_state(struct varve_disk *disk, json_t *o, bool broken, uint64_t missing)
+{
+    if (broken && (disk->state == VARVE_DISK_LIVE || disk->state == VARVE_DISK_OFFLINE)) {
+        json_object_set_new(o, "state",
+                            json_string(varve_disk_state_name(VARVE_DISK_INCONSISTENT)));
+        json_object_set_new(o, "reason",
+                            json_sprintf("epoch %llu is missing or damaged: begin a full backup",
+                                         (unsigned long long)missing));
+        return;
+    }
+    json_object_set_new(o, "state", json_string(varve_disk_state_name(disk->state)));
+    if (disk->reason[0])
+        json_object_set_new(o, "reason", json_string(disk->reason));
 }
 
 static json_t *disk_describe(struct varve_disk *disk)
 {
     const struct varve_geometry *g = &disk->identity.geometry;
-    uint64_t live = disk->known ? varve_disk_live_epoch(disk) : 0;
-    json_t *o = json_pack("{s:s, s:s, s:I, s:I, s:s, s:I, s:I, s:s, s:I, s:I, s:[], s:o, s:o}",
-                          "name", disk->name, "image", disk->identity.image, "size",
-                          (json_int_t)g->size, "granularity",
-                          (json_int_t)(disk->known ? varve_block_size(g) : 0), "state",
-                          varve_disk_state_name(disk->state), "epoch", (json_int_t)live, "epochs",
-                          (json_int_t)(disk->known ? disk_epochs(disk) : 0), "durability",
-                          disk->durable ? "host" : "process", "dirty-bytes",
-                          (json_int_t)(disk->known ? disk_live_dirty(disk) : 0),
-                          "intent-regions", (json_int_t)0, "bitmaps", "checkpoints",
-                          disk_checkpoints(disk), "backups", disk_backups(disk));
+    uint64_t live = disk->known ? varve_disk_live_epoch(disk) : 0, missing = 0;
+    bool broken = false;
+    size_t epochs = disk->known ? disk_epochs(disk, live, &broken, &missing) : 0;
+    json_t *o = json_pack(
+        "{s:s, s:s, s:I, s:I, s:I, s:I, s:s, s:I, s:I, s:[], s:o, s:o}", "name", disk->name,
+        "image", disk->identity.image, "size", (json_int_t)g->size, "granularity",
+        (json_int_t)(disk->known ? varve_block_size(g) : 0), "epoch", (json_int_t)live, "epochs",
+        (json_int_t)epochs, "durability", disk->durable ? "host" : "process", "dirty-bytes",
+        (json_int_t)(disk->known ? disk_live_dirty(disk) : 0), "intent-regions", (json_int_t)0,
+        "bitmaps", "checkpoints", disk_checkpoints(disk), "backups", disk_backups(disk));
     json_t *scratch = json_pack("{s:I}", "used", (json_int_t)disk_scratch_used(disk, live));
 
     if (!o) { /* an image's name that is not UTF-8 cannot stand in JSON */
@@ -110,8 +137,7 @@ static json_t *disk_describe(struct varve_disk *disk)
                         disk->scratch_max ? json_integer((json_int_t)disk->scratch_max)
                                           : json_null());
     json_object_set_new(o, "scratch", scratch);
-    if (disk->reason[0])
-        json_object_set_new(o, "reason", json_string(disk->reason));
+    describe_state(disk, o, broken, missing);
     return o;
 }
 

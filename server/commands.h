@@ -12,8 +12,8 @@
 
 struct varve_command {
     const char *name;
-    /* The value to return (a new reference), or NULL with err; -ENODEV is DeviceNotFound.  args is an
-     * object, maybe empty, borrowed.  NULL: the connection answers it itself. */
+    /* The value to return (a new reference), or NULL with err; -ENODEV is DeviceNotFound.  args is
+     * an object, maybe empty, borrowed.  NULL: the connection answers it itself. */
     json_t *(*run)(struct varve_daemon *d, json_t *args, struct varve_err *err);
 };
 
@@ -25,8 +25,7 @@ json_t *varve_command_list(void);
 
 /* commands-query.c */
 json_t *varve_command_query_disks(struct varve_daemon *d, json_t *args, struct varve_err *err);
-json_t *varve_command_query_nbd_server(struct varve_daemon *d, json_t *args,
-                                       struct varve_err *err);
+json_t *varve_command_query_nbd_server(struct varve_daemon *d, json_t *args, struct varve_err *err);
 /* commands-checkpoint.c */
 json_t *varve_command_checkpoint_create(struct varve_daemon *d, json_t *args,
                                         struct varve_err *err);

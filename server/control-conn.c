@@ -4,8 +4,8 @@
  *
  *     bytes -> reader -> request -> (clerk) -> reply -> written in the order of the requests
  *
- * What is kept for a peer is bounded: at most PENDING_MAX requests and OUT_MAX bytes of replies, and
- * then nothing more is read from it, so that whoever does not read is not answered.  Events are
+ * What is kept for a peer is bounded: at most PENDING_MAX requests and OUT_MAX bytes of replies,
+ * and then nothing more is read from it, so that whoever does not read is not answered.  Events are
  * dropped for it meanwhile.
  */
 #include "server/control-internal.h"
@@ -33,12 +33,12 @@ struct request {
     struct request *next;       /* in order of arrival */
     struct varve_control_conn *conn;
     const struct varve_command *command;
-    json_t *id;   /* NULL: none */
+    json_t *id; /* NULL: none */
     json_t *args;
-    char *text;   /* the reply, once there is one */
+    char *text; /* the reply, once there is one */
     size_t len;
     bool done;
-    bool quit;    /* the daemon ends once this is answered */
+    bool quit; /* the daemon ends once this is answered */
 };
 
 struct varve_control_conn {
@@ -47,21 +47,22 @@ struct varve_control_conn {
     uv_pipe_t pipe;
     struct varve_qmp_reader *reader;
     struct request *first, **last;
-    unsigned pending;    /* requests that are not answered */
-    unsigned at_clerk;   /* of them, those that the clerk has */
-    unsigned garbage;    /* refused messages in a row */
-    size_t queued;       /* bytes of output that the kernel has not taken */
+    unsigned pending;  /* requests that are not answered */
+    unsigned at_clerk; /* of them, those that the clerk has */
+    unsigned garbage;  /* refused messages in a row */
+    size_t queued;     /* bytes of output that the kernel has not taken */
     bool negotiated;
     bool reading;
-    bool deaf;           /* reads no more, for good */
-    bool finishing;      /* closes once all is out */
-    bool closed;         /* the pipe is gone */
+    bool deaf;      /* reads no more, for good */
+    bool finishing; /* closes once all is out */
+    bool closed;    /* the pipe is gone */
     char buf[65536];
 };
 
 static void conn_work(struct varve_control_conn *conn);
 
-/* --- going away ------------------------------------------------------------------------------------ */
+/* --- going away
+ * ------------------------------------------------------------------------------------ */
 
 static void request_free(struct request *r)
 {
@@ -117,7 +118,8 @@ void varve_control_conn_close(struct varve_control_conn *conn, bool at_once)
         uv_close((uv_handle_t *)&conn->pipe, conn_on_closed);
 }
 
-/* --- output ---------------------------------------------------------------------------------------- */
+/* --- output
+ * ---------------------------------------------------------------------------------------- */
 
 struct out {
     uv_write_t req;
@@ -204,7 +206,8 @@ static void conn_flush(struct varve_control_conn *conn)
     }
 }
 
-/* --- requests -------------------------------------------------------------------------------------- */
+/* --- requests
+ * -------------------------------------------------------------------------------------- */
 
 static struct request *request_new(struct varve_control_conn *conn, json_t *id)
 {
@@ -238,8 +241,7 @@ static void request_error(struct request *r, const char *cls, const char *desc)
 
 static void request_deliver(struct varve_letter *letter)
 {
-    struct request *r =
-        (struct request *)((char *)letter - offsetof(struct request, letter));
+    struct request *r = (struct request *)((char *)letter - offsetof(struct request, letter));
     struct varve_control_conn *conn = r->conn;
 
     r->done = true;
@@ -310,7 +312,8 @@ static int request_parse(struct request *r, json_t *message)
     struct varve_err err = VARVE_ERR_INIT;
     const char *key;
 
-    json_object_foreach(message, key, value) {
+    json_object_foreach(message, key, value)
+    {
         if (strcmp(key, "execute") != 0 && strcmp(key, "arguments") != 0 &&
             strcmp(key, "id") != 0) {
             varve_err_set(&err, EINVAL, "QMP input member '%s' is unexpected", key);
@@ -367,7 +370,8 @@ static void conn_on_message(struct varve_control_conn *conn, json_t *message)
     varve_clerk_post(conn->control->daemon->clerk, &r->job);
 }
 
-/* --- input ----------------------------------------------------------------------------------------- */
+/* --- input
+ * ----------------------------------------------------------------------------------------- */
 
 static bool conn_may_take(const struct varve_control_conn *conn)
 {
@@ -458,7 +462,8 @@ static void conn_work(struct varve_control_conn *conn)
     }
 }
 
-/* --- coming ---------------------------------------------------------------------------------------- */
+/* --- coming
+ * ---------------------------------------------------------------------------------------- */
 
 static bool conn_peer_is_ours(struct varve_control_conn *conn)
 {
@@ -505,11 +510,12 @@ void varve_control_conn_accept(struct varve_control *c)
     if (!conn_peer_is_ours(conn)) {
         conn_say(conn, varve_qmp_error("GenericError",
                                        "Only the user that varved runs as, and root, may use "
-                                       "this socket", NULL));
+                                       "this socket",
+                                       NULL));
         varve_control_conn_close(conn, false);
     } else if (c->nconns > CONNECTIONS_MAX) {
-        conn_say(conn, varve_qmp_error("GenericError",
-                                       "Too many control connections: close some", NULL));
+        conn_say(conn,
+                 varve_qmp_error("GenericError", "Too many control connections: close some", NULL));
         varve_control_conn_close(conn, false);
     } else {
         conn_say(conn, varve_qmp_greeting());

@@ -36,7 +36,8 @@ struct varve_control_conn *varve_control_conn_next(struct varve_control_conn *co
 
 /* Reads no more. */
 void varve_control_conn_stop(struct varve_control_conn *conn);
-/* Closes, once what is queued is out, or at once.  It is freed when its last command has come back. */
+/* Closes, once what is queued is out, or at once.  It is freed when its last command has come back.
+ */
 void varve_control_conn_close(struct varve_control_conn *conn, bool at_once);
 
 /* A connection has been freed. */

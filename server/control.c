@@ -59,8 +59,8 @@ static int control_clear_path(const char *path, struct varve_err *err)
     rc = connect(fd, (struct sockaddr *)&to, sizeof(to)) < 0 ? -errno : 0;
     close(fd);
     if (rc != -ECONNREFUSED)
-        return varve_err_set(err, EADDRINUSE,
-                             "control socket %s: another process listens there", path);
+        return varve_err_set(err, EADDRINUSE, "control socket %s: another process listens there",
+                             path);
     if (unlink(path) < 0)
         return varve_err_sys(err, errno, "cannot remove the old control socket %s", path);
     return 0;

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: BSD-3-Clause
  *
- * The control socket: QMP for our own user and root.  Lives on the loop's thread; commands run on the
- * clerk's.  A client that reads slowly or never holds up nobody but itself, and what is kept for it is
- * bounded.
+ * The control socket: QMP for our own user and root.  Lives on the loop's thread; commands run on
+ * the clerk's.  A client that reads slowly or never holds up nobody but itself, and what is kept
+ * for it is bounded.
  */
 #ifndef VARVE_SERVER_CONTROL_H
 #define VARVE_SERVER_CONTROL_H
@@ -27,8 +27,8 @@ void varve_control_event(void *control, const char *text, size_t len);
 /* No more connections, no more commands; the socket is unlinked. */
 void varve_control_stop(struct varve_control *c);
 
-/* After stop, when the clerk has ended: lets replies out for a moment, then closes all and frees it.
- * closed(arg) is called on the loop when nothing of it is left. */
+/* After stop, when the clerk has ended: lets replies out for a moment, then closes all and frees
+ * it. closed(arg) is called on the loop when nothing of it is left. */
 void varve_control_close(struct varve_control *c, void (*closed)(void *arg), void *arg);
 
 #endif

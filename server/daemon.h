@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: BSD-3-Clause
  *
  * What the daemon's policy code works on: catalogue, disks, running backups.  All of it belongs to
- * the clerk's thread from the moment the clerk starts until it has ended, but for what says otherwise.
- * It knows no socket: the control connection hands commands in, the NBD server sees only exports.
+ * the clerk's thread from the moment the clerk starts until it has ended, but for what says
+ * otherwise. It knows no socket: the control connection hands commands in, the NBD server sees only
+ * exports.
  */
 #ifndef VARVE_SERVER_DAEMON_H
 #define VARVE_SERVER_DAEMON_H

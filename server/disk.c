@@ -20,8 +20,8 @@
 const char *varve_disk_state_name(enum varve_disk_state state)
 {
     static const char *const names[] = {
-        [VARVE_DISK_UNKNOWN] = "unknown",           [VARVE_DISK_LIVE] = "live",
-        [VARVE_DISK_OFFLINE] = "offline",           [VARVE_DISK_INCONSISTENT] = "inconsistent",
+        [VARVE_DISK_UNKNOWN] = "unknown", [VARVE_DISK_LIVE] = "live",
+        [VARVE_DISK_OFFLINE] = "offline", [VARVE_DISK_INCONSISTENT] = "inconsistent",
         [VARVE_DISK_MISSING] = "missing",
     };
 
@@ -92,7 +92,7 @@ uint64_t varve_disk_oldest_view(struct varve_disk *disk)
     return oldest;
 }
 
-/* --- files ------------------------------------------------------------------------------------- */
+/* --- files ---------------------------------------------------------------------------------- */
 
 /* Takes both descriptors over.  The page that we have already is not opened twice: views on it go
  * on. */
@@ -243,8 +243,7 @@ static void disk_fetch_job(struct varve_job *job, bool stopping)
     pthread_mutex_unlock(&disk->fetch_lock);
     if (!stopping) {
         varve_disk_refresh(disk);
-        if (disk->source &&
-            varve_disk_fetch_epochs(disk, varve_disk_oldest_view(disk), &err) < 0)
+        if (disk->source && varve_disk_fetch_epochs(disk, varve_disk_oldest_view(disk), &err) < 0)
             varve_log("%s", err.msg);
     }
     pthread_mutex_lock(&disk->fetch_lock);
@@ -282,7 +281,7 @@ int varve_disk_wait_epochs(struct varve_disk *disk, uint64_t deadline_ns)
     return done ? 0 : -ETIMEDOUT;
 }
 
-/* --- state ------------------------------------------------------------------------------------- */
+/* --- state ---------------------------------------------------------------------------------- */
 
 static void disk_set_state(struct varve_disk *disk, enum varve_disk_state state, const char *reason)
 {
@@ -293,9 +292,22 @@ static void disk_set_state(struct varve_disk *disk, enum varve_disk_state state,
         varve_log("Disk '%s' is %s%s%s", disk->name, varve_disk_state_name(state),
                   reason[0] ? ": " : "", reason);
     disk->state = state;
-    varve_events_send(disk->daemon->events, "DISK_STATE_CHANGED",
-                      json_pack("{s:s, s:s}", "disk", disk->name, "state",
-                                varve_disk_state_name(state)));
+    varve_events_send(
+        disk->daemon->events, "DISK_STATE_CHANGED",
+        json_pack("{s:s, s:s}", "disk", disk->name, "state", varve_disk_state_name(state)));
+}
+
+/* Logged once, not at every attempt. */
+static void disk_note_link_error(struct varve_disk *disk, const char *msg)
+{
+    char prefix[VARVE_NAME_MAX + 16], *reason = disk->link_error;
+    int len = snprintf(prefix, sizeof(prefix), "Disk '%s': ", disk->name);
+
+    if (strncmp(msg, prefix, (size_t)len) == 0)
+        msg += len; /* where it will stand, the disk is named */
+    if (strncmp(reason, msg, sizeof(disk->link_error) - 1) != 0)
+        varve_log("Disk '%s': %s", disk->name, msg);
+    snprintf(reason, sizeof(disk->link_error), "%.255s", msg);
 }
 
 static void disk_try_peer(struct varve_disk *disk)
@@ -317,12 +329,12 @@ static void disk_try_peer(struct varve_disk *disk)
         }
     }
     if (rc < 0) {
-        if (rc == -ENOENT || rc == -ECONNREFUSED)
+        if (rc == -ENOENT || rc == -ECONNREFUSED) {
+            disk->link_error[0] = '\0';
             return;
+        }
         disk->retry_ns = monotonic_ns(disk) + RETRY_NS;
-        if (strncmp(disk->link_error, err.msg, sizeof(disk->link_error) - 1) != 0)
-            varve_log("%s", err.msg);
-        snprintf(disk->link_error, sizeof(disk->link_error), "%.255s", err.msg);
+        disk_note_link_error(disk, err.msg);
         return;
     }
     disk->link_error[0] = '\0';
@@ -362,8 +374,7 @@ void varve_disk_refresh(struct varve_disk *disk)
         disk_try_peer(disk);
     if (!disk->peer && !disk_page_is_current(disk))
         varve_disk_open_source(disk, NULL); /* no page yet: a boundary makes one */
-    if (disk->source &&
-        varve_disk_fetch_epochs(disk, varve_disk_oldest_view(disk), &err) < 0 &&
+    if (disk->source && varve_disk_fetch_epochs(disk, varve_disk_oldest_view(disk), &err) < 0 &&
         err.code != ESTALE)
         varve_log("Disk '%s': cannot get the files of its epochs: %s", disk->name, err.msg);
 
@@ -373,6 +384,6 @@ void varve_disk_refresh(struct varve_disk *disk)
         varve_err_sys(&err, errno, "cannot find its image %s", disk->identity.image);
         disk_set_state(disk, VARVE_DISK_MISSING, err.msg);
     } else {
-        disk_set_state(disk, VARVE_DISK_OFFLINE, "");
+        disk_set_state(disk, VARVE_DISK_OFFLINE, disk->link_error);
     }
 }

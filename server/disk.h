@@ -37,18 +37,18 @@ struct varve_disk {
     struct varve_identity identity;
     bool known; /* the identity was read */
 
-    bool gone;  /* its folder is no longer there, or is another disk's now */
-    bool seen;  /* by the scan under way */
+    bool gone; /* its folder is no longer there, or is another disk's now */
+    bool seen; /* by the scan under way */
     enum varve_disk_state state;
-    char reason[256]; /* of a state that is not live or offline */
-    char link_error[256]; /* the last one that was logged */
+    char reason[256];     /* why it is in that state; may be empty */
+    char link_error[256]; /* why its plugin, if there is one, is not asked */
 
     struct varve_peer *peer; /* NULL: nobody serves it, or nobody that answers */
     int plugin_pid;
     unsigned freeze_timeout_ms;
-    bool durable;            /* as the last plugin said; true before there was one */
+    bool durable; /* as the last plugin said; true before there was one */
     uint64_t scratch_max;
-    uint64_t retry_ns;       /* monotonic: not asked again before */
+    uint64_t retry_ns; /* monotonic: not asked again before */
 
     struct varve_source *source; /* NULL: there is no control page */
     int ctl_fd;                  /* the page that source reads; -1 */
@@ -59,7 +59,7 @@ struct varve_disk {
     /* Reads that met an epoch we have no files of wait for the clerk. */
     pthread_mutex_t fetch_lock; /* guards the two below; rank: a leaf */
     pthread_cond_t fetched;
-    uint64_t fetches;           /* done so far */
+    uint64_t fetches; /* done so far */
     bool fetch_posted;
     struct varve_job fetch_job;
 };
@@ -102,7 +102,7 @@ void varve_disk_tidy(struct varve_disk *disk);
 /* Bytes of the blocks in the map: the last block counts what it has. */
 uint64_t varve_dirty_bytes(const struct varve_geometry *g, const struct varve_bitmap *map);
 
-/* --- all disks --------------------------------------------------------------------------------- */
+/* --- all disks ------------------------------------------------------------------------------ */
 
 /* Looks for new folders, and refreshes every disk. */
 void varve_disks_refresh(struct varve_daemon *d);

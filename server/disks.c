@@ -36,8 +36,7 @@ static bool disk_is_replaced(struct varve_disk *disk)
 {
     struct varve_identity now;
 
-    return disk->known &&
-           varve_identity_read(disk->daemon->w, &disk->paths, &now, NULL) == 0 &&
+    return disk->known && varve_identity_read(disk->daemon->w, &disk->paths, &now, NULL) == 0 &&
            memcmp(now.uuid, disk->identity.uuid, sizeof(now.uuid)) != 0;
 }
 

@@ -63,8 +63,7 @@ void varve_events_send(struct varve_events *e, const char *name, json_t *data)
     if (!data)
         return;
     clock_gettime(CLOCK_REALTIME, &ts);
-    message = varve_qmp_event(name, data,
-                              (uint64_t)ts.tv_sec * 1000000000 + (uint64_t)ts.tv_nsec);
+    message = varve_qmp_event(name, data, (uint64_t)ts.tv_sec * 1000000000 + (uint64_t)ts.tv_nsec);
     event = calloc(1, sizeof(*event));
     if (event && message)
         event->text = varve_qmp_dump(message, &event->len);

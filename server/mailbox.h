@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: BSD-3-Clause
  *
  * Letters from any thread to the loop's: delivered there, in the order in which they were posted.
- * post() may be called from any thread and never waits; everything else belongs to the loop's thread.
- * It owns no letter: whoever posts one keeps it alive until it is delivered.
+ * post() may be called from any thread and never waits; everything else belongs to the loop's
+ * thread. It owns no letter: whoever posts one keeps it alive until it is delivered.
  */
 #ifndef VARVE_SERVER_MAILBOX_H
 #define VARVE_SERVER_MAILBOX_H

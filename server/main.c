@@ -46,7 +46,8 @@ struct app {
 
 static void app_stop(struct app *app);
 
-/* --- the end --------------------------------------------------------------------------------------- */
+/* --- the end
+ * --------------------------------------------------------------------------------------- */
 
 static void app_on_control_closed(void *arg)
 {
@@ -129,7 +130,8 @@ static void app_on_signal(uv_signal_t *handle, int number)
     app_stop(handle->data);
 }
 
-/* --- the beginning --------------------------------------------------------------------------------- */
+/* --- the beginning
+ * --------------------------------------------------------------------------------- */
 
 static int app_listen(struct app *app, struct varve_err *err)
 {

@@ -202,8 +202,7 @@ static int options_take(struct varve_options *o, int code, const char *name, cha
 
 static int options_defaults(struct varve_options *o, struct varve_err *err)
 {
-    if (!o->control &&
-        asprintf(&o->control, "%s/%s", o->runtime_dir, VARVE_CONTROL_SOCKET) < 0) {
+    if (!o->control && asprintf(&o->control, "%s/%s", o->runtime_dir, VARVE_CONTROL_SOCKET) < 0) {
         o->control = NULL;
         return varve_err_set(err, ENOMEM, "no memory");
     }

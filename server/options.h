@@ -17,12 +17,12 @@
 struct varve_options {
     const char *state_dir;
     const char *runtime_dir;
-    const char *scratch_dir; /* NULL: the state directory */
-    char *control;           /* path of the control socket */
+    const char *scratch_dir;           /* NULL: the state directory */
+    char *control;                     /* path of the control socket */
     char *listen[VARVE_LISTENERS_MAX]; /* WHERE */
     size_t nlisten;
-    unsigned threads;        /* of the pool that reads disks */
-    bool list_bases;         /* exports NAME@BASE stand in LIST */
+    unsigned threads; /* of the pool that reads disks */
+    bool list_bases;  /* exports NAME@BASE stand in LIST */
     struct varve_nbd_options nbd;
 };
 

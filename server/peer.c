@@ -236,7 +236,8 @@ static int peer_hello(struct varve_peer *peer, const struct varve_identity *id, 
     if (m.arg[0] != VARVE_LINK_VERSION)
         rc = varve_err_set(err, EPROTO,
                            "speaks version %" PRIu64 " of the link, this varved %u: "
-                           "upgrade the older of the two", m.arg[0], VARVE_LINK_VERSION);
+                           "upgrade the older of the two",
+                           m.arg[0], VARVE_LINK_VERSION);
     else if (memcmp(m.uuid, id->uuid, sizeof(m.uuid)) != 0)
         rc = varve_err_set(err, EPROTO, "serves another disk than the state directory tells of");
     else if (m.arg[2] != id->geometry.size || m.arg[3] != id->geometry.shift)

@@ -4,8 +4,8 @@
  * limit.  For the clerk's thread.  It believes nothing of what the peer says before it is checked,
  * and never waits longer than it was told.
  *
- * One request is under way at a time: ask, then answer.  After any error but one that the peer itself
- * answered, the peer is lost: varve_peer_lost() is true and all that is left is to free it.
+ * One request is under way at a time: ask, then answer.  After any error but one that the peer
+ * itself answered, the peer is lost: varve_peer_lost() is true and all that is left is to free it.
  */
 #ifndef VARVE_SERVER_PEER_H
 #define VARVE_SERVER_PEER_H

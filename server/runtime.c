@@ -47,7 +47,8 @@ static int runtime_lock(struct varve_runtime *r, const char *dir, struct varve_e
         pid[got > 0 ? strcspn(pid, "\n") : 0] = '\0';
         return varve_err_set(err, EBUSY,
                              "another varved, process %s, runs on %s: stop it, or give another "
-                             "--runtime-dir", pid[0] ? pid : "unknown", dir);
+                             "--runtime-dir",
+                             pid[0] ? pid : "unknown", dir);
     }
     if (rc < 0)
         return varve_err_sys(err, -rc, "cannot lock %s", path);

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: BSD-3-Clause
  *
- * Tells systemd how we are (sd_notify(3)'s protocol): a datagram to $NOTIFY_SOCKET.  Any thread that
- * may read the environment.  Without that variable it does nothing; it never waits.
+ * Tells systemd how we are (sd_notify(3)'s protocol): a datagram to $NOTIFY_SOCKET.  Any thread
+ * that may read the environment.  Without that variable it does nothing; it never waits.
  */
 #ifndef VARVE_SERVER_SD_NOTIFY_H
 #define VARVE_SERVER_SD_NOTIFY_H

@@ -6,11 +6,9 @@
 
 #define EPOCH_WAIT_NS UINT64_C(5000000000)
 
-struct varve_served_view *varve_served_view_new(struct varve_disk *disk, uint64_t id,
-                                                uint64_t boundary,
-                                                void (*last_gone)(struct varve_served_view *v,
-                                                                  void *arg),
-                                                void *arg)
+struct varve_served_view *
+varve_served_view_new(struct varve_disk *disk, uint64_t id, uint64_t boundary,
+                      void (*last_gone)(struct varve_served_view *v, void *arg), void *arg)
 {
     struct varve_served_view *v = calloc(1, sizeof(*v));
 

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: BSD-3-Clause
  *
- * A view that clients read: one of a backup's disks, shared by all exports of it, reference-counted.
- * Any thread.  It outlives its backup as long as somebody reads, and tells when the last one has gone,
- * so that nothing of the view is freed under a reader.
+ * A view that clients read: one of a backup's disks, shared by all exports of it,
+ * reference-counted. Any thread.  It outlives its backup as long as somebody reads, and tells when
+ * the last one has gone, so that nothing of the view is freed under a reader.
  */
 #ifndef VARVE_SERVER_SERVED_VIEW_H
 #define VARVE_SERVER_SERVED_VIEW_H
@@ -30,11 +30,9 @@ struct varve_served_view {
 };
 
 /* With one reference.  NULL: no memory. */
-struct varve_served_view *varve_served_view_new(struct varve_disk *disk, uint64_t id,
-                                                uint64_t boundary,
-                                                void (*last_gone)(struct varve_served_view *v,
-                                                                  void *arg),
-                                                void *arg);
+struct varve_served_view *
+varve_served_view_new(struct varve_disk *disk, uint64_t id, uint64_t boundary,
+                      void (*last_gone)(struct varve_served_view *v, void *arg), void *arg);
 struct varve_served_view *varve_served_view_ref(struct varve_served_view *v);
 void varve_served_view_unref(struct varve_served_view *v);
 

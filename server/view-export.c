@@ -12,6 +12,7 @@
 #include "lib/bitmap.h"
 
 #include <errno.h>
+#include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -122,9 +123,25 @@ static const struct varve_export_ops view_export_ops = {
     .free = view_export_free,
 };
 
+static char *view_describe(const struct varve_served_view *view, uint64_t base)
+{
+    const uint8_t *uuid = view->disk->identity.uuid;
+    char *text;
+
+    if (asprintf(&text,
+                 "disk %s at the start of its epoch %" PRIu64 VARVE_DESC_CHANGES
+                 "the start of epoch %" PRIu64 " [%02x%02x%02x%02x%02x%02x%02x%02x]",
+                 view->disk->name, view->view.boundary, base, uuid[0], uuid[1], uuid[2], uuid[3],
+                 uuid[4], uuid[5], uuid[6], uuid[7]) < 0)
+        return NULL;
+    if (base == 0)
+        *strstr(text, VARVE_DESC_CHANGES) = '\0';
+    return text;
+}
+
 struct varve_view_export *varve_view_export_new(const char *name, const char *bitmap, bool listed,
                                                 struct varve_served_view *view,
-                                                struct varve_changes *changes)
+                                                struct varve_changes *changes, uint64_t base)
 {
     const struct varve_geometry *g = &view->disk->identity.geometry;
     struct varve_view_export *x = calloc(1, sizeof(*x));
@@ -133,9 +150,7 @@ struct varve_view_export *varve_view_export_new(const char *name, const char *bi
     if (!x)
         return NULL;
     x->e.name = strdup(name);
-    if (asprintf(&x->e.description, "disk %s at the start of its epoch %llu", view->disk->name,
-                 (unsigned long long)view->view.boundary) < 0)
-        x->e.description = NULL;
+    x->e.description = view_describe(view, base);
     if (bitmap && asprintf(&x->dirty_context, "%s%s", VARVE_CTX_DIRTY_PREFIX, bitmap) < 0)
         x->dirty_context = NULL;
     if (!x->e.name || (bitmap && !x->dirty_context)) {

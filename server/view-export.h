@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: BSD-3-Clause
  *
- * Exports of a backup: a served view with one set of changes, under a name.  What clients can bear is
- * decided here (clients.md).  Made on the clerk's thread; its operations run in pool threads.
+ * Exports of a backup: a served view with one set of changes, under a name.  What clients can bear
+ * is decided here (clients.md).  Made on the clerk's thread; its operations run in pool threads.
  */
 #ifndef VARVE_SERVER_VIEW_EXPORT_H
 #define VARVE_SERVER_VIEW_EXPORT_H
@@ -11,7 +11,7 @@
 #include "server/served-view.h"
 
 struct varve_view_export {
-    struct varve_export e; /* first */
+    struct varve_export e;          /* first */
     struct varve_view_export *next; /* its backup's list */
     struct varve_served_view *view;
     struct varve_changes *changes;
@@ -20,11 +20,12 @@ struct varve_view_export {
     const char *contexts[2];
 };
 
-/* bitmap: what stands behind "qemu:dirty-bitmap:"; NULL: a delta export, which has base:allocation
+/* base: first epoch of the changes, for the description; 0: everything counts as changed.
+ * bitmap: what stands behind "qemu:dirty-bitmap:"; NULL: a delta export, which has base:allocation
  * only, clean blocks being holes.  References of view and changes are added.  NULL: no memory.
  * It is freed by varve_export_unref(&x->e). */
 struct varve_view_export *varve_view_export_new(const char *name, const char *bitmap, bool listed,
                                                 struct varve_served_view *view,
-                                                struct varve_changes *changes);
+                                                struct varve_changes *changes, uint64_t base);
 
 #endif

@@ -126,7 +126,11 @@ static void the_last_hundred_ended_backups_stay(void **state)
 static void what_dump_does_not_make_is_refused(void **state)
 {
     static const char *const bad[] = {
-        "", "[]", "{}", "{\"next-backup\":-1}", "{\"next-backup\":\"1\"}",
+        "",
+        "[]",
+        "{}",
+        "{\"next-backup\":-1}",
+        "{\"next-backup\":\"1\"}",
         "{\"next-backup\":1,\"disks\":[{}]}",
         "{\"next-backup\":1,\"disks\":[{\"uuid\":\"zz\",\"name\":\"vda\"}]}",
         "{\"next-backup\":1,\"disks\":[{\"uuid\":\"00000000000000000000000000000000\","

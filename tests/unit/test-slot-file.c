@@ -67,8 +67,8 @@ static void commit(const char *dir, const char *text)
     struct varve_slot_file *s;
     char *was;
 
-    assert_int_equal(varve_slot_file_open(varve_world_posix(), dir, "t", 1, "initial", &s, &was,
-                                          NULL), 0);
+    assert_int_equal(
+        varve_slot_file_open(varve_world_posix(), dir, "t", 1, "initial", &s, &was, NULL), 0);
     assert_int_equal(varve_slot_file_commit(s, text, NULL), 0);
     varve_slot_file_close(s);
     free(was);
@@ -119,8 +119,7 @@ static int open_rc(const char *dir, unsigned format, struct varve_err *err)
 {
     struct varve_slot_file *s;
     char *text;
-    int rc = varve_slot_file_open(varve_world_posix(), dir, "t", format, "initial", &s, &text,
-                                  err);
+    int rc = varve_slot_file_open(varve_world_posix(), dir, "t", format, "initial", &s, &text, err);
 
     if (rc == 0) {
         free(text);
@@ -148,8 +147,8 @@ static void a_newer_format_is_refused(void **state)
     const char *dir = *state;
     char *text;
 
-    assert_int_equal(varve_slot_file_open(varve_world_posix(), dir, "t", 2, "of two", &s, &text,
-                                          NULL), 0);
+    assert_int_equal(
+        varve_slot_file_open(varve_world_posix(), dir, "t", 2, "of two", &s, &text, NULL), 0);
     free(text);
     varve_slot_file_close(s);
     assert_int_equal(open_rc(dir, 1, &err), -ENOTSUP);
@@ -164,8 +163,8 @@ static void a_pair_has_one_user(void **state)
     const char *dir = *state;
     char *text;
 
-    assert_int_equal(varve_slot_file_open(varve_world_posix(), dir, "t", 1, "initial", &s, &text,
-                                          NULL), 0);
+    assert_int_equal(
+        varve_slot_file_open(varve_world_posix(), dir, "t", 1, "initial", &s, &text, NULL), 0);
     assert_int_equal(open_rc(dir, 1, &err), -EBUSY);
     varve_slot_file_close(s);
     free(text);
