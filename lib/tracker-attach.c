@@ -150,6 +150,8 @@ static int make_dirs(struct varve_tracker *t, const struct varve_tracker_config 
 
         if (!cfg->existing_only || strcmp(dirs[i], t->paths.state) != 0) {
             r = make_dir(t->w, parents[i], err);
+            if (r == 0 && i == 0)
+                r = sync_parent(t->w, parents[i], err);
             if (r >= 0 || r == -EEXIST)
                 r = make_dir(t->w, dirs[i], err);
             if (r == 0 && i == 0)
