@@ -118,3 +118,9 @@ check_PROGRAMS += %D%/unit/test-view
 %C%_unit_test_view_CFLAGS = $(AM_CFLAGS) $(CMOCKA_CFLAGS)
 %C%_unit_test_view_LDADD = %D%/lib/libtest.la lib/libvarve.la $(CMOCKA_LIBS)
 TESTS += %D%/unit/test-view
+
+check_PROGRAMS += %D%/unit/test-tracker-death
+%C%_unit_test_tracker_death_SOURCES = %D%/unit/test-tracker-death.c
+%C%_unit_test_tracker_death_CFLAGS = $(AM_CFLAGS) $(CMOCKA_CFLAGS)
+%C%_unit_test_tracker_death_LDADD = %D%/lib/libtest.la lib/libvarve.la $(CMOCKA_LIBS)
+TESTS += %D%/unit/test-tracker-death
