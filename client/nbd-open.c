@@ -101,7 +101,7 @@ int varve_nbd_dial(struct nbd_handle **out, const struct varve_nbd_target *t,
         return varve_nbd_error(err, t->uri);
     /* Bounds and flags stay checked by the library; alignment is left to the server, which knows
      * whether the odd end of its export can be read. */
-    if (nbd_set_opt_mode(h, true) == -1 || nbd_set_uri_allow_local_file(h, true) == -1 ||
+    if (nbd_set_opt_mode(h, true) == -1 || nbd_set_full_info(h, true) == -1 || nbd_set_uri_allow_local_file(h, true) == -1 ||
         nbd_set_strict_mode(h, nbd_get_strict_mode(h) & ~(uint32_t)LIBNBD_STRICT_ALIGN) == -1 ||
         nbd_set_pread_initialize(h, false) == -1 || nbd_aio_connect_uri(h, t->uri) == -1)
         rc = varve_nbd_error(err, t->uri);

@@ -32,7 +32,8 @@ struct pull {
     char *context; /* NULL: a full copy is asked */
     bool verify;
     struct nbd_handle *h;
-    uint64_t export_size;
+    char *description; /* of the export; NULL: it has none */
+    struct varve_sink_want want;
     struct varve_copy copy;
 };
 
@@ -40,6 +41,7 @@ struct pull {
 static int pull_connect(struct pull *p, struct varve_err *err)
 {
     const char *const ctx[2] = {p->context, VARVE_CTX_ALLOCATION};
+    const char *base;
     int64_t export_size;
     int rc = varve_nbd_dial(&p->h, &p->target, NULL, err);
 
@@ -50,7 +52,14 @@ static int pull_connect(struct pull *p, struct varve_err *err)
     export_size = nbd_get_size(p->h);
     if (export_size < 0)
         return varve_nbd_error(err, p->target.uri);
-    p->export_size = (uint64_t)export_size;
+    p->description = nbd_get_export_description(p->h);
+    base = p->description ? strstr(p->description, VARVE_DESC_CHANGES) : NULL;
+    p->want = (struct varve_sink_want){
+        .uri = p->target.uri,
+        .context = p->context,
+        .base = base ? base + strlen(VARVE_DESC_CHANGES) : NULL,
+        .export_size = (uint64_t)export_size,
+    };
     return 0;
 }
 
@@ -72,7 +81,7 @@ static int pull_verify(struct pull *p, struct varve_sink *sink, struct varve_err
 static int pull_into(struct pull *p, struct varve_sink *sink, struct varve_err *err)
 {
     struct varve_err was;
-    int rc = varve_sink_begin(sink, p->context, p->target.uri, p->export_size, err);
+    int rc = varve_sink_begin(sink, &p->want, err);
 
     if (rc != 0)
         return rc;
@@ -104,19 +113,19 @@ static void pull_print(const struct pull *p, bool json)
     char buf[3][VARVE_OUT_SIZE_LEN];
 
     if (json) {
-        json_t *result = json_pack("{s:I, s:I, s:I, s:I, s:b}", "size", (json_int_t)p->export_size,
-                                   "dirty-bytes", (json_int_t)c->dirty_bytes, "data-bytes",
-                                   (json_int_t)c->data_bytes, "zero-bytes",
-                                   (json_int_t)c->zero_bytes, "verified", p->verify);
+        json_t *result = json_pack(
+            "{s:I, s:I, s:I, s:I, s:b}", "size", (json_int_t)p->want.export_size, "dirty-bytes",
+            (json_int_t)c->dirty_bytes, "data-bytes", (json_int_t)c->data_bytes, "zero-bytes",
+            (json_int_t)c->zero_bytes, "verified", p->verify);
 
         varve_out_json(result);
         json_decref(result);
         return;
     }
     printf("pulled %s of %s into %s (%s; %s of zeroes not moved)%s\n",
-           varve_out_size(buf[0], c->data_bytes), varve_out_size(buf[1], p->export_size), p->file,
-           c->dirty_ctx ? "what changed" : "a full copy", varve_out_size(buf[2], c->zero_bytes),
-           p->verify ? ", verified" : "");
+           varve_out_size(buf[0], c->data_bytes), varve_out_size(buf[1], p->want.export_size),
+           p->file, c->dirty_ctx ? "what changed" : "a full copy",
+           varve_out_size(buf[2], c->zero_bytes), p->verify ? ", verified" : "");
 }
 
 static int pull_run(const struct varve_cli *cli, const struct varve_args *args,
@@ -147,7 +156,7 @@ static int pull_run(const struct varve_cli *cli, const struct varve_args *args,
     }
     rc = pull_connect(&p, err);
     if (rc == 0)
-        rc = varve_sink_open(&sink, p.file, p.context, p.export_size, err);
+        rc = varve_sink_open(&sink, p.file, &p.want, err);
     if (rc == 0) {
         rc = pull_into(&p, &sink, err);
         if (rc == 0)
@@ -155,6 +164,7 @@ static int pull_run(const struct varve_cli *cli, const struct varve_args *args,
         varve_sink_close(&sink);
     }
     varve_nbd_close(p.h);
+    free(p.description);
     free(p.context);
     return rc;
 }

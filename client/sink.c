@@ -110,20 +110,27 @@ static int sink_read_marker(struct varve_sink *s, json_t **marker, struct varve_
 }
 
 /* A marker is there: is this pull the one that it stands for? */
-static int sink_resume(struct varve_sink *s, const json_t *marker, const char *context,
-                       struct varve_err *err)
+static int sink_resume(struct varve_sink *s, const json_t *marker,
+                       const struct varve_sink_want *want, struct varve_err *err)
 {
     const char *kind = json_string_value(json_object_get(marker, "kind"));
     const char *was = json_string_value(json_object_get(marker, "context"));
     const char *uri = json_string_value(json_object_get(marker, "uri"));
-    bool same = was && context && strcmp(was, context) == 0;
+    const char *base = json_string_value(json_object_get(marker, "base"));
+    bool same = was && want->context && strcmp(was, want->context) == 0;
 
     s->resumed = true;
-    if (strcmp(kind, "full") == 0 && (!context || same)) {
+    if (strcmp(kind, "full") == 0 && (!want->context || same)) {
         s->kind = VARVE_SINK_FULL;
         return 0;
     }
     if (strcmp(kind, "incremental") == 0 && same && s->fd >= 0) {
+        if (base && (!want->base || strcmp(base, want->base) != 0))
+            return varve_err_set(err, EEXIST,
+                                 "%.120s.partial: the unfinished pull was of the changes since "
+                                 "%.100s, this export has those since %.100s: finish it from a "
+                                 "backup with the same base, or remove both files",
+                                 s->path, base, want->base ? want->base : "it does not say when");
         s->kind = VARVE_SINK_INCREMENTAL;
         return 0;
     }
@@ -134,7 +141,7 @@ static int sink_resume(struct varve_sink *s, const json_t *marker, const char *c
                          uri ? uri : "?", was ? " --context " : "", was ? was : "");
 }
 
-static int sink_decide(struct varve_sink *s, const char *context, uint64_t export_size,
+static int sink_decide(struct varve_sink *s, const struct varve_sink_want *want,
                        struct varve_err *err)
 {
     json_t *marker;
@@ -144,13 +151,13 @@ static int sink_decide(struct varve_sink *s, const char *context, uint64_t expor
     if (rc != 0)
         return rc;
     if (marker) {
-        rc = sink_resume(s, marker, context, err);
+        rc = sink_resume(s, marker, want, err);
         json_decref(marker);
         if (rc != 0)
             return rc;
     } else if (s->fd < 0) {
         s->kind = VARVE_SINK_FULL;
-    } else if (context) {
+    } else if (want->context) {
         s->kind = VARVE_SINK_INCREMENTAL;
     } else {
         return varve_err_set(err, EEXIST,
@@ -162,16 +169,16 @@ static int sink_decide(struct varve_sink *s, const char *context, uint64_t expor
         return 0;
     if (fstat(s->fd, &st) != 0)
         return varve_err_sys(err, errno, "%s", s->path);
-    if ((uint64_t)st.st_size != export_size)
+    if ((uint64_t)st.st_size != want->export_size)
         return varve_err_set(err, EINVAL,
                              "%s has %jd bytes and the export %" PRIu64 ": it is no "
                              "earlier backup of it; make a full copy into another file",
-                             s->path, (intmax_t)st.st_size, export_size);
+                             s->path, (intmax_t)st.st_size, want->export_size);
     return 0;
 }
 
-int varve_sink_open(struct varve_sink *s, const char *path, const char *context,
-                    uint64_t export_size, struct varve_err *err)
+int varve_sink_open(struct varve_sink *s, const char *path, const struct varve_sink_want *want,
+                    struct varve_err *err)
 {
     int rc;
 
@@ -180,7 +187,7 @@ int varve_sink_open(struct varve_sink *s, const char *path, const char *context,
     if (rc == 0)
         rc = sink_open_file(s, err);
     if (rc == 0)
-        rc = sink_decide(s, context, export_size, err);
+        rc = sink_decide(s, want, err);
     if (rc != 0)
         varve_sink_close(s);
     return rc;
@@ -222,7 +229,7 @@ static int sink_put_marker(struct varve_sink *s, const json_t *marker, struct va
     return rc;
 }
 
-static int sink_mark(struct varve_sink *s, const char *context, const char *uri,
+static int sink_mark(struct varve_sink *s, const struct varve_sink_want *want,
                      struct varve_err *err)
 {
     bool full = s->kind == VARVE_SINK_FULL;
@@ -234,11 +241,12 @@ static int sink_mark(struct varve_sink *s, const char *context, const char *uri,
 
     if (gmtime_r(&now, &tm))
         strftime(when, sizeof(when), "%Y-%m-%dT%H:%M:%SZ", &tm);
-    marker = json_pack("{s:s, s:s, s:s*, s:s, s:i, s:s}", "note",
+    marker = json_pack("{s:s, s:s, s:s*, s:s*, s:s, s:i, s:s}", "note",
                        full ? "the file beside this is an unfinished copy, not a backup"
                             : "the file beside this is neither the old backup nor the new one",
-                       "kind", full ? "full" : "incremental", "context", context, "uri", uri, "pid",
-                       (int)getpid(), "time", when);
+                       "kind", full ? "full" : "incremental", "context", want->context, "base",
+                       full ? NULL : want->base, "uri", want->uri, "pid", (int)getpid(), "time",
+                       when);
     if (!marker)
         return varve_err_set(err, EINVAL, "URI and context must be UTF-8");
     rc = sink_put_marker(s, marker, err);
@@ -246,14 +254,14 @@ static int sink_mark(struct varve_sink *s, const char *context, const char *uri,
     return rc;
 }
 
-int varve_sink_begin(struct varve_sink *s, const char *context, const char *uri,
-                     uint64_t export_size, struct varve_err *err)
+int varve_sink_begin(struct varve_sink *s, const struct varve_sink_want *want,
+                     struct varve_err *err)
 {
     int rc;
 
     /* A marker that is there says the same; but who renamed it may have died before the sync. */
     if (!s->resumed)
-        rc = sink_mark(s, context, uri, err);
+        rc = sink_mark(s, want, err);
     else
         rc = fsync(s->dir) == 0 ? 0 : varve_err_sys(err, errno, "syncing %s.partial", s->path);
     if (rc != 0)
@@ -268,8 +276,9 @@ int varve_sink_begin(struct varve_sink *s, const char *context, const char *uri,
             return varve_err_sys(err, errno, "making %s", s->path);
         fcntl(s->fd, F_OFD_SETLK, &lock);
     }
-    if (ftruncate(s->fd, 0) != 0 || ftruncate(s->fd, (off_t)export_size) != 0)
-        return varve_err_sys(err, errno, "making %s %" PRIu64 " bytes long", s->path, export_size);
+    if (ftruncate(s->fd, 0) != 0 || ftruncate(s->fd, (off_t)want->export_size) != 0)
+        return varve_err_sys(err, errno, "making %s %" PRIu64 " bytes long", s->path,
+                             want->export_size);
     return 0;
 }
 

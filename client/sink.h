@@ -29,16 +29,23 @@ struct varve_sink {
     bool resumed; /* a marker was there */
 };
 
-/* Looks at the file and its marker and decides what a pull with this context (NULL: none asked) of
- * an export of export_size bytes has to do.  Changes nothing.  0: *s is set, to be closed; or
- * -errno with a sentence that says what to do. */
-int varve_sink_open(struct varve_sink *s, const char *path, const char *context,
-                    uint64_t export_size, struct varve_err *err);
+/* What a pull asks for: the same again is what finishes an unfinished one. */
+struct varve_sink_want {
+    const char *uri;
+    const char *context; /* NULL: none, a full copy */
+    const char *base;    /* what the server says the changes are since; NULL: it does not say */
+    uint64_t export_size;
+};
+
+/* Looks at the file and its marker and decides what this pull has to do.  Changes nothing.  0: *s is
+ * set, to be closed; or -errno with a sentence that says what to do. */
+int varve_sink_open(struct varve_sink *s, const char *path, const struct varve_sink_want *want,
+                    struct varve_err *err);
 void varve_sink_close(struct varve_sink *s);
 
 /* Makes the marker durable, then makes or empties the file for a full copy. */
-int varve_sink_begin(struct varve_sink *s, const char *context, const char *uri,
-                     uint64_t export_size, struct varve_err *err);
+int varve_sink_begin(struct varve_sink *s, const struct varve_sink_want *want,
+                     struct varve_err *err);
 
 /* For struct varve_copy; opaque is the sink. */
 int varve_sink_data(void *opaque, const char *buf, uint64_t off, size_t len, struct varve_err *err);

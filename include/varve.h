@@ -35,4 +35,8 @@
 #define VARVE_CTX_ALLOCATION   "base:allocation"
 #define VARVE_CTX_DIRTY_PREFIX "qemu:dirty-bitmap:"
 
+/* In the description of an export stands behind this, to its end, which changes its dirty bitmap
+ * tells: equal texts mean the same base of the same disk.  varve pull keeps it in its marker. */
+#define VARVE_DESC_CHANGES ", changes since "
+
 #endif

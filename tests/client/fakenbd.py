@@ -18,13 +18,14 @@ ERR_UNSUP, ERR_UNKNOWN = (1 << 31) + 1, (1 << 31) + 6
 
 class FakeNbd:
     def __init__(self, path, content, contexts=(), status=None, after_reads=None, then=None,
-                 size=None, send_contexts=None, greet=1 << 30):
+                 size=None, send_contexts=None, greet=1 << 30, description=None):
         self.path, self.content, self.contexts = path, content, dict(contexts)
         self.status = status or self.honest
         self.after_reads, self.then = after_reads, then
         self.size = len(content) if size is None else size
         self.send_contexts = send_contexts
         self.greet = greet
+        self.description = description
         self.reads = 0
         self.stalled = threading.Event()
         self.closing = False
@@ -115,6 +116,8 @@ class FakeNbd:
                     chosen = names
             elif option == 7:  # GO
                 answer(INFO, struct.pack(">HQH", 0, self.size, 0x103))  # read-only, multi-conn
+                if self.description:
+                    answer(INFO, struct.pack(">H", 2) + self.description.encode())
                 answer(ACK)
                 self.transmit(c, chosen)
                 return

@@ -257,9 +257,10 @@ def file_in_use_is_refused():
                 p.wait()
 
 
-def killed_pull(d, content, marks, *args):
+def killed_pull(d, content, marks, *args, description=None):
     """Runs a pull until the server has answered some reads and no more, and kills it."""
-    with FakeNbd(d("sock"), content, marks, after_reads=5, then=stall) as server:
+    with FakeNbd(d("sock"), content, marks, after_reads=5, then=stall,
+                 description=description) as server:
         p = subprocess.Popen([VARVE, "pull", d.uri(), d("out.img"), *args])
         try:
             assert server.stalled.wait(60), "never got so far"
@@ -287,6 +288,29 @@ def killed_incremental_is_marked_and_the_same_command_finishes_it():
             refused("pull", d.uri(), d("out.img"), "--context", "qemu:dirty-bitmap:other",
                     says=["partial", "unfinished", B0])
             assert d.read("out.img") == half
+            good("pull", d.uri(), d("out.img"), "--context", B0, "--verify")
+        assert d.read("out.img") == content
+        no_marker(d)
+
+
+@test
+def killed_incremental_is_finished_from_the_same_base_only():
+    """Half of yesterday's changes and all of today's since yesterday are no backup of anything."""
+    with Folder() as d:
+        content = some_data(2)
+        marks = {ALLOCATION: [(SIZE, 0)], B0: [(SIZE, 1)]}
+        d.write("out.img", b"\x11" * SIZE)
+        killed_pull(d, content, marks, "--context", B0,
+                    description="disk vda at the start of its epoch 9, changes since epoch 3 [a]")
+        assert json.loads(d.read("out.img.partial"))["base"] == "epoch 3 [a]"
+        half = d.read("out.img")
+        for other in ("disk vda at the start of its epoch 9, changes since epoch 4 [a]",
+                      "disk vdb at the start of its epoch 9, changes since epoch 3 [b]", None):
+            with FakeNbd(d("sock"), content, marks, description=other):
+                refused("pull", d.uri(), d("out.img"), "--context", B0,
+                        says=["partial", "same base", "epoch 3 [a]"])
+            assert d.read("out.img") == half
+        with FakeNbd(d("sock"), content, marks, description="later, changes since epoch 3 [a]"):
             good("pull", d.uri(), d("out.img"), "--context", B0, "--verify")
         assert d.read("out.img") == content
         no_marker(d)
