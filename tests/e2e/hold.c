@@ -10,7 +10,9 @@
  * OP is read, write or punch (any fallocate); FILE is image (the path HOLD_IMAGE) or scratch (a name
  * that ends so); WHEN is before or after.
  */
+#ifndef _GNU_SOURCE
 #define _GNU_SOURCE
+#endif
 #include <dlfcn.h>
 #include <fcntl.h>
 #include <limits.h>
