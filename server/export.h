@@ -36,6 +36,10 @@ struct varve_export_ops {
     int (*status)(struct varve_export *e, unsigned ctx, uint64_t off, uint64_t len,
                   struct varve_extent *out, size_t max, struct varve_err *err);
 
+    /* A client's whole read of [off, off+len) is about to be answered with an error, whatever part
+     * of it went wrong.  On the loop's thread: must not wait.  May be NULL. */
+    void (*read_failed)(struct varve_export *e, uint64_t off, uint64_t len);
+
     /* Hint that the range will be read.  Pool threads.  May be NULL. */
     void (*cache)(struct varve_export *e, uint64_t off, uint64_t len);
 

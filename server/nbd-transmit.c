@@ -30,6 +30,16 @@ static void reply_last(struct varve_nbd_conn *c, struct varve_nbd_out *out)
     varve_nbd_conn_send(c, out);
 }
 
+/* What a client does not get it may give up as a whole: the export is told before the client is. */
+static void tell_read_failed(struct varve_nbd_conn *c, const struct varve_nbd_request *hdr)
+{
+    struct varve_export *e = c->tx.export;
+
+    if (hdr->type == VARVE_NBD_CMD_READ && e->ops->read_failed && hdr->off <= e->size &&
+        hdr->len <= e->size - hdr->off)
+        e->ops->read_failed(e, hdr->off, hdr->len);
+}
+
 void varve_nbd_reply_error(struct varve_nbd_conn *c, const struct varve_nbd_request *hdr, int code,
                            const char *msg, const uint64_t *off)
 {
@@ -37,6 +47,7 @@ void varve_nbd_reply_error(struct varve_nbd_conn *c, const struct varve_nbd_requ
     struct varve_nbd_out *out;
     size_t len = VARVE_NBD_SIMPLE_REPLY_LEN;
 
+    tell_read_failed(c, hdr);
     if (c->hs.structured)
         len = varve_nbd_encode_error(NULL, 0, 0, error, msg, off);
     out = varve_nbd_out_new(len);

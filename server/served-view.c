@@ -65,14 +65,16 @@ static bool served_view_wait(struct varve_served_view *v, uint64_t *deadline, st
     return false;
 }
 
-static void served_view_note_failed(struct varve_served_view *v, uint64_t off, uint64_t len)
+void varve_served_view_note_failed(struct varve_served_view *v, uint64_t off, uint64_t len)
 {
     const struct varve_geometry *g = &v->disk->identity.geometry;
 
     pthread_mutex_lock(&v->lock);
     if (!v->failed)
         v->failed = varve_bitmap_new(g->nblks);
-    if (v->failed)
+    if (!v->failed)
+        v->failed_unknown = true;
+    else if (len > 0)
         varve_bitmap_set(v->failed, off >> g->shift, ((off + len - 1) >> g->shift) + 1);
     pthread_mutex_unlock(&v->lock);
 }
@@ -86,9 +88,6 @@ int varve_served_view_read(struct varve_served_view *v, void *buf, uint64_t off,
     do
         rc = varve_view_read(v->source, &v->view, buf, off, len, NULL, err);
     while (rc == -EAGAIN && served_view_wait(v, &deadline, err));
-    if (rc == 0)
-        return 0;
-    served_view_note_failed(v, off, len);
     return rc == -EAGAIN ? -EIO : rc;
 }
 
@@ -109,8 +108,10 @@ bool varve_served_view_or_failed(struct varve_served_view *v, struct varve_bitma
     bool any;
 
     pthread_mutex_lock(&v->lock);
-    any = v->failed != NULL;
-    if (any)
+    any = v->failed || v->failed_unknown;
+    if (v->failed_unknown)
+        varve_bitmap_set(into, 0, into->nbits);
+    else if (any)
         varve_bitmap_or(into, v->failed);
     pthread_mutex_unlock(&v->lock);
     return any;

@@ -24,8 +24,9 @@ struct varve_served_view {
     void (*last_gone)(struct varve_served_view *v, void *arg); /* any thread; then it is freed */
     void *arg;
 
-    pthread_mutex_t lock;        /* guards failed; rank: a leaf */
+    pthread_mutex_t lock;        /* guards the next two; rank: a leaf */
     struct varve_bitmap *failed; /* blocks of reads that were answered with an error; NULL: none */
+    bool failed_unknown;         /* there was no memory for it: any block may be one */
     _Atomic bool stopping;       /* no more waiting for missing epochs */
 };
 
@@ -36,13 +37,15 @@ varve_served_view_new(struct varve_disk *disk, uint64_t id, uint64_t boundary,
 struct varve_served_view *varve_served_view_ref(struct varve_served_view *v);
 void varve_served_view_unref(struct varve_served_view *v);
 
-/* Pool threads.  As varve_view_read, but waits up to 5 s for an epoch that is not here yet, and
- * remembers the range of an error. */
+/* Pool threads.  As varve_view_read, but waits up to 5 s for an epoch that is not here yet. */
 int varve_served_view_read(struct varve_served_view *v, void *buf, uint64_t off, uint32_t len,
                            struct varve_err *err);
 /* Pool threads.  As varve_allocation_run, with the same patience. */
 int varve_served_view_hole_run(struct varve_served_view *v, uint64_t off, uint64_t end,
                                uint64_t *run_end, struct varve_err *err);
+
+/* Any thread: a client gets an error for this range. */
+void varve_served_view_note_failed(struct varve_served_view *v, uint64_t off, uint64_t len);
 
 /* ORs the blocks of failed reads into `into`; false: there were none. */
 bool varve_served_view_or_failed(struct varve_served_view *v, struct varve_bitmap *into);

@@ -35,6 +35,11 @@ static int view_export_read(struct varve_export *e, void *buf, uint64_t off, uin
     return varve_served_view_read(of(e)->view, buf, off, len, err);
 }
 
+static void view_export_read_failed(struct varve_export *e, uint64_t off, uint64_t len)
+{
+    varve_served_view_note_failed(of(e)->view, off, len);
+}
+
 /* Whether the block at off is dirty, and where in (off, end] that changes. */
 static bool dirty_run(const struct varve_geometry *g, const struct varve_bitmap *map, uint64_t off,
                       uint64_t end, uint64_t *run_end)
@@ -119,6 +124,7 @@ static void view_export_free(struct varve_export *e)
 
 static const struct varve_export_ops view_export_ops = {
     .read = view_export_read,
+    .read_failed = view_export_read_failed,
     .status = view_export_status,
     .free = view_export_free,
 };

@@ -13,7 +13,7 @@ TESTS += %D%/unit/test-nbd-proto
 
 check_PROGRAMS += %D%/server/nbd-fixture
 %C%_server_nbd_fixture_SOURCES = %D%/server/nbd-fixture.c
-%C%_server_nbd_fixture_CFLAGS = $(AM_CFLAGS) $(LIBUV_CFLAGS)
+%C%_server_nbd_fixture_CFLAGS = $(AM_CFLAGS) $(LIBUV_CFLAGS) $(GNUTLS_CFLAGS)
 %C%_server_nbd_fixture_LDADD = server/libnbdserver.la $(LIBUV_LIBS)
 
 # Fixtures: directories, worlds that fail, disks.
@@ -109,9 +109,24 @@ check_PROGRAMS += %D%/unit/test-tracker
 %C%_unit_test_tracker_LDADD = %D%/lib/libtest.la lib/libvarve.la $(CMOCKA_LIBS)
 TESTS += %D%/unit/test-tracker
 
-TESTS += %D%/server/test_control.py
-EXTRA_DIST += %D%/server/test_control.py
-THREAD_TESTS += %D%/server/test_control.py
+check_PROGRAMS += %D%/unit/test-access
+%C%_unit_test_access_SOURCES = %D%/unit/test-access.c
+%C%_unit_test_access_CFLAGS = $(AM_CFLAGS) $(CMOCKA_CFLAGS)
+%C%_unit_test_access_LDADD = server/libnbdserver.la $(CMOCKA_LIBS)
+TESTS += %D%/unit/test-access
+
+check_PROGRAMS += %D%/unit/test-tls-session
+%C%_unit_test_tls_session_SOURCES = %D%/unit/test-tls-session.c
+%C%_unit_test_tls_session_CFLAGS = $(AM_CFLAGS) $(GNUTLS_CFLAGS) $(CMOCKA_CFLAGS)
+%C%_unit_test_tls_session_LDADD = server/libnbdserver.la $(GNUTLS_LIBS) $(CMOCKA_LIBS)
+TESTS += %D%/unit/test-tls-session
+
+server_tests = \
+	%D%/server/test_backup_life.py \
+	%D%/server/test_control.py
+TESTS += $(server_tests)
+EXTRA_DIST += $(server_tests)
+THREAD_TESTS += $(server_tests)
 
 check_PROGRAMS += %D%/unit/test-view
 %C%_unit_test_view_SOURCES = %D%/unit/test-view.c

@@ -1,0 +1,274 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: BSD-3-Clause
+"""How backups end, and how the daemon bears disks whose plugin, image or runtime folder goes."""
+import os
+import re
+import shutil
+import signal
+import sys
+
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "e2e"))
+import backups  # noqa: E402
+from harness import K, M, Stack, wait_for  # noqa: E402
+from nbdclient import NBDError  # noqa: E402
+from qmpclient import QMPError  # noqa: E402
+from tap import main, test  # noqa: E402
+
+SIZE, BLOCK = 16 * M, 64 * K
+GRAIN = {"granularity": "64K"}
+
+
+def refused(qmp, pattern, command, **args):
+    try:
+        answer = qmp.cmd(command, **args)
+    except QMPError as e:
+        assert re.search(pattern, e.desc), e.desc
+        return
+    raise AssertionError("%s %r was accepted: %r" % (command, args, answer))
+
+
+def state(qmp, ident):
+    return next(b for b in qmp.cmd("query-backups") if b["id"] == ident)
+
+
+def checkpoints(qmp, disk):
+    return {c["name"]: c["disks"][0] for c in qmp.cmd("query-checkpoints", disk=disk)}
+
+
+def unreadable(s, export, off):
+    with s.connect(export) as c:
+        try:
+            c.read(off, BLOCK)
+        except NBDError:
+            return True
+    return False
+
+
+def exports(s):
+    with s.qmp() as q:
+        return {d["export"] for b in q.cmd("query-backups") if b["state"] in ("running", "degraded")
+                for d in b["disks"]}
+
+
+@test
+def an_end_is_said_once_and_may_be_repeated():
+    with Stack() as s:
+        s.start("vda", SIZE, **GRAIN)
+        with s.qmp() as q:
+            q.cmd("backup-begin", id="a", disks=[{"disk": "vda"}], checkpoint="ca")
+            refused(q, "still runs", "checkpoint-delete", name="ca")
+            refused(q, "still runs", "backup-begin",
+                    disks=[{"disk": "vda", "since": "ca", "export": "x"}])
+            refused(q, "exists already", "backup-begin", disks=[{"disk": "vda"}])
+            refused(q, "choose another id", "backup-begin", id="a",
+                    disks=[{"disk": "vda", "export": "x"}])
+            refused(q, "already", "backup-begin", checkpoint="ca",
+                    disks=[{"disk": "vda", "export": "x"}])
+            for _ in range(3):
+                assert q.cmd("backup-end", id="a") == {}
+            refused(q, "ended before, as completed", "backup-end", id="a", success=False)
+            assert set(checkpoints(q, "vda")) == {"ca"}
+            q.cmd("backup-begin", id="b", disks=[{"disk": "vda", "since": "ca"}], checkpoint="cb")
+            for _ in range(2):
+                assert q.cmd("backup-end", id="b", success=False) == {}
+            refused(q, "ended before, as failed", "backup-end", id="b")
+            assert set(checkpoints(q, "vda")) == {"ca"}
+            assert [b["state"] for b in q.cmd("query-backups")] == ["completed", "failed"]
+
+
+@test
+def a_backup_that_nobody_reads_ends_by_its_ttl():
+    with Stack() as s:
+        s.start("vda", SIZE, **GRAIN)
+        with s.qmp() as q:
+            q.cmd("backup-begin", id="short", ttl=1, disks=[{"disk": "vda"}], checkpoint="c")
+            q.cmd("backup-begin", id="read", ttl=1, disks=[{"disk": "vda", "export": "r"}])
+            q.cmd("backup-begin", id="never", ttl=0, disks=[{"disk": "vda", "export": "n"}])
+            with s.connect("r") as c:
+                wait_for("the ttl", lambda: state(q, "short")["state"] == "failed")
+                assert "ttl" in state(q, "short")["reason"]
+                assert checkpoints(q, "vda") == {}
+                assert state(q, "read")["state"] == "running"
+                assert state(q, "read")["disks"][0]["clients"] == 1
+                c.read(0, BLOCK)
+            wait_for("its ttl, too", lambda: state(q, "read")["state"] == "failed")
+            assert state(q, "never")["state"] == "running"
+
+
+@test
+def what_a_degraded_backup_could_not_deliver_comes_with_the_next():
+    """The client loses the neighbours of a lost block, too, when it reads them in one request; the
+    next incremental backup brings all of the request."""
+    with Stack() as s:
+        disk = s.start("vda", SIZE, scratch_max="64K", **GRAIN)
+        with disk.connect() as guest, s.qmp() as q:
+            guest.write(0, b"A" * 4 * M)
+            q.cmd("backup-begin", id="d", disks=[{"disk": "vda"}], checkpoint="k")
+            guest.write(0, b"B" * BLOCK)           # kept: all that fits
+            guest.write(2 * M, b"B" * BLOCK)       # lost
+            with s.connect("vda") as c:
+                assert c.read(0, BLOCK) == b"A" * BLOCK
+                try:
+                    c.read(2 * M - BLOCK, 3 * BLOCK)
+                    raise AssertionError("a lost block was read")
+                except NBDError:
+                    pass
+                assert c.read(2 * M + BLOCK, BLOCK) == b"A" * BLOCK
+            wait_for("degraded", lambda: state(q, "d")["state"] == "degraded")
+            assert state(q, "d")["lost-bytes"] == BLOCK
+            q.cmd("backup-end", id="d")
+            # two blocks written, and the two neighbours of the one that was lost
+            assert checkpoints(q, "vda")["k"]["dirty-bytes"] == 4 * BLOCK, checkpoints(q, "vda")
+            s.kill(s.daemon)
+            s.start_daemon()
+        with s.qmp() as q:
+            q.cmd("backup-begin", id="next", disks=[{"disk": "vda", "since": "k"}])
+            assert backups.dirty(s.nbd, "vda", "qemu:dirty-bitmap:backup-vda") == \
+                [(0, BLOCK), (2 * M - BLOCK, 3 * BLOCK)]
+            q.cmd("backup-end", id="next")
+
+
+@test
+def a_broken_backup_ends_only_as_failed():
+    with Stack() as s:
+        disk = s.start("vda", SIZE, scratch_max="64K", on_scratch_full="break", **GRAIN)
+        with disk.connect() as guest, s.qmp() as q:
+            guest.write(0, b"A" * 4 * M)
+            q.cmd("backup-begin", id="b", disks=[{"disk": "vda"}], checkpoint="k")
+            guest.write(0, b"B" * M)
+            wait_for("broken", lambda: state(q, "b")["state"] == "broken")
+            assert unreadable(s, "vda", 0)
+            refused(q, "broken", "backup-end", id="b")
+            q.cmd("backup-end", id="b", success=False)
+            assert checkpoints(q, "vda") == {}
+            q.cmd("backup-begin", id="again", disks=[{"disk": "vda"}])
+            assert not unreadable(s, "vda", 2 * M)
+
+
+@test
+def a_stopped_plugin_fails_the_command_and_harms_no_other_disk():
+    with Stack() as s:
+        s.start("vda", SIZE, **GRAIN)
+        vdb = s.start("vdb", SIZE, **GRAIN)
+        with s.qmp() as q:
+            q.cmd("checkpoint-create", name="one", disks=["vda", "vdb"])
+            vdb.process.send_signal(signal.SIGSTOP)
+            try:
+                wait_for("it has stopped", lambda: open("/proc/%d/stat" % vdb.process.pid).read()
+                         .rsplit(")", 1)[1].split()[0] == "T")
+                refused(q, "vdb.*(stopped|answer|use)", "checkpoint-create", name="two",
+                        disks=["vda", "vdb"])
+                refused(q, "vdb", "backup-begin", disks=[{"disk": "vda"}, {"disk": "vdb"}])
+                assert q.cmd("checkpoint-create", name="alone", disks=["vda"])["name"] == "alone"
+                assert q.cmd("query-backups") == []
+            finally:
+                vdb.process.send_signal(signal.SIGCONT)
+            s.wait_disk("vdb", "live")
+            assert set(checkpoints(q, "vdb")) == {"one"}
+            q.cmd("checkpoint-create", name="two", disks=["vda", "vdb"])
+            info = s.disk_info("vda")
+            assert info["backups"] == [] and info["scratch"]["used"] == 0
+
+
+@test
+def an_offline_disk_is_backed_up_and_may_be_served_meanwhile():
+    with Stack() as s:
+        disk = s.start("vda", SIZE, **GRAIN)
+        with disk.connect() as guest:
+            guest.write(M, b"A" * BLOCK)
+        s.stop(disk.process)
+        s.wait_disk("vda", "offline")
+        with s.qmp() as q:
+            q.cmd("checkpoint-create", name="c", disks=["vda"])
+            q.cmd("backup-begin", id="b", disks=[{"disk": "vda", "since": "c"}], checkpoint="d")
+            with s.connect("vda") as c:
+                assert c.read(M, BLOCK) == b"A" * BLOCK
+                disk = s.serve("vda", disk.image)
+                with disk.connect() as guest:
+                    guest.write(M, b"B" * BLOCK)
+                    assert c.read(M, BLOCK) == b"A" * BLOCK
+                    s.wait_disk("vda", "live")
+                    guest.write(2 * M, b"B" * BLOCK)
+                    assert c.read(2 * M, BLOCK) == b"\0" * BLOCK
+            q.cmd("backup-end", id="b")
+            assert checkpoints(q, "vda")["c"]["dirty-bytes"] == 2 * BLOCK
+            assert checkpoints(q, "vda")["d"]["dirty-bytes"] == 2 * BLOCK
+
+
+@test
+def a_runtime_folder_that_goes_breaks_the_backup_and_nothing_is_believed():
+    with Stack() as s:
+        disk = s.start("vda", SIZE, **GRAIN)
+        with s.qmp() as q:
+            q.cmd("checkpoint-create", name="c", disks=["vda"])
+            q.cmd("backup-begin", id="b", disks=[{"disk": "vda"}])
+            s.kill(disk.process)
+            shutil.rmtree(os.path.join(s.runtime, "vda"))
+            wait_for("broken", lambda: state(q, "b")["state"] == "broken")
+            assert unreadable(s, "vda", 0)
+            q.cmd("backup-end", id="b", success=False)
+            q.cmd("checkpoint-create", name="d", disks=["vda"])
+            assert checkpoints(q, "vda")["c"]["dirty-bytes"] == SIZE
+            assert checkpoints(q, "vda")["d"]["dirty-bytes"] == 0
+
+
+@test
+def an_image_that_is_missing_is_named():
+    with Stack() as s:
+        disk = s.start("vda", SIZE, **GRAIN)
+        s.stop(disk.process)
+        os.rename(disk.image, disk.image + ".away")
+        s.wait_disk("vda", "missing")
+        with s.qmp() as q:
+            assert disk.image in s.disk_info("vda")["reason"]
+            refused(q, re.escape(disk.image), "backup-begin", disks=[{"disk": "vda"}])
+            refused(q, re.escape(disk.image), "checkpoint-create", name="c", disks=["vda"])
+            os.rename(disk.image + ".away", disk.image)
+            s.wait_disk("vda", "offline")
+            q.cmd("checkpoint-create", name="c", disks=["vda"])
+
+
+@test
+def a_lost_epoch_is_found_before_anything_is_begun():
+    with Stack() as s:
+        disk = s.start("vda", SIZE, **GRAIN)
+        with disk.connect() as guest, s.qmp() as q:
+            for name in ("a", "b", "c"):
+                guest.write(0, b"A" * BLOCK)
+                q.cmd("checkpoint-create", name=name, disks=["vda"])
+            epochs = {n: d["epoch"] for n, d in checkpoints(q, "vda").items()}
+            os.unlink(os.path.join(s.state, "vda", "epoch-%d-%d.map" % (epochs["b"], epochs["b"])))
+            listed = checkpoints(q, "vda")
+            assert [listed[n]["usable"] for n in ("a", "b", "c")] == [False, False, True]
+            assert str(epochs["b"]) in listed["a"]["reason"]
+            refused(q, "full backup", "backup-begin", disks=[{"disk": "vda", "since": "a"}])
+            assert s.disk_info("vda")["epoch"] == epochs["c"], "a boundary was made for nothing"
+            assert s.disk_info("vda")["state"] == "live"
+            q.cmd("backup-begin", id="x", disks=[{"disk": "vda", "since": "c"}])
+            q.cmd("backup-end", id="x")
+
+
+@test
+def a_deleted_checkpoint_gives_its_changes_to_the_one_before():
+    with Stack() as s:
+        disk = s.start("vda", SIZE, **GRAIN)
+        with disk.connect() as guest, s.qmp() as q:
+            for i in range(6):
+                q.cmd("checkpoint-create", name="c%d" % i, disks=["vda"])
+                guest.write(i * M, b"A" * BLOCK)
+            for name, left in (("c3", 6), ("c1", 6), ("c5", 6), ("c0", 5)):
+                q.cmd("checkpoint-delete", name=name)
+                first = min(checkpoints(q, "vda"))
+                wanted = 6 * BLOCK if first == "c0" else (6 - int(first[1:])) * BLOCK
+                assert checkpoints(q, "vda")[first]["dirty-bytes"] == wanted, (name, left)
+            assert set(checkpoints(q, "vda")) == {"c2", "c4"}
+            files = [f for f in os.listdir(os.path.join(s.state, "vda")) if f.endswith(".map")]
+            assert len(files) == 3, files  # c2 to c4, c4 to c5's boundary and on, live
+            q.cmd("checkpoint-delete", name="c2", disks=["vda"])
+            q.cmd("checkpoint-delete", name="c4")
+            files = [f for f in os.listdir(os.path.join(s.state, "vda")) if f.endswith(".map")]
+            assert len(files) == 1, files
+
+
+if __name__ == "__main__":
+    main()
