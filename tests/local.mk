@@ -139,3 +139,16 @@ check_PROGRAMS += %D%/unit/test-tracker-death
 %C%_unit_test_tracker_death_CFLAGS = $(AM_CFLAGS) $(CMOCKA_CFLAGS)
 %C%_unit_test_tracker_death_LDADD = %D%/lib/libtest.la lib/libvarve.la $(CMOCKA_LIBS)
 TESTS += %D%/unit/test-tracker-death
+
+check_PROGRAMS += %D%/unit/test-threads
+%C%_unit_test_threads_SOURCES = %D%/unit/test-threads.c
+%C%_unit_test_threads_CFLAGS = $(AM_CFLAGS) $(CMOCKA_CFLAGS)
+%C%_unit_test_threads_LDADD = %D%/lib/libtest.la lib/libvarve.la $(CMOCKA_LIBS)
+TESTS += %D%/unit/test-threads
+THREAD_TESTS += %D%/unit/test-threads
+
+check_PROGRAMS += %D%/sim/test-model
+%C%_sim_test_model_SOURCES = %D%/sim/test-model.c
+%C%_sim_test_model_CFLAGS = $(AM_CFLAGS) $(CMOCKA_CFLAGS)
+%C%_sim_test_model_LDADD = %D%/lib/libtest.la lib/libvarve.la $(CMOCKA_LIBS)
+TESTS += %D%/sim/test-model
