@@ -1,5 +1,9 @@
 noinst_LTLIBRARIES += server/libnbdserver.la
 server_libnbdserver_la_SOURCES = \
+	%D%/access.c \
+	%D%/access.h \
+	%D%/client-id.c \
+	%D%/client-id.h \
 	%D%/export.c \
 	%D%/export.h \
 	%D%/nbd-conn.c \
@@ -16,9 +20,17 @@ server_libnbdserver_la_SOURCES = \
 	%D%/nbd-server.h \
 	%D%/nbd-status.c \
 	%D%/nbd-transmit.c \
-	%D%/nbd-transmit.h
-server_libnbdserver_la_CFLAGS = $(AM_CFLAGS) $(LIBUV_CFLAGS)
-server_libnbdserver_la_LIBADD = lib/libvarve.la $(LIBUV_LIBS)
+	%D%/nbd-transmit.h \
+	%D%/small-file.c \
+	%D%/small-file.h \
+	%D%/tls-psk.c \
+	%D%/tls-psk.h \
+	%D%/tls-session.c \
+	%D%/tls-session.h \
+	%D%/tls.c \
+	%D%/tls.h
+server_libnbdserver_la_CFLAGS = $(AM_CFLAGS) $(LIBUV_CFLAGS) $(GNUTLS_CFLAGS)
+server_libnbdserver_la_LIBADD = lib/libvarve.la $(LIBUV_LIBS) $(GNUTLS_LIBS)
 
 sbin_PROGRAMS += server/varved
 server_varved_SOURCES = \
@@ -71,5 +83,5 @@ server_varved_SOURCES = \
 	%D%/served-view.h \
 	%D%/view-export.c \
 	%D%/view-export.h
-server_varved_CFLAGS = $(AM_CFLAGS) $(LIBUV_CFLAGS) $(JANSSON_CFLAGS)
+server_varved_CFLAGS = $(AM_CFLAGS) $(LIBUV_CFLAGS) $(GNUTLS_CFLAGS) $(JANSSON_CFLAGS)
 server_varved_LDADD = server/libnbdserver.la lib/libvarve.la $(LIBUV_LIBS) $(JANSSON_LIBS)
