@@ -232,6 +232,8 @@ static int checkpoint_parse(json_t *o, struct varve_cat_disk *d, struct varve_er
         rc = get_u63(o, "time", &time_ns, err);
     if (rc == 0)
         rc = get_u63(o, "epoch", &epoch, err);
+    if (rc == 0 && varve_catalogue_checkpoint(d, name))
+        rc = varve_err_set(err, EUCLEAN, "checkpoint '%s' stands in it twice", name);
     if (rc == 0)
         rc = varve_catalogue_add_checkpoint(d, name, backup, time_ns, epoch, err);
     if (rc == 0)
@@ -313,6 +315,17 @@ static int backup_state_parse(json_t *o, struct varve_cat_backup *b, struct varv
     return bad_value("state", err);
 }
 
+/* As much as there is room for, in whole characters: half of one could not be dumped again. */
+static void text_cut(char *out, size_t room, const char *text)
+{
+    size_t len = strnlen(text, room - 1);
+
+    while (len > 0 && ((unsigned char)text[len] & 0xc0) == 0x80)
+        len--;
+    memcpy(out, text, len);
+    out[len] = '\0';
+}
+
 static int backup_parse(json_t *o, struct varve_catalogue *c, struct varve_err *err)
 {
     json_t *list = json_object_get(o, "disks");
@@ -338,7 +351,7 @@ static int backup_parse(json_t *o, struct varve_catalogue *c, struct varve_err *
     if (rc == 0)
         rc = get_u63(o, "ttl", &b->ttl_s, err);
     if (reason)
-        snprintf(b->reason, sizeof(b->reason), "%s", reason);
+        text_cut(b->reason, sizeof(b->reason), reason);
     for (size_t i = 0; rc == 0 && i < b->ndisks; i++)
         rc = backup_disk_parse(json_array_get(list, i), &b->disks[i], err);
     return rc;
