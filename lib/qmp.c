@@ -216,26 +216,24 @@ int varve_qmp_reader_next(struct varve_qmp_reader *r, json_t **out, struct varve
         return reader_too_long(r, err);
     while (r->scan < r->end) {
         enum reader_step step = reader_step(r, r->buf[r->scan++]);
+        const char *text = r->buf + r->start;
+        size_t len = r->scan - r->start;
 
-        if (step == STEP_WHOLE) {
-            const char *text = r->buf + r->start;
-            size_t len = r->scan - r->start;
-
-            r->start = r->scan;
-            if (len > r->max)
-                return reader_too_long(r, err);
-            return reader_parse(text, len, out, err);
-        }
         if (r->bad) {
-            r->skipped += r->scan - r->start;
+            r->skipped += len;
             r->start = r->scan;
+        }
+        /* Said at the same byte, however the stream came in pieces. */
+        if ((r->bad ? r->skipped : len) > r->max)
+            return reader_too_long(r, err);
+        if (step == STEP_WHOLE) {
+            r->start = r->scan;
+            return reader_parse(text, len, out, err);
         }
         if (step == STEP_BAD)
             return varve_err_set(err, EINVAL, "message is not a JSON object: %s", r->why);
-        if (r->bad && r->skipped > r->max)
-            return reader_too_long(r, err);
     }
-    return r->end - r->start > r->max ? reader_too_long(r, err) : 0;
+    return 0;
 }
 
 bool varve_qmp_reader_idle(const struct varve_qmp_reader *r)
