@@ -374,6 +374,101 @@ static void a_runtime_folder_that_is_replaced_during_a_read_gives_no_wrong_byte(
     race_at_each_call(prepare_overwritten, race_rebuild, true, -ESTALE);
 }
 
+/* --- looks in between --------------------------------------------------------------------------- */
+
+static bool may_end;
+
+static void look(void *arg)
+{
+    char buf[BLOCK];
+    int r;
+
+    (void)arg;
+    fault_disarm(&c.fault);
+    r = read_block(3, buf);
+    raced = true;
+    if (may_end && r == -ESTALE)
+        return;
+    assert_int_equal(r, 0);
+    for (unsigned i = 0; i < BLOCK; i++)
+        assert_int_equal(buf[i], 'x');
+}
+
+/* Before every call that a server makes in `action`, a reader reads block 3. */
+static void look_at_each_call_of(void (*action)(void), bool overwritten, bool ends)
+{
+    raced = true;
+    may_end = ends;
+    for (uint64_t n = 1; raced; n++) {
+        core_fini(&c);
+        core_init(&c, SIZE, BLOCK);
+        begin();
+        if (overwritten)
+            write_block(3, 'a');
+        raced = false;
+        fault_gate_at(&c.fault, FAULT_ANY, n, look, NULL);
+        action();
+        fault_disarm(&c.fault);
+        assert_true(raced || n > 1);
+    }
+}
+
+static void write_3(void)
+{
+    core_fill(&c, 2 * BLOCK + 5, 2 * BLOCK, 'w');
+}
+
+static void punch_3(void)
+{
+    core_punch(&c, 3 * BLOCK, BLOCK);
+}
+
+static void end(void)
+{
+    assert_int_equal(varve_tracker_end_view(c.t, v.id, NULL), 0);
+}
+
+/*   writer                       reader
+ *   any call on the way to overwriting block 3
+ *                                reads 'x' */
+static void a_look_at_any_moment_of_a_write_sees_the_old_bytes(void **state)
+{
+    (void)state;
+    look_at_each_call_of(write_3, false, false);
+    look_at_each_call_of(write_3, true, false);
+    look_at_each_call_of(punch_3, false, false);
+}
+
+/*   control                      reader
+ *   ends the view: any call of it (freeing the scratch among them)
+ *                                reads 'x', or is told that the view has ended */
+static void a_look_at_any_moment_of_a_views_end_sees_the_old_bytes_or_the_end(void **state)
+{
+    (void)state;
+    look_at_each_call_of(end, true, true);
+}
+
+/*   server                       reader
+ *   starts again after a kill: any call of its attach
+ *                                reads 'x' */
+static void a_look_at_any_moment_of_a_restart_sees_the_old_bytes(void **state)
+{
+    (void)state;
+    raced = true;
+    may_end = false;
+    for (uint64_t n = 1; raced; n++) {
+        core_fini(&c);
+        core_init(&c, SIZE, BLOCK);
+        begin();
+        write_block(3, 'a');
+        core_kill(&c);
+        raced = false;
+        fault_gate_at(&c.fault, FAULT_ANY, n, look, NULL);
+        core_start(&c);
+        fault_disarm(&c.fault);
+    }
+}
+
 /* --- what is missing -------------------------------------------------------------------------- */
 
 static void every_failing_call_of_a_reader_is_an_error_or_costs_nothing(void **state)
@@ -723,6 +818,9 @@ int main(void)
         VIEW_TEST(an_epoch_that_breaks_at_any_moment_of_a_read_gives_no_wrong_byte),
         VIEW_TEST(a_server_that_dies_and_comes_back_during_a_read_is_not_noticed),
         VIEW_TEST(a_runtime_folder_that_is_replaced_during_a_read_gives_no_wrong_byte),
+        VIEW_TEST(a_look_at_any_moment_of_a_write_sees_the_old_bytes),
+        VIEW_TEST(a_look_at_any_moment_of_a_views_end_sees_the_old_bytes_or_the_end),
+        VIEW_TEST(a_look_at_any_moment_of_a_restart_sees_the_old_bytes),
         VIEW_TEST(every_failing_call_of_a_reader_is_an_error_or_costs_nothing),
         VIEW_TEST(a_page_that_was_removed_is_stale),
         VIEW_TEST(maps_pages_and_scratch_that_are_cut_short_are_errors_and_no_signals),
