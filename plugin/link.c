@@ -76,7 +76,7 @@ static int link_hello(struct varve_link *l, struct peer *p, const struct varve_l
     a->msg.arg[3] = id->geometry.shift;
     a->msg.arg[4] = varve_tracker_epoch(l->tracker);
     a->msg.arg[5] = l->config->freeze_timeout_ms;
-    a->msg.arg[6] = l->config->durable_process;
+    a->msg.arg[6] = !l->config->durable_process;
     a->msg.arg[7] = l->config->scratch_max;
     memcpy(a->msg.uuid, id->uuid, sizeof(id->uuid));
     varve_link_msg_text(&a->msg, id->image);
