@@ -11,6 +11,7 @@ e2e_tests = \
 	%D%/test_oracle.py \
 	%D%/test_point_in_time.py \
 	%D%/test_programs.py \
+	%D%/test_queries.py \
 	%D%/test_races.py \
 	%D%/test_stalled_client.py \
 	%D%/test_two_disks.py
