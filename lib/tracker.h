@@ -86,7 +86,8 @@ int varve_tracker_prepare(struct varve_tracker *t, bool arm, uint64_t *epoch,
                           struct varve_err *err);
 
 /* Holds new pieces back and waits, at most the freeze timeout, for those under way.  From here the
- * timeout runs: past it writers go on by themselves and the swap is refused.  -ETIMEDOUT. */
+ * timeout runs: past it the first writer that waits lets all go on, and then the swap is refused.
+ * -ETIMEDOUT; -EINVAL: held back already, or nothing is prepared. */
 int varve_tracker_quiesce(struct varve_tracker *t, struct varve_err *err);
 
 /* Enters the prepared epoch, with view `view_id` (0: none) opened at this boundary, and lets writers
