@@ -185,6 +185,20 @@ static void a_writer_past_the_deadline_opens_the_gate_itself_and_the_swap_is_ref
     varve_gate_leave(&gate, shard);
 }
 
+/* The deadline is the writers'.  As long as none has gone on, the boundary is one instant. */
+static void a_late_swap_that_kept_nobody_waiting_is_made(void **state)
+{
+    uint64_t until;
+
+    (void)state;
+    assert_int_equal(varve_gate_close(&gate, 1), 0);
+    until = clock_ms() + 3;
+    while (clock_ms() < until)
+        sched_yield();
+    assert_int_equal(varve_gate_swap(&gate, 8), 0);
+    assert_int_equal(atomic_load(&now_word), 8 << 1);
+}
+
 static void closing_over_one_who_stays_inside_times_out_and_opens_again(void **state)
 {
     unsigned shard, other;
@@ -357,6 +371,7 @@ int main(void)
         GATE_TEST(swap_and_open_of_an_open_gate_change_nothing),
         GATE_TEST(who_comes_to_a_closed_gate_enters_the_epoch_it_opens_onto),
         GATE_TEST(a_writer_past_the_deadline_opens_the_gate_itself_and_the_swap_is_refused),
+        GATE_TEST(a_late_swap_that_kept_nobody_waiting_is_made),
         GATE_TEST(closing_over_one_who_stays_inside_times_out_and_opens_again),
         GATE_TEST(close_returns_after_the_last_one_inside_has_left),
         GATE_TEST(nobody_is_inside_a_closed_gate),
