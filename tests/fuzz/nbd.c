@@ -1,0 +1,376 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ *
+ * The NBD server, whole: listener, connection, handshake, requests, replies, the pool, its end.
+ * The input is what a client sends and how it behaves:
+ *
+ *     0   flags, below
+ *     1   seed of the places where its stream is cut into writes
+ *     2   the event, if any, happens after so many writes
+ *     3   the stream
+ *
+ * Each input has a server of its own, which must be gone afterwards, without its deadline's help.
+ */
+#include "server/export.h"
+#include "server/nbd-server.h"
+#include "tests/fuzz/fuzz.h"
+#include "tests/fuzz/nbd-check.h"
+#include "tests/lib/tmpdir.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <limits.h>
+#include <poll.h>
+#include <signal.h>
+#include <stdbool.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/un.h>
+#include <time.h>
+#include <unistd.h>
+#include <uv.h>
+
+#define FLAG_LAZY     0x01 /* reads nothing while it can write */
+#define FLAG_WITHDRAW 0x02 /* event: the exports are withdrawn */
+#define FLAG_CLOSE    0x04 /* event: the server closes */
+#define FLAG_HANG_UP  0x08 /* event: the client closes its socket, with what is unread in it */
+#define FLAG_ONE      0x10 /* one export is listed, so that the empty name finds it */
+
+/* Longer than VARVE_EXPORT_READ_MAX, so that reads are done in parts. */
+#define MAX_REQUEST (320u * 1024u)
+
+/* A connection that nobody keeps must end within this, on a busy machine. */
+#define HANG_MS     15000u
+#define DEADLINE_MS 20000u
+
+/* --- exports -------------------------------------------------------------------------------- */
+
+#define CONTEXTS 3
+
+struct fuzz_export {
+    struct varve_export base;
+    uint64_t unit;  /* bytes; every odd one of these is a hole, and dirty */
+    bool bad;       /* [64 KiB, 68 KiB) cannot be read, nor its status be told */
+};
+
+static const char *const context_names[CONTEXTS] = {
+    "base:allocation",
+    "qemu:dirty-bitmap:b",
+    "varve:lost",
+};
+
+static uint8_t byte_at(uint64_t off)
+{
+    uint64_t blk = off / 4096;
+
+    if ((blk ^ blk >> 3) & 1)
+        return 0;
+    return (uint8_t)((off ^ off >> 8) | 1);
+}
+
+static bool is_bad(const struct varve_export *e, uint64_t off, uint64_t len)
+{
+    return ((const struct fuzz_export *)e)->bad && off < 68 * 1024 && off + len > 64 * 1024;
+}
+
+static int fuzz_read(struct varve_export *e, void *buf, uint64_t off, uint32_t len,
+                     struct varve_err *err)
+{
+    FUZZ_CHECK(len > 0 && len <= VARVE_EXPORT_READ_MAX && off <= e->size && len <= e->size - off);
+    if (is_bad(e, off, len))
+        return varve_err_set(err, EIO, "lost");
+    for (uint32_t i = 0; i < len; i++)
+        ((uint8_t *)buf)[i] = byte_at(off + i);
+    return 0;
+}
+
+static int fuzz_status(struct varve_export *e, unsigned ctx, uint64_t off, uint64_t len,
+                       struct varve_extent *out, size_t max, struct varve_err *err)
+{
+    uint64_t unit = ((struct fuzz_export *)e)->unit << ctx;
+    uint64_t end = off + len;
+    size_t n = 0;
+
+    FUZZ_CHECK(ctx < e->ncontexts && len > 0 && max > 0);
+    FUZZ_CHECK(off <= e->size && len <= e->size - off);
+    if (is_bad(e, off, len))
+        return varve_err_set(err, EIO, "lost");
+    while (off < end && n < max) {
+        uint64_t here = unit - off % unit;
+
+        if (here > end - off)
+            here = end - off;
+        out[n].len = here;
+        out[n].flags = (off / unit & 1) * (ctx == 0 ? 3 : 1);
+        n++;
+        off += here;
+    }
+    return (int)n;
+}
+
+static void fuzz_cache(struct varve_export *e, uint64_t off, uint64_t len)
+{
+    FUZZ_CHECK(len > 0 && off <= e->size && len <= e->size - off);
+}
+
+static void fuzz_free(struct varve_export *e)
+{
+    free(e);
+}
+
+static const struct varve_export_ops fuzz_ops = {
+    .read = fuzz_read,
+    .status = fuzz_status,
+    .cache = fuzz_cache,
+    .free = fuzz_free,
+};
+
+static void publish(struct varve_exports *x, struct varve_export **e, const char *name,
+                    uint64_t size, uint64_t unit, bool bad, bool listed)
+{
+    struct fuzz_export *f = calloc(1, sizeof(*f));
+    struct varve_err err = VARVE_ERR_INIT;
+
+    FUZZ_CHECK(f);
+    f->base.ops = &fuzz_ops;
+    f->base.name = (char *)name;
+    f->base.description = bad ? NULL : (char *)"arithmetic";
+    f->base.size = size;
+    f->base.block_pref = 4096;
+    f->base.listed = listed;
+    f->base.ncontexts = bad ? 1 : CONTEXTS;
+    f->base.contexts = context_names;
+    f->base.refs = 1;
+    f->unit = unit;
+    f->bad = bad;
+    FUZZ_CHECK(varve_exports_add(x, &f->base, &err) == 0);
+    *e = &f->base;
+}
+
+/* --- one client ----------------------------------------------------------------------------- */
+
+#define EXPORTS 4
+
+struct run {
+    uint8_t flags, event_at;
+    struct varve_exports *exports;
+    struct varve_export *all[EXPORTS]; /* NULL: withdrawn */
+    struct varve_nbd_server *server;
+    bool closing, closed;
+
+    int fd; /* the client's; -1: closed */
+    const uint8_t *stream;
+    size_t len, sent;
+    bool blocked;  /* the last write had no room */
+    bool said_all; /* and half closed */
+    bool gone;     /* the server has closed, */
+    bool in_full;  /* as it should, */
+    bool disturbed; /* unless an event was in the way */
+    unsigned writes;
+    struct fuzz_cuts cuts;
+    struct nbd_check *check;
+};
+
+static uv_loop_t loop;
+static char *top; /* holds the socket */
+
+static uint64_t now_ms(void)
+{
+    struct timespec ts;
+
+    clock_gettime(CLOCK_MONOTONIC, &ts);
+    return (uint64_t)ts.tv_sec * 1000 + (uint64_t)ts.tv_nsec / 1000000;
+}
+
+static void fuzz_end(void)
+{
+    uv_loop_close(&loop);
+    tmpdir_remove(top);
+}
+
+static void fuzz_begin(void)
+{
+    if (top)
+        return;
+    signal(SIGPIPE, SIG_IGN);
+    setenv("UV_THREADPOOL_SIZE", "4", 0);
+    FUZZ_CHECK(uv_loop_init(&loop) == 0);
+    top = tmpdir_new();
+    atexit(fuzz_end);
+}
+
+static void withdraw(struct run *r)
+{
+    for (unsigned i = 0; i < EXPORTS; i++) {
+        if (r->all[i])
+            varve_exports_remove(r->exports, r->all[i]);
+        r->all[i] = NULL;
+    }
+}
+
+static void on_closed(void *arg)
+{
+    struct run *r = arg;
+
+    FUZZ_CHECK(!r->closed);
+    r->closed = true;
+}
+
+static void run_event(struct run *r)
+{
+    r->disturbed = r->flags & (FLAG_WITHDRAW | FLAG_CLOSE | FLAG_HANG_UP);
+    if (r->flags & FLAG_WITHDRAW) {
+        withdraw(r);
+        varve_nbd_server_kick(r->server);
+    }
+    if (r->flags & FLAG_CLOSE) {
+        r->closing = true;
+        varve_nbd_server_close(r->server, DEADLINE_MS, on_closed, r);
+    }
+    if (r->flags & FLAG_HANG_UP) {
+        close(r->fd);
+        r->fd = -1;
+    }
+}
+
+/* Writes a piece.  True: something happened. */
+static bool run_write(struct run *r)
+{
+    struct fuzz_cuts before = r->cuts;
+    ssize_t n;
+
+    if (r->said_all)
+        return false;
+    if (r->sent == r->len) {
+        shutdown(r->fd, SHUT_WR);
+        r->said_all = true;
+        return true;
+    }
+    n = send(r->fd, r->stream + r->sent, fuzz_cut(&r->cuts, r->len - r->sent), MSG_NOSIGNAL);
+    r->blocked = n < 0 && errno == EAGAIN;
+    if (r->blocked) {
+        r->cuts = before;
+        return false;
+    }
+    if (n < 0) {
+        r->said_all = true;
+        return true;
+    }
+    r->sent += (size_t)n;
+    if (r->writes++ == r->event_at)
+        run_event(r);
+    return true;
+}
+
+static bool run_read(struct run *r)
+{
+    static uint8_t buf[256 * 1024];
+    bool some = false;
+    ssize_t n;
+
+    if ((r->flags & FLAG_LAZY) && !r->said_all && !r->blocked)
+        return false;
+    while ((n = recv(r->fd, buf, sizeof(buf), 0)) > 0) {
+        nbd_check_feed(r->check, buf, (size_t)n);
+        some = true;
+    }
+    r->gone = n == 0 || errno != EAGAIN;
+    r->in_full = n == 0 && !r->disturbed;
+    return some;
+}
+
+static void run_wait(struct run *r)
+{
+    struct pollfd fds[2] = {
+        {.fd = r->fd, .events = (short)(POLLIN | (r->blocked ? POLLOUT : 0))},
+        {.fd = uv_backend_fd(&loop), .events = POLLIN},
+    };
+    int wait = uv_backend_timeout(&loop);
+
+    poll(fds, 2, wait < 0 || wait > 1000 ? 1000 : wait);
+}
+
+static void run_client(struct run *r)
+{
+    uint64_t begin = now_ms();
+
+    while (!r->gone && r->fd >= 0) {
+        bool moved = run_write(r);
+
+        uv_run(&loop, UV_RUN_NOWAIT);
+        if (r->fd >= 0)
+            moved |= run_read(r);
+        if (!moved && !r->gone && r->fd >= 0)
+            run_wait(r);
+        FUZZ_CHECK(now_ms() - begin < HANG_MS);
+    }
+    if (r->fd >= 0)
+        close(r->fd);
+    if (r->sent == r->len && r->in_full)
+        nbd_check_answered(r->check);
+}
+
+static int client_connect(const char *path)
+{
+    struct sockaddr_un addr = {.sun_family = AF_UNIX};
+    int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+
+    FUZZ_CHECK(fd >= 0 && strlen(path) < sizeof(addr.sun_path));
+    strcpy(addr.sun_path, path);
+    FUZZ_CHECK(connect(fd, (struct sockaddr *)&addr, sizeof(addr)) == 0);
+    FUZZ_CHECK(fcntl(fd, F_SETFL, O_NONBLOCK) == 0);
+    return fd;
+}
+
+static void run_begin(struct run *r)
+{
+    struct varve_err err = VARVE_ERR_INIT;
+    struct varve_nbd_options o;
+    bool listed = !(r->flags & FLAG_ONE);
+    char where[PATH_MAX];
+
+    r->exports = varve_exports_new();
+    FUZZ_CHECK(r->exports);
+    publish(r->exports, &r->all[0], "a", (1u << 20) + 511, 4096, false, true);
+    publish(r->exports, &r->all[1], "bad", 200 * 1024, 65536, true, false);
+    publish(r->exports, &r->all[2], "empty", 0, 512, false, listed);
+    publish(r->exports, &r->all[3], "huge", INT64_MAX, 1ull << 55, false, listed);
+    varve_nbd_options_default(&o);
+    o.max_request = MAX_REQUEST;
+    o.handshake_timeout_ms = 2 * DEADLINE_MS;
+    FUZZ_CHECK(varve_nbd_server_new(&loop, r->exports, &o, &r->server, &err) == 0);
+    snprintf(where, sizeof(where), "unix:%s/s", top);
+    FUZZ_CHECK(varve_nbd_server_listen(r->server, where, NULL, 0, &err) == 0);
+    r->fd = client_connect(where + 5);
+}
+
+static void run_end(struct run *r)
+{
+    uint64_t begin = now_ms();
+
+    if (!r->closing)
+        varve_nbd_server_close(r->server, DEADLINE_MS, on_closed, r);
+    uv_run(&loop, UV_RUN_DEFAULT);
+    FUZZ_CHECK(r->closed && now_ms() - begin < HANG_MS);
+    withdraw(r);
+    varve_exports_free(r->exports);
+}
+
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
+{
+    struct run r = {0};
+
+    if (size < 3)
+        return -1;
+    fuzz_begin();
+    r.flags = data[0];
+    r.cuts.state = data[1];
+    r.event_at = data[2];
+    r.stream = data + 3;
+    r.len = size - 3;
+    r.check = nbd_check_new(r.stream, r.len, MAX_REQUEST, byte_at);
+    run_begin(&r);
+    run_client(&r);
+    run_end(&r);
+    nbd_check_free(r.check);
+    return 0;
+}
