@@ -84,6 +84,16 @@ def can_connect(path):
         s.close()
 
 
+def answers_nbd(path):
+    """As can_connect, but leaves as a client should, so that the server has nothing to say."""
+    try:
+        with nbdclient.NBD(path, 5) as c:
+            c.client_flags().option(nbdclient.OPT_ABORT)
+        return True
+    except (OSError, EOFError):
+        return False
+
+
 def run(cmd, check=True, timeout=300, env=None):
     """Runs a command to its end; on a failure that is not expected says what it printed."""
     r = subprocess.run([str(c) for c in cmd], capture_output=True, text=True, timeout=timeout,
@@ -211,7 +221,7 @@ class Stack:
         disk.process = self.spawn("nbdkit-" + name, self.nbdkit_command(disk, *extra, **params),
                                   self.nbdkit_env())
         self.disks[name] = disk
-        wait_for("nbdkit of %s listens" % name, lambda: can_connect(disk.sock), disk.process)
+        wait_for("nbdkit of %s listens" % name, lambda: answers_nbd(disk.sock), disk.process)
         return disk
 
     def start_daemon(self, *extra):

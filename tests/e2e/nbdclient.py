@@ -296,10 +296,11 @@ class NBD:
         return out
 
     def disc(self):
-        try:
-            self.sock.sendall(struct.pack(">IHHQQI", REQUEST_MAGIC, 0, CMD_DISC, 0, 0, 0))
-        except OSError:
-            pass
+        if self.size is not None:  # in the transmission phase
+            try:
+                self.sock.sendall(struct.pack(">IHHQQI", REQUEST_MAGIC, 0, CMD_DISC, 0, 0, 0))
+            except OSError:
+                pass
         self.close()
 
     def close(self):
