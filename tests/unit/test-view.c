@@ -2,6 +2,7 @@
  *
  * The reading side: what a view returns is the disk at its boundary or an error (I10).  Races are
  * forced by a callback that runs in the reader, before one chosen call that it makes of the world.
+ * It is long because each of them has a test of its own.
  */
 #include "lib/view.h"
 
