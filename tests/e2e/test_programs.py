@@ -3,6 +3,7 @@
 """The programs that people use against a backup: nbdinfo, nbdcopy, qemu-img, nbdfuse."""
 import json
 import os
+import re
 import shutil
 
 import backups
@@ -189,6 +190,27 @@ def nbdfuse_mounts_the_view():
         finally:
             run(["fusermount3", "-u", mount])
             p.wait(60)
+
+
+@test
+def a_tcp_listener_serves_the_same():
+    """--listen tcp:127.0.0.1:0 beside a unix one: the log tells the port, nbdinfo and nbdcopy use
+    it."""
+    with Stack() as s:
+        disk = s.serve("vda", s.image("vda.img", SIZE, b"\x66" * SIZE))
+        s.start_daemon("--listen", "unix:" + s.nbd, "--listen", "tcp:127.0.0.1:0")
+        s.wait_disk("vda", "live")
+        with open(s.daemon.log) as f:
+            port, = re.findall(r"listens at tcp:127\.0\.0\.1:(\d+)", f.read())
+        with s.qmp() as q, disk.connect() as c:
+            ident, _ = backups.begin(q, ["vda"])
+            c.write(0, b"later" * 1000)
+            uri = "nbd://127.0.0.1:%s/vda" % port
+            assert run(["nbdinfo", "--size", uri]).stdout.strip() == str(SIZE)
+            run(["nbdcopy", uri, s.path("copy.img")])
+            assert s.content(s.path("copy.img")) == b"\x66" * SIZE
+            assert backups.pull(("127.0.0.1", int(port)), "vda") == b"\x66" * SIZE
+            backups.end(q, ident)
 
 
 @test
