@@ -40,7 +40,8 @@ struct varve_export_ops {
      * of it went wrong.  On the loop's thread: must not wait.  May be NULL. */
     void (*read_failed)(struct varve_export *e, uint64_t off, uint64_t len);
 
-    /* Hint that the range will be read.  Pool threads.  May be NULL. */
+    /* Hint that the range, at most VARVE_EXPORT_CACHE_MAX long, will be read.  Pool threads.  May be
+     * NULL. */
     void (*cache)(struct varve_export *e, uint64_t off, uint64_t len);
 
     /* The last reference is gone. */
@@ -49,6 +50,9 @@ struct varve_export_ops {
 
 /* The longest read that is asked of an export at once (cold reads hold locks that guests need). */
 #define VARVE_EXPORT_READ_MAX (256u * 1024u)
+
+/* The same for hints: what runs in the pool cannot be cancelled and should not last. */
+#define VARVE_EXPORT_CACHE_MAX (8u * 1024u * 1024u)
 
 /* Embedded in what the maker has; the first field of it or found by container_of.
  * All fields but the last group are constant once it is published. */

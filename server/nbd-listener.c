@@ -6,15 +6,22 @@
 #include "server/nbd-listener.h"
 
 #include <errno.h>
+#include <fcntl.h>
+#include <libgen.h>
 #include <netdb.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/file.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
 #define BACKLOG 128
+
+/* Two servers that start hold the lock for a moment only; who holds it longer is none of ours. */
+#define LOCK_TRIES    50
+#define LOCK_PAUSE_US 10000
 
 /* --- unix ----------------------------------------------------------------------------------- */
 
@@ -70,22 +77,64 @@ static int unix_bind(struct varve_nbd_listener *l, int fd, const struct sockaddr
     return 0;
 }
 
+/* Between the look whether somebody listens and our own listen() another server may start on the
+ * same path: the later of the two would remove the socket of the first.  So all of that is done
+ * under a lock on the path's folder.  The fd of the lock or -errno. */
+static int unix_lock_folder(const char *path, struct varve_err *err)
+{
+    char *copy = strdup(path);
+    int fd, rc = 0;
+
+    if (!copy)
+        return varve_err_set(err, ENOMEM, "unix:%s: no memory", path);
+    fd = open(dirname(copy), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    free(copy);
+    if (fd < 0)
+        return varve_err_sys(err, errno, "unix:%s", path);
+    for (int i = 0; flock(fd, LOCK_EX | LOCK_NB); i++) {
+        if (errno == EWOULDBLOCK && i < LOCK_TRIES) {
+            usleep(LOCK_PAUSE_US);
+        } else if (errno != EINTR) {
+            rc = varve_err_sys(err, errno, "unix:%s: the lock on its folder", path);
+            close(fd);
+            return rc;
+        }
+    }
+    return fd;
+}
+
+/* Under the lock: bound and listening at once, so that nobody takes it for a stale one. */
+static int unix_listen(struct varve_nbd_listener *l, int fd, const struct sockaddr_un *addr,
+                       struct varve_err *err)
+{
+    int rc = unix_clear(addr, err);
+
+    if (!rc)
+        rc = unix_bind(l, fd, addr, err);
+    if (!rc && listen(fd, BACKLOG))
+        rc = varve_err_sys(err, errno, "cannot listen at %s", addr->sun_path);
+    return rc;
+}
+
 static int unix_open(struct varve_nbd_listener *l, const char *path, struct varve_err *err)
 {
     struct sockaddr_un addr = {.sun_family = AF_UNIX};
-    int rc, fd;
+    int rc, fd, lock;
 
     if (!*path || strlen(path) >= sizeof(addr.sun_path))
         return varve_err_set(err, EINVAL, "unix:%s: a path of 1 to %zu bytes is needed", path,
                              sizeof(addr.sun_path) - 1);
     memcpy(addr.sun_path, path, strlen(path) + 1);
-    rc = unix_clear(&addr, err);
-    if (rc)
-        return rc;
     fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
     if (fd < 0)
         return varve_err_sys(err, errno, "unix:%s", path);
-    rc = unix_bind(l, fd, &addr, err);
+    lock = unix_lock_folder(path, err);
+    if (lock < 0) {
+        close(fd);
+        return lock;
+    }
+    rc = unix_listen(l, fd, &addr, err);
+    close(lock);
     if (!rc) {
         rc = uv_pipe_open(&l->io.pipe, fd);
         if (!rc)

@@ -275,14 +275,18 @@ static void job_done(struct varve_nbd_conn *c, struct varve_nbd_job *job)
     struct varve_nbd_req *req = job->req;
     bool replied = false;
 
+    /* While the request counts as running nobody else frees it: whatever is sent here may meet a
+     * lack of memory and close the connection, which drops the requests that wait. */
+    assert(req->running > 0);
     c->tx.held -= job->held;
     if (job->err.code) {
         if (job->out)
             c->tx.held -= job->out->held;
         req_fail(c, req, &job->err, job->off);
     } else {
-        replied = job_deliver(c, job, !req->left && !req->running && !req->err.code);
+        replied = job_deliver(c, job, !req->left && req->running == 1 && !req->err.code);
     }
+    req->running--;
     if (!req->left && !req->running)
         req_finish(c, req, replied);
 }
@@ -296,11 +300,10 @@ static void on_job_done(uv_work_t *work, int status)
     for (i = 0; c->tx.jobs[i] != job; i++)
         continue;
     c->tx.jobs[i] = c->tx.jobs[--c->tx.njobs];
-    job->req->running--;
     if (c->state != VARVE_NBD_CLOSING) {
         assert(status == 0); /* only what closes is cancelled */
         job_done(c, job);
-    } else if (!job->req->running) {
+    } else if (!--job->req->running) {
         req_free(job->req);
     }
     (void)status;
@@ -328,10 +331,19 @@ static size_t next_cost(const struct varve_nbd_conn *c, const struct varve_nbd_r
 
 static uint64_t next_len(const struct varve_nbd_req *req)
 {
-    uint64_t room = VARVE_EXPORT_READ_MAX - req->next % VARVE_EXPORT_READ_MAX;
+    uint64_t step, room;
 
-    if (req->hdr.type != VARVE_NBD_CMD_READ)
+    switch (req->hdr.type) {
+    case VARVE_NBD_CMD_READ:
+        step = VARVE_EXPORT_READ_MAX;
+        break;
+    case VARVE_NBD_CMD_CACHE:
+        step = VARVE_EXPORT_CACHE_MAX;
+        break;
+    default:
         return req->left;
+    }
+    room = step - req->next % step;
     return req->left < room ? req->left : room;
 }
 

@@ -14,6 +14,7 @@ TESTS += %D%/unit/test-nbd-proto
 check_PROGRAMS += %D%/server/nbd-fixture
 %C%_server_nbd_fixture_SOURCES = %D%/server/nbd-fixture.c
 %C%_server_nbd_fixture_CFLAGS = $(AM_CFLAGS) $(LIBUV_CFLAGS) $(GNUTLS_CFLAGS)
+%C%_server_nbd_fixture_LDFLAGS = -Wl,--wrap=malloc -Wl,--wrap=calloc -Wl,--wrap=realloc
 %C%_server_nbd_fixture_LDADD = server/libnbdserver.la $(LIBUV_LIBS)
 
 # Fixtures: directories, worlds that fail, disks.

@@ -90,6 +90,13 @@ class Export:
                 self.dirty_context = "qemu:dirty-bitmap:" + self.opts[k]
 
     def content(self, off, length):
+        if "striped" in self.opts:
+            out, step = [], 256 * K
+            while length:
+                n = min(length, step - off % step)
+                out.append(bytes(n) if off // step % 2 else pattern(off, n))
+                off, length = off + n, length - n
+            return b"".join(out)
         n = max(0, min(length, self.data_end - off))
         return pattern(off, n) + bytes(length - n)
 

@@ -648,6 +648,27 @@ def reply_goes_to_a_half_closed_client(s):
 
 
 @test
+def lack_of_memory_costs_requests_or_connections_and_nothing_else(s):
+    """Every Nth allocation of the server fails, at whatever point of a request or an option: what is
+    answered is right, the server lives, and ends in order.  Eight long reads at once of stripes of
+    zeroes make holes that are sent while pieces of their request wait and none is in the pool."""
+    needs("--fail-alloc")
+    e = Export("a:64M:striped")
+    for every in list(range(7, 24, 2)) + [37, 61, 97]:
+        with Fixture([e.spec], ["--fail-alloc", str(every)]) as f:
+            for i in range(8):
+                try:
+                    with f.open("a", structured=i % 4 > 0) as c:
+                        for k in range(8):
+                            c.cmd(CMD_READ, k * 4 * M + i * 4096, 2 * M)
+                        while c.pending:
+                            _, p = c.wait_any()
+                            must(p.errors or p.data == e.content(p.off, p.len), "wrong bytes")
+                except (Closed, OSError):
+                    pass
+
+
+@test
 def clients_that_come_and_go_under_load(s):
     """Connections in each stage, closing at random moments, from 6 threads at once."""
     import threading

@@ -1,6 +1,8 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: BSD-3-Clause
 """Listeners, and the end of the server.  The fixture closes with a deadline of 2 s on SIGTERM."""
+import fcntl
+
 from nbdtest import *  # noqa: F401,F403
 
 MODES = (False, True)
@@ -258,6 +260,33 @@ def living_unix_socket_is_not_stolen(s):
         with f.open() as c:
             must(c.size == 1 * M, "size %d", c.size)
             c.disc()
+
+
+@test
+def stale_unix_socket_is_left_to_the_server_that_is_replacing_it(s):
+    """server/nbd-server.h varve_nbd_server_listen: two servers that start at once.
+
+    we      lock the folder, as a server does that has found the stale socket and is about to bind
+    server  finds the stale socket too; without the lock it would replace it now,
+            and whichever of the two is the later one steals the other's"""
+    d = tempfile.mkdtemp(dir=tmpdir())
+    f = Fixture(["a:1M:pattern"], dir=d)
+    f.kill()
+    before = os.stat(f.sock).st_ino
+    fd = os.open(d, os.O_RDONLY | os.O_DIRECTORY)
+    fcntl.flock(fd, fcntl.LOCK_EX)
+    try:
+        g = Fixture(["a:2M:pattern"], dir=d)
+    except AssertionError as e:
+        must("lock" in str(e), "%s", e)
+    else:
+        g.kill()
+        raise Violation("it listens although another server is at it")
+    must(os.stat(f.sock).st_ino == before, "the socket was replaced")
+    os.close(fd)
+    with Fixture(["a:2M:pattern"], dir=d) as g, g.open() as c:
+        must(c.size == 2 * M, "size %d", c.size)
+        c.disc()
 
 
 @test

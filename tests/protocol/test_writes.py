@@ -253,6 +253,18 @@ def cache_within_the_export_succeeds(s):
 
 
 @test
+def cache_of_4_gib_is_done_in_pieces(s):
+    """NBD_CMD_CACHE; server/export.h: a hint is no longer than VARVE_EXPORT_CACHE_MAX, which the
+    fixture asserts.  Reads get their turn meanwhile."""
+    with s.open("huge") as c:
+        for off, length in ((0, 0xFFFFFFFF), (4 * G - 4096, 4 * G - 8192), (12345, 3 * G)):
+            cookie = c.cmd(CMD_CACHE, off, length)
+            must(c.read(0, 512).data == bytes(512), "not zeroes")
+            must(not c.wait(cookie).errors, "cache failed")
+        c.disc()
+
+
+@test
 def cache_beyond_the_end_is_einval(s):
     """Size constraints: SHOULD report EINVAL if the request would exceed the export size."""
     with s.open("pat") as c:

@@ -34,6 +34,7 @@ enum fixture_content {
     CONTENT_ZERO,
     CONTENT_PATTERN,
     CONTENT_HALF,
+    CONTENT_STRIPED,
 };
 
 struct fixture_context {
@@ -66,6 +67,7 @@ struct fixture {
     unsigned nexports;
     bool first_withdrawn;
     bool stats;
+    unsigned fail_alloc;
     bool closing;
 };
 
@@ -84,6 +86,7 @@ static const char usage[] =
     "  --handshake-timeout MS    default 10000\n"
     "  --idle-timeout MS         0: never (default)\n"
     "  --write-timeout MS        a peer that takes nothing of a reply (default 60000)\n"
+    "  --fail-alloc N            once it listens every Nth allocation of the server fails\n"
     "  --stats                   at the end print for each export, in the order given,\n"
     "                            \"stats NAME clients=N bytes=N requests=N\" on stdout\n"
     "  --help                    this text\n"
@@ -94,6 +97,8 @@ static const char usage[] =
     "                    number o ^ 0x5a5a5a5a5a5a5a5a; base:allocation says 0\n"
     "  half              first half pattern (0), second half zero and a hole (3); the border\n"
     "                    is SIZE/2 rounded down to a multiple of 8\n"
+    "  striped           every odd 256 KiB are zero, the others pattern;\n"
+    "                    base:allocation says hole,zero (3)\n"
     "  dirty=NAME        context qemu:dirty-bitmap:NAME, every odd 64 KiB unit is dirty (1)\n"
     "  allfine=NAME      the same, every odd 4 KiB unit\n"
     "  context=FULLNAME  a context of any name, every odd 64 KiB unit has status 1\n"
@@ -110,6 +115,41 @@ static const char usage[] =
     "Signals: TERM or INT closes the server (deadline 2 s) and exits with 0.  USR1 withdraws\n"
     "the first export given and disconnects its clients.\n"
     "Exit status: 0 closed, 1 failed, 2 usage.\n";
+
+/* --- allocations that fail ------------------------------------------------------------------ */
+
+/* The linker sends the server's calls here (--wrap). */
+void *__real_malloc(size_t len);
+void *__real_calloc(size_t n, size_t len);
+void *__real_realloc(void *p, size_t len);
+void *__wrap_malloc(size_t len);
+void *__wrap_calloc(size_t n, size_t len);
+void *__wrap_realloc(void *p, size_t len);
+
+static atomic_uint fail_every; /* 0: none fails */
+
+static bool fails_now(void)
+{
+    static atomic_uint calls;
+    unsigned every = atomic_load(&fail_every);
+
+    return every && atomic_fetch_add(&calls, 1) % every == every - 1;
+}
+
+void *__wrap_malloc(size_t len)
+{
+    return fails_now() ? NULL : __real_malloc(len);
+}
+
+void *__wrap_calloc(size_t n, size_t len)
+{
+    return fails_now() ? NULL : __real_calloc(n, len);
+}
+
+void *__wrap_realloc(void *p, size_t len)
+{
+    return fails_now() ? NULL : __real_realloc(p, len);
+}
 
 /* --- exports -------------------------------------------------------------------------------- */
 
@@ -166,10 +206,21 @@ static int fixture_read(struct varve_export *e, void *buf, uint64_t off, uint32_
         data_end = e->size;
     else if (f->content == CONTENT_HALF)
         data_end = half_of(e);
+    else if (f->content == CONTENT_STRIPED && off / VARVE_EXPORT_READ_MAX % 2 == 0)
+        data_end = e->size; /* a read lies in one stripe */
     memset(buf, 0, len);
     if (off < data_end)
         pattern_fill(buf, off, len < data_end - off ? len : data_end - off);
     return 0;
+}
+
+/* There is nothing to fetch; what matters is how much is asked at once. */
+static void fixture_cache(struct varve_export *e, uint64_t off, uint64_t len)
+{
+    assert(len > 0 && len <= VARVE_EXPORT_CACHE_MAX && off <= e->size && len <= e->size - off);
+    (void)off;
+    (void)len;
+    (void)e;
 }
 
 /* The run that begins at off: its status, and its end, which may lie beyond the export. */
@@ -231,6 +282,7 @@ static void fixture_free(struct varve_export *e)
 static const struct varve_export_ops fixture_ops = {
     .read = fixture_read,
     .status = fixture_status,
+    .cache = fixture_cache,
     .free = fixture_free,
 };
 
@@ -315,6 +367,8 @@ static void apply_option(struct fixture_export *f, const char *opt)
         f->content = CONTENT_PATTERN;
     else if (!strcmp(opt, "half"))
         f->content = CONTENT_HALF;
+    else if (!strcmp(opt, "striped"))
+        f->content = CONTENT_STRIPED;
     else if (!strcmp(opt, "unlisted"))
         f->base.listed = false;
     else if (!strncmp(opt, "dirty=", len + 1))
@@ -436,6 +490,7 @@ static int serve(struct fixture *x, const struct varve_nbd_options *o, char **wh
         }
     }
     fflush(stdout);
+    atomic_store(&fail_every, x->fail_alloc);
     uv_run(&x->loop, UV_RUN_DEFAULT);
     if (uv_loop_close(&x->loop))
         abort();
@@ -466,6 +521,7 @@ enum {
     OPT_HANDSHAKE_TIMEOUT,
     OPT_IDLE_TIMEOUT,
     OPT_WRITE_TIMEOUT,
+    OPT_FAIL_ALLOC,
     OPT_STATS,
     OPT_HELP,
 };
@@ -478,6 +534,7 @@ static const struct option long_options[] = {
     {"handshake-timeout", required_argument, NULL, OPT_HANDSHAKE_TIMEOUT},
     {"idle-timeout", required_argument, NULL, OPT_IDLE_TIMEOUT},
     {"write-timeout", required_argument, NULL, OPT_WRITE_TIMEOUT},
+    {"fail-alloc", required_argument, NULL, OPT_FAIL_ALLOC},
     {"stats", no_argument, NULL, OPT_STATS},
     {"help", no_argument, NULL, OPT_HELP},
     {NULL, 0, NULL, 0},
@@ -535,6 +592,9 @@ int main(int argc, char **argv)
             break;
         case OPT_WRITE_TIMEOUT:
             o.write_timeout_ms = (unsigned)parse_whole_size(optarg);
+            break;
+        case OPT_FAIL_ALLOC:
+            x.fail_alloc = (unsigned)parse_whole_size(optarg);
             break;
         case OPT_STATS:
             x.stats = true;
