@@ -21,7 +21,6 @@ AM_TESTS_ENVIRONMENT = \
 	test -z "$$VARVE_PRELOAD" || PATH="$(abs_top_srcdir)/tests/harness:$$PATH"; \
 	ASAN_OPTIONS="$${ASAN_OPTIONS-detect_stack_use_after_return=1}"; export ASAN_OPTIONS; \
 	UBSAN_OPTIONS="$${UBSAN_OPTIONS-print_stacktrace=1}"; export UBSAN_OPTIONS; \
-	LSAN_OPTIONS="suppressions=$(abs_top_srcdir)/tests/harness/lsan.supp:print_suppressions=0"; export LSAN_OPTIONS; \
 	TSAN_OPTIONS="suppressions=$(abs_top_srcdir)/tests/harness/tsan.supp:second_deadlock_stack=1"; export TSAN_OPTIONS;
 
 # The tests that are about threads: what ThreadSanitizer is asked to judge.
@@ -43,6 +42,5 @@ EXTRA_DIST += \
 	tests/run.sh \
 	%D%/count.py \
 	%D%/driver.py \
-	%D%/lsan.supp \
 	%D%/nbdkit \
 	%D%/tsan.supp
