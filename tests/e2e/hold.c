@@ -1,14 +1,14 @@
 /* SPDX-License-Identifier: BSD-3-Clause
  *
- * Forces the order of a race in a program that knows nothing of it: preloaded into nbdkit, it holds a
- * thread at a named point of its I/O for as long as a file of that name exists.  Used by
+ * Forces the order of a race in a program that knows nothing of it: preloaded into nbdkit, it holds
+ * a thread at a named point of its I/O for as long as a file of that name exists.  Used by
  * test_races.py alone.
  *
  *     HOLD_DIR/OP.FILE.WHEN      hold the first one that comes here
  *     HOLD_DIR/OP.FILE.WHEN.hit  made by us: a thread is held here now (or was)
  *
- * OP is read, write or punch (any fallocate); FILE is image (the path HOLD_IMAGE) or scratch (a name
- * that ends so); WHEN is before or after.
+ * OP is read, write or punch (any fallocate); FILE is image (the path HOLD_IMAGE) or scratch (a
+ * name that ends so); WHEN is before or after.
  */
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE

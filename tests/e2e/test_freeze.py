@@ -3,8 +3,8 @@
 """The freeze: no write is lost or doubled across boundaries.
 
 CHECKPOINTS (default 200; LONG=1: 1000) boundaries are made while guests write every block of a disk
-exactly once.  Boundaries are begun while writes are under way: each round hands the writers their
-next share of blocks and makes the boundary while they are at it.
+exactly once.  Writers are let go before each boundary, it is begun when they write, and they are
+held back when it has been answered, so that each boundary meets writes under way.
 """
 import bisect
 import threading
@@ -16,7 +16,7 @@ from tap import diag, main, number, rng, test
 
 CHECKPOINTS = number("CHECKPOINTS", 200, 1000)
 BLOCK = 4 * K
-SHARE = 160               # blocks handed out for one boundary
+SHARE = 300               # blocks for one boundary, on average at most
 WRITERS = 4
 
 
@@ -56,32 +56,35 @@ class OnceWriters:
         except BaseException as e:
             self.errors.append(repr(e))
 
-    def allow(self, more):
+    def go(self):
+        """Lets them go on, and returns when they do (or have nothing left)."""
         with self.cond:
-            self.allowed += more
+            before = self.next
+            self.allowed = len(self.order)
             self.cond.notify_all()
+        wait_for("writers write", lambda: self.next > before or self.next == len(self.order)
+                 or self.errors)
 
-    def taken(self):
-        return self.next
+    def hold(self):
+        with self.cond:
+            self.allowed = self.next
 
     def finish(self):
-        self.allow(len(self.order))
+        self.go()
         for t in self.threads:
             t.join()
         assert not self.errors, "guest I/O failed: %s" % self.errors
 
 
-def in_flight(writers, called, replied):
-    """Writes that were under way at some moment of a boundary."""
-    return sum(1 for sent, done in list(writers.times.values()) if sent < replied and done > called)
-
-
-def wait_share(writers, share):
-    """Lets a share go and waits until it has been begun, so that the boundary meets it."""
-    before = writers.taken()
-    writers.allow(share)
-    wait_for("writers begin their share", lambda: writers.taken() > before or writers.errors
-             or writers.taken() >= len(writers.order))
+def boundaries_met(writers, bounds):
+    """How many boundaries, as (called, replied), had a write under way at some moment."""
+    replied = [b[1] for b in bounds]
+    met = set()
+    for sent, done in writers.times.values():
+        i = bisect.bisect_right(replied, sent)
+        if i < len(bounds) and bounds[i][0] < done:
+            met.add(i)
+    return len(met)
 
 
 @test
@@ -93,20 +96,20 @@ def every_block_written_once_is_dirty_in_exactly_one_epoch():
     with Stack() as s:
         disk = s.start("vda", nblocks * BLOCK, granularity="4K")
         writers = OnceWriters(disk, nblocks, random)
-        where, bounds, raced = {}, [], 0
+        where, bounds = {}, []
         with s.qmp() as q:
             q.cmd("checkpoint-create", name="c0", disks=["vda"])
             last = "c0"
             for i in range(1, CHECKPOINTS + 2):
                 if i <= CHECKPOINTS:
-                    wait_share(writers, SHARE)
+                    writers.go()
                 else:
                     writers.finish()
                 called = time.monotonic_ns()
                 ident, answer = backups.begin(q, [{"disk": "vda", "since": last}],
                                               checkpoint="c%d" % i)
                 replied = time.monotonic_ns()
-                raced += in_flight(writers, called, replied) if i % 20 == 0 else 0
+                writers.hold()
                 for off, n in backups.dirty(s.nbd, "vda", answer["vda"]["context"]):
                     for block in range(off // BLOCK, (off + n) // BLOCK):
                         assert block not in where, \
@@ -123,9 +126,9 @@ def every_block_written_once_is_dirty_in_exactly_one_epoch():
             assert sent <= bounds[epoch - 1][1], "block %d is dirty before it was written" % block
             assert epoch == 1 or done >= bounds[epoch - 2][0], \
                 "block %d was written before the epoch that has it" % block
-        diag("%d boundaries, %d blocks; at every 20th boundary %.1f writes were under way" % (
-            CHECKPOINTS, nblocks, raced / max(1, CHECKPOINTS // 20)))
-        assert raced > 0, "no boundary met a write: the test proves nothing"
+        met = boundaries_met(writers, bounds)
+        diag("%d blocks, %d boundaries, %d of them met writes" % (nblocks, CHECKPOINTS, met))
+        assert met >= CHECKPOINTS // 10, "too few boundaries met writes: this proves little"
 
 
 @test
@@ -142,10 +145,11 @@ def checkpoints_alone_divide_writes_as_their_times_say():
         bounds = []
         with s.qmp() as q:
             for i in range(count):
-                wait_share(writers, SHARE)
+                writers.go()
                 called = time.monotonic_ns()
                 q.cmd("checkpoint-create", name="c%d" % i, disks=["vda"])
                 bounds.append((called, time.monotonic_ns()))
+                writers.hold()
             writers.finish()
             ident, _ = backups.begin(q, ["vda"])
             # the last checkpoint since which a block is dirty, among those that are looked at
@@ -161,11 +165,13 @@ def checkpoints_alone_divide_writes_as_their_times_say():
             called = [bounds[i][0] for i in looked]
             replied = [bounds[i][1] for i in looked]
             for block, (sent, done) in writers.times.items():
-                must = bisect.bisect_left(replied, sent) - 1   # the last answered before it was sent
+                must = bisect.bisect_left(replied, sent) - 1  # the last answered before it was sent
                 may = bisect.bisect_left(called, done) - 1     # the last called before it was done
                 at = looked.index(last[block]) if block in last else -1
                 assert at >= must, "block %d: written after c%d, lost" % (block, looked[must])
                 assert at <= may, "block %d: done before c%d, yet since it" % (block, looked[at])
+            met = boundaries_met(writers, bounds)
+            assert met >= count // 10, "only %d boundaries met writes" % met
             backups.end(q, ident)
 
 

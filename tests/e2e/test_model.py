@@ -3,8 +3,8 @@
 """The model test: random operations on the whole stack and on plain arrays; compare all the time.
 
 Two disks; guests' requests, checkpoints, backups of one disk or both, ends with and without
-success, kills and restarts of daemon and nbdkit, disks that nobody serves for a while.  STEPS (default 150;
-LONG=1: 5000); the seed is printed, and the steps are when it fails.
+success, kills and restarts of daemon and nbdkit, disks that nobody serves for a while.  STEPS
+(default 150; LONG=1: 5000); the seed is printed, and the steps are when it fails.
 """
 import collections
 
@@ -214,7 +214,7 @@ class Model:
 
 @test
 def random_operations_act_as_on_arrays():
-    """After any history views, dirty maps of every base, checkpoints and backups are the model's."""
+    """After any history views, dirty maps, checkpoints and backups are the model's."""
     with Stack() as s:
         model = Model(s, rng("model"))
         try:
