@@ -3,7 +3,8 @@
 """Races between guests, boundaries and readers, in forced orders.
 
 hold.c, preloaded into nbdkit, holds the first thread that comes to a named point of its I/O until
-it is let go.  No test sleeps to win: each waits for the thread to be held, and for what the others do.
+it is let go.  No test sleeps to win: each waits for the thread to be held, and for what the others
+do.
 """
 import os
 import select
