@@ -47,6 +47,7 @@ void varve_served_view_unref(struct varve_served_view *v)
     varve_source_unref(v->source);
     pthread_mutex_destroy(&v->lock);
     free(v->failed);
+    free(v->lost);
     free(v);
 }
 
@@ -101,6 +102,72 @@ int varve_served_view_hole_run(struct varve_served_view *v, uint64_t off, uint64
         rc = varve_allocation_run(v->allocation, off, end, run_end, err);
     while (rc == -EAGAIN && served_view_wait(v, &deadline, err));
     return rc == -EAGAIN ? -EIO : rc;
+}
+
+static int lost_compute(struct varve_served_view *v, struct varve_bitmap *map,
+                        struct varve_err *err)
+{
+    uint64_t deadline = 0;
+    int rc;
+
+    do
+        rc = varve_view_or_lost(v->source, &v->view, map, err);
+    while (rc == -EAGAIN && served_view_wait(v, &deadline, err));
+    return rc == -EAGAIN ? -EIO : rc;
+}
+
+/* The count is read before the map, and the map's bits are set before they are counted: so the map
+ * has at least what was counted, and who finds the same count later finds the same blocks. */
+int varve_served_view_look_lost(struct varve_served_view *v, struct varve_err *err)
+{
+    uint64_t deadline = 0, scratch_bytes, lost_bytes;
+    struct varve_bitmap *map;
+    bool same;
+    int rc;
+
+    do
+        rc = varve_view_usage(v->source, &v->view, &scratch_bytes, &lost_bytes, err);
+    while (rc == -EAGAIN && served_view_wait(v, &deadline, err));
+    if (rc < 0)
+        return rc == -EAGAIN ? -EIO : rc;
+    pthread_mutex_lock(&v->lock);
+    same = lost_bytes == v->lost_bytes;
+    pthread_mutex_unlock(&v->lock);
+    if (same)
+        return 0;
+    map = varve_bitmap_new(v->disk->identity.geometry.nblks);
+    if (!map)
+        return varve_err_set(err, ENOMEM, "Disk '%s': no memory for a map", v->disk->name);
+    rc = lost_compute(v, map, err);
+    pthread_mutex_lock(&v->lock);
+    if (rc == 0 && v->lost)
+        varve_bitmap_or(v->lost, map);
+    if (rc == 0 && lost_bytes > v->lost_bytes)
+        v->lost_bytes = lost_bytes;
+    if (rc == 0 && !v->lost) {
+        v->lost = map;
+        map = NULL;
+    }
+    pthread_mutex_unlock(&v->lock);
+    free(map);
+    return rc;
+}
+
+bool varve_served_view_lost_run(struct varve_served_view *v, uint64_t off, uint64_t end,
+                                uint64_t *run_end)
+{
+    const struct varve_geometry *g = &v->disk->identity.geometry;
+    uint64_t blk = off >> g->shift, last = ((end - 1) >> g->shift) + 1, to = last;
+    bool lost = false;
+
+    pthread_mutex_lock(&v->lock);
+    if (v->lost) {
+        lost = varve_bitmap_test(v->lost, blk);
+        to = varve_bitmap_find_until(v->lost, blk, last, !lost);
+    }
+    pthread_mutex_unlock(&v->lock);
+    *run_end = to < last ? to << g->shift : end;
+    return lost;
 }
 
 bool varve_served_view_or_failed(struct varve_served_view *v, struct varve_bitmap *into)

@@ -5,7 +5,10 @@
  *                      data    hole, clean    hole, dirty
  *  base:allocation     0       HOLE|ZERO      ZERO         virtnbdbackup skips "dirty and hole"
  *  qemu:dirty-bitmap   0 or 1  0              1            virtnbdbackup asserts 0 or 1
+ *  varve:changes       0 or 1  0              3            bit 1: it reads as zeroes
  *  delta's allocation  HOLE|ZERO where clean, else 0, zeroes or not
+ *
+ * varve:lost is of its own: 1 where a preimage could not be kept, so that reads fail.
  */
 #include "server/view-export.h"
 
@@ -22,7 +25,10 @@
 
 #define PREFERRED_MIN UINT64_C(4096)
 
-enum { CTX_ALLOCATION = 0, CTX_DIRTY = 1 };
+#define CHANGES_DIRTY 1u
+#define CHANGES_ZERO  2u
+
+enum { CTX_ALLOCATION, CTX_DIRTY, CTX_CHANGES, CTX_LOST };
 
 static struct varve_view_export *of(struct varve_export *e)
 {
@@ -67,12 +73,39 @@ static int status_run(struct varve_view_export *x, unsigned ctx, bool dirty, uin
     *run_end = end;
     if (x->delta)
         return dirty ? 0 : (int)(STATE_HOLE | STATE_ZERO);
-    if (ctx == CTX_DIRTY)
+    if (ctx == CTX_DIRTY || (ctx == CTX_CHANGES && !dirty))
         return dirty;
     hole = varve_served_view_hole_run(x->view, off, end, run_end, err);
-    if (hole <= 0)
+    if (hole < 0)
         return hole;
+    if (ctx == CTX_CHANGES)
+        return (int)(hole ? CHANGES_DIRTY | CHANGES_ZERO : CHANGES_DIRTY);
+    if (!hole)
+        return 0;
     return dirty ? (int)STATE_ZERO : (int)(STATE_HOLE | STATE_ZERO);
+}
+
+/* What is lost now, a run at a time; it may have become more when the next one is asked for. */
+static int lost_status(struct varve_view_export *x, uint64_t off, uint64_t len,
+                       struct varve_extent *out, size_t max, struct varve_err *err)
+{
+    uint64_t end = off + len;
+    size_t n = 0;
+    int rc = varve_served_view_look_lost(x->view, err);
+
+    if (rc < 0)
+        return rc;
+    while (off < end && n < max) {
+        uint64_t run_end;
+        bool lost = varve_served_view_lost_run(x->view, off, end, &run_end);
+
+        if (n > 0 && out[n - 1].flags == (uint32_t)lost)
+            out[n - 1].len += run_end - off;
+        else
+            out[n++] = (struct varve_extent){.len = run_end - off, .flags = lost};
+        off = run_end;
+    }
+    return (int)n;
 }
 
 static int view_export_status(struct varve_export *e, unsigned ctx, uint64_t off, uint64_t len,
@@ -83,8 +116,11 @@ static int view_export_status(struct varve_export *e, unsigned ctx, uint64_t off
     uint64_t end = off + len, dirty_end = off;
     bool dirty = false;
     size_t n = 0;
-    int rc = varve_changes_get(x->changes, &map, err);
+    int rc;
 
+    if (ctx == CTX_LOST)
+        return lost_status(x, off, len, out, max, err);
+    rc = varve_changes_get(x->changes, &map, err);
     if (rc < 0)
         return rc;
     while (off < end) {
@@ -116,6 +152,7 @@ static void view_export_free(struct varve_export *e)
 
     varve_served_view_unref(x->view);
     varve_changes_unref(x->changes);
+    free(x->changes_context);
     free(x->dirty_context);
     free(x->e.description);
     free(x->e.name);
@@ -159,7 +196,10 @@ struct varve_view_export *varve_view_export_new(const char *name, const char *bi
     x->e.description = view_describe(view, base);
     if (bitmap && asprintf(&x->dirty_context, "%s%s", VARVE_CTX_DIRTY_PREFIX, bitmap) < 0)
         x->dirty_context = NULL;
-    if (!x->e.name || (bitmap && !x->dirty_context)) {
+    if (bitmap && asprintf(&x->changes_context, "%s%s", VARVE_CTX_CHANGES_PREFIX, bitmap) < 0)
+        x->changes_context = NULL;
+    if (!x->e.name || (bitmap && (!x->dirty_context || !x->changes_context))) {
+        free(x->changes_context);
         free(x->dirty_context);
         free(x->e.description);
         free(x->e.name);
@@ -173,8 +213,10 @@ struct varve_view_export *varve_view_export_new(const char *name, const char *bi
     x->e.refs = 1;
     x->contexts[CTX_ALLOCATION] = VARVE_CTX_ALLOCATION;
     x->contexts[CTX_DIRTY] = x->dirty_context;
+    x->contexts[CTX_CHANGES] = x->changes_context;
+    x->contexts[CTX_LOST] = VARVE_CTX_LOST;
     x->e.contexts = x->contexts;
-    x->e.ncontexts = bitmap ? 2 : 1;
+    x->e.ncontexts = bitmap ? 4 : 1;
     x->delta = !bitmap;
     x->view = varve_served_view_ref(view);
     x->changes = varve_changes_ref(changes);
