@@ -5,6 +5,7 @@
 #include "lib/parse.h"
 #include "plugin/nbdkit.h"
 
+#include <errno.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -144,7 +145,8 @@ int varve_params_complete(struct varve_params *c)
     }
     real = realpath(c->image, NULL);
     if (!real) {
-        nbdkit_error("cannot open image %s: %m", c->image);
+        varve_err_sys(&err, errno, "cannot open image %s", c->image);
+        nbdkit_error("%s", err.msg);
         return -1;
     }
     free(c->image);

@@ -19,6 +19,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <inttypes.h>
 #include <stdio.h>
 #include <unistd.h>
 
@@ -167,12 +168,14 @@ static int plugin_can_cache(void *handle)
 /* 0, or nbdkit's error for a negative errno value. */
 static int plugin_result(int r, const char *what, uint64_t off)
 {
+    struct varve_err err = VARVE_ERR_INIT;
+
     if (r == 0)
         return 0;
     if (r != -EOPNOTSUPP) {
-        errno = -r;
-        nbdkit_error("cannot %s disk %s at offset %llu: %m", what, plugin.config.name,
-                     (unsigned long long)off);
+        varve_err_sys(&err, -r, "cannot %s disk %s at offset %" PRIu64, what, plugin.config.name,
+                      off);
+        nbdkit_error("%s", err.msg);
     }
     nbdkit_set_error(-r);
     return -1;
