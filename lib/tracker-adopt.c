@@ -34,6 +34,16 @@ static int control_open(struct varve_tracker *t, struct varve_err *err)
     return 0;
 }
 
+void varve_tracker_close_control(struct varve_tracker *t)
+{
+    if (t->ctl)
+        t->w->unmap(t->w, t->ctl, sizeof(struct varve_ctl));
+    if (t->ctl_fd >= 0)
+        t->w->close(t->w, t->ctl_fd);
+    t->ctl = NULL;
+    t->ctl_fd = -1;
+}
+
 static int control_fits(struct varve_tracker *t, const uint8_t boot_id[16], struct varve_err *err)
 {
     const struct varve_ctl *c = t->ctl;

@@ -110,25 +110,6 @@ static int identity_take(struct varve_tracker *t, const struct varve_tracker_con
 
 /* --- attach and detach -------------------------------------------------------------------------------- */
 
-void varve_tracker_close_control(struct varve_tracker *t)
-{
-    if (t->ctl)
-        t->w->unmap(t->w, t->ctl, sizeof(struct varve_ctl));
-    if (t->ctl_fd >= 0)
-        t->w->close(t->w, t->ctl_fd);
-    t->ctl = NULL;
-    t->ctl_fd = -1;
-}
-
-void varve_tracker_forget(struct varve_tracker *t)
-{
-    for (unsigned i = 0; i < VARVE_CTL_EPOCHS; i++) {
-        if (t->epochs[i])
-            varve_tracked_epoch_free(t, t->epochs[i]);
-    }
-    atomic_store(&t->scratch_used, 0);
-}
-
 static bool on_one_file_system(struct varve_tracker *t)
 {
     struct varve_stat image, scratch;

@@ -93,6 +93,15 @@ void varve_tracked_epoch_free(struct varve_tracker *t, struct varve_tracked_epoc
     free(e);
 }
 
+void varve_tracker_forget(struct varve_tracker *t)
+{
+    for (unsigned i = 0; i < VARVE_CTL_EPOCHS; i++) {
+        if (t->epochs[i])
+            varve_tracked_epoch_free(t, t->epochs[i]);
+    }
+    atomic_store(&t->scratch_used, 0);
+}
+
 static void epoch_unlink(struct varve_tracker *t, uint64_t number)
 {
     char path[PATH_MAX];

@@ -93,23 +93,21 @@ void varve_tracked_epoch_drop(struct varve_tracker *t, struct varve_tracked_epoc
 /* Closes and unmaps; the files stay. */
 void varve_tracked_epoch_free(struct varve_tracker *t, struct varve_tracked_epoch *e);
 
+/* Closes all epochs and forgets them; their files stay. */
+void varve_tracker_forget(struct varve_tracker *t);
+
 /* The oldest boundary an open view has, or UINT64_MAX. */
 uint64_t varve_tracker_oldest_view(struct varve_tracker *t);
 
 /* Disarms, drops and forgets what no open view needs and what is sealed. */
 void varve_tracker_tidy(struct varve_tracker *t);
 
-/* --- tracker-attach.c --- */
-
-/* Closes all epochs and forgets them; their files stay. */
-void varve_tracker_forget(struct varve_tracker *t);
-void varve_tracker_close_control(struct varve_tracker *t);
-
 /* --- tracker-adopt.c --- */
 
 /* -ENOENT, -EUCLEAN: there is nothing to adopt, or it is not ours: rebuild.  The control page is
  * closed on error. */
 int varve_tracker_adopt(struct varve_tracker *t, const uint8_t boot_id[16], struct varve_err *err);
+void varve_tracker_close_control(struct varve_tracker *t);
 
 /* --- tracker-rebuild.c --- */
 
