@@ -32,8 +32,9 @@ server_libnbdserver_la_SOURCES = \
 server_libnbdserver_la_CFLAGS = $(AM_CFLAGS) $(LIBUV_CFLAGS) $(GNUTLS_CFLAGS)
 server_libnbdserver_la_LIBADD = lib/libvarve.la $(LIBUV_LIBS) $(GNUTLS_LIBS)
 
-sbin_PROGRAMS += server/varved
-server_varved_SOURCES = \
+# The daemon but for its main(), for tests that run it within themselves.
+noinst_LTLIBRARIES += server/libvarved.la
+server_libvarved_la_SOURCES = \
 	%D%/allocation.c \
 	%D%/allocation.h \
 	%D%/args.c \
@@ -70,7 +71,6 @@ server_varved_SOURCES = \
 	%D%/log.h \
 	%D%/mailbox.c \
 	%D%/mailbox.h \
-	%D%/main.c \
 	%D%/options.c \
 	%D%/options.h \
 	%D%/peer.c \
@@ -83,5 +83,10 @@ server_varved_SOURCES = \
 	%D%/served-view.h \
 	%D%/view-export.c \
 	%D%/view-export.h
+server_libvarved_la_CFLAGS = $(AM_CFLAGS) $(LIBUV_CFLAGS) $(GNUTLS_CFLAGS) $(JANSSON_CFLAGS)
+server_libvarved_la_LIBADD = server/libnbdserver.la lib/libvarve.la $(LIBUV_LIBS) $(JANSSON_LIBS)
+
+sbin_PROGRAMS += server/varved
+server_varved_SOURCES = %D%/main.c
 server_varved_CFLAGS = $(AM_CFLAGS) $(LIBUV_CFLAGS) $(GNUTLS_CFLAGS) $(JANSSON_CFLAGS)
-server_varved_LDADD = server/libnbdserver.la lib/libvarve.la $(LIBUV_LIBS) $(JANSSON_LIBS)
+server_varved_LDADD = server/libvarved.la

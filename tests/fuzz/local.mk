@@ -1,11 +1,25 @@
 # Fuzz targets, see fuzz.h.  Each is linked with replay.c into a test that runs its corpus, and after
 # ./configure --enable-fuzzers CC=clang by `make fuzzers` with libFuzzer (run.sh does both).
 
-FUZZ_CFLAGS = $(AM_CFLAGS) $(LIBUV_CFLAGS) $(JANSSON_CFLAGS) $(LIBNBD_CFLAGS)
+FUZZ_CFLAGS = \
+	$(AM_CFLAGS) $(LIBUV_CFLAGS) $(JANSSON_CFLAGS) $(LIBNBD_CFLAGS) $(GNUTLS_CFLAGS)
 FUZZ_CORE = tests/lib/libtest.la lib/libvarve.la
 FUZZERS =
 fuzzers: $(FUZZERS)
 .PHONY: fuzzers
+
+check_PROGRAMS += %D%/replay-access
+%C%_replay_access_SOURCES = %D%/replay.c %D%/fuzz.h %D%/access.c
+%C%_replay_access_CPPFLAGS = $(AM_CPPFLAGS) -DFUZZ_TARGET='"access"'
+%C%_replay_access_CFLAGS = $(FUZZ_CFLAGS)
+%C%_replay_access_LDADD = server/libnbdserver.la $(FUZZ_CORE) $(LIBUV_LIBS)
+TESTS += %D%/replay-access
+FUZZERS += %D%/fuzz-access
+EXTRA_PROGRAMS += %D%/fuzz-access
+%C%_fuzz_access_SOURCES = %D%/fuzz.h %D%/access.c
+%C%_fuzz_access_CFLAGS = $(FUZZ_CFLAGS)
+%C%_fuzz_access_LDFLAGS = $(AM_LDFLAGS) -fsanitize=fuzzer
+%C%_fuzz_access_LDADD = server/libnbdserver.la $(FUZZ_CORE) $(LIBUV_LIBS)
 
 check_PROGRAMS += %D%/replay-catalogue
 %C%_replay_catalogue_SOURCES = %D%/replay.c %D%/fuzz.h %D%/catalogue.c
@@ -32,6 +46,19 @@ EXTRA_PROGRAMS += %D%/fuzz-client-status
 %C%_fuzz_client_status_CFLAGS = $(FUZZ_CFLAGS)
 %C%_fuzz_client_status_LDFLAGS = $(AM_LDFLAGS) -fsanitize=fuzzer
 %C%_fuzz_client_status_LDADD = $(FUZZ_CORE)
+
+check_PROGRAMS += %D%/replay-control
+%C%_replay_control_SOURCES = %D%/replay.c %D%/fuzz.h %D%/control.c %D%/peer.c %D%/peer.h %D%/world.c %D%/world.h
+%C%_replay_control_CPPFLAGS = $(AM_CPPFLAGS) -DFUZZ_TARGET='"control"'
+%C%_replay_control_CFLAGS = $(FUZZ_CFLAGS)
+%C%_replay_control_LDADD = server/libvarved.la $(FUZZ_CORE) $(LIBUV_LIBS) $(JANSSON_LIBS)
+TESTS += %D%/replay-control
+FUZZERS += %D%/fuzz-control
+EXTRA_PROGRAMS += %D%/fuzz-control
+%C%_fuzz_control_SOURCES = %D%/fuzz.h %D%/control.c %D%/peer.c %D%/peer.h %D%/world.c %D%/world.h
+%C%_fuzz_control_CFLAGS = $(FUZZ_CFLAGS)
+%C%_fuzz_control_LDFLAGS = $(AM_LDFLAGS) -fsanitize=fuzzer
+%C%_fuzz_control_LDADD = server/libvarved.la $(FUZZ_CORE) $(LIBUV_LIBS) $(JANSSON_LIBS)
 
 check_PROGRAMS += %D%/replay-identity
 %C%_replay_identity_SOURCES = %D%/replay.c %D%/fuzz.h %D%/identity.c %D%/world.c %D%/world.h
@@ -60,14 +87,14 @@ EXTRA_PROGRAMS += %D%/fuzz-link
 %C%_fuzz_link_LDADD = $(FUZZ_CORE)
 
 check_PROGRAMS += %D%/replay-nbd
-%C%_replay_nbd_SOURCES = %D%/replay.c %D%/fuzz.h %D%/nbd.c %D%/nbd-check.c %D%/nbd-check.h
+%C%_replay_nbd_SOURCES = %D%/replay.c %D%/fuzz.h %D%/nbd.c %D%/nbd-check.c %D%/nbd-check.h %D%/peer.c %D%/peer.h
 %C%_replay_nbd_CPPFLAGS = $(AM_CPPFLAGS) -DFUZZ_TARGET='"nbd"'
 %C%_replay_nbd_CFLAGS = $(FUZZ_CFLAGS)
 %C%_replay_nbd_LDADD = server/libnbdserver.la $(FUZZ_CORE) $(LIBUV_LIBS)
 TESTS += %D%/replay-nbd
 FUZZERS += %D%/fuzz-nbd
 EXTRA_PROGRAMS += %D%/fuzz-nbd
-%C%_fuzz_nbd_SOURCES = %D%/fuzz.h %D%/nbd.c %D%/nbd-check.c %D%/nbd-check.h
+%C%_fuzz_nbd_SOURCES = %D%/fuzz.h %D%/nbd.c %D%/nbd-check.c %D%/nbd-check.h %D%/peer.c %D%/peer.h
 %C%_fuzz_nbd_CFLAGS = $(FUZZ_CFLAGS)
 %C%_fuzz_nbd_LDFLAGS = $(AM_LDFLAGS) -fsanitize=fuzzer
 %C%_fuzz_nbd_LDADD = server/libnbdserver.la $(FUZZ_CORE) $(LIBUV_LIBS)
@@ -136,6 +163,18 @@ EXTRA_PROGRAMS += %D%/fuzz-timeline
 %C%_fuzz_timeline_CFLAGS = $(FUZZ_CFLAGS)
 %C%_fuzz_timeline_LDFLAGS = $(AM_LDFLAGS) -fsanitize=fuzzer
 %C%_fuzz_timeline_LDADD = $(FUZZ_CORE)
+check_PROGRAMS += %D%/replay-tls
+%C%_replay_tls_SOURCES = %D%/replay.c %D%/fuzz.h %D%/tls.c %D%/world.c %D%/world.h
+%C%_replay_tls_CPPFLAGS = $(AM_CPPFLAGS) -DFUZZ_TARGET='"tls"'
+%C%_replay_tls_CFLAGS = $(FUZZ_CFLAGS)
+%C%_replay_tls_LDADD = server/libnbdserver.la $(FUZZ_CORE) $(LIBUV_LIBS) $(GNUTLS_LIBS)
+TESTS += %D%/replay-tls
+FUZZERS += %D%/fuzz-tls
+EXTRA_PROGRAMS += %D%/fuzz-tls
+%C%_fuzz_tls_SOURCES = %D%/fuzz.h %D%/tls.c %D%/world.c %D%/world.h
+%C%_fuzz_tls_CFLAGS = $(FUZZ_CFLAGS)
+%C%_fuzz_tls_LDFLAGS = $(AM_LDFLAGS) -fsanitize=fuzzer
+%C%_fuzz_tls_LDADD = server/libnbdserver.la $(FUZZ_CORE) $(LIBUV_LIBS) $(GNUTLS_LIBS)
 
 CLEANFILES += $(FUZZERS)
 EXTRA_DIST += %D%/nbd.dict %D%/run.sh

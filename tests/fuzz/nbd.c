@@ -14,20 +14,12 @@
 #include "server/nbd-server.h"
 #include "tests/fuzz/fuzz.h"
 #include "tests/fuzz/nbd-check.h"
+#include "tests/fuzz/peer.h"
 #include "tests/lib/tmpdir.h"
 
 #include <errno.h>
-#include <fcntl.h>
 #include <limits.h>
-#include <poll.h>
 #include <signal.h>
-#include <stdbool.h>
-#include <string.h>
-#include <sys/socket.h>
-#include <sys/un.h>
-#include <time.h>
-#include <unistd.h>
-#include <uv.h>
 
 #define FLAG_LAZY     0x01 /* reads nothing while it can write */
 #define FLAG_WITHDRAW 0x02 /* event: the exports are withdrawn */
@@ -38,9 +30,8 @@
 /* Longer than VARVE_EXPORT_READ_MAX, so that reads are done in parts. */
 #define MAX_REQUEST (320u * 1024u)
 
-/* A connection that nobody keeps must end within this, on a busy machine. */
-#define HANG_MS     15000u
-#define DEADLINE_MS 20000u
+/* Only a server that hangs would need it. */
+#define DEADLINE_MS (FUZZ_HANG_MS + 5000u)
 
 /* --- exports -------------------------------------------------------------------------------- */
 
@@ -151,35 +142,17 @@ static void publish(struct varve_exports *x, struct varve_export **e, const char
 #define EXPORTS 4
 
 struct run {
-    uint8_t flags, event_at;
+    uint8_t flags;
     struct varve_exports *exports;
     struct varve_export *all[EXPORTS]; /* NULL: withdrawn */
     struct varve_nbd_server *server;
     bool closing, closed;
-
-    int fd; /* the client's; -1: closed */
-    const uint8_t *stream;
-    size_t len, sent;
-    bool blocked;  /* the last write had no room */
-    bool said_all; /* and half closed */
-    bool gone;     /* the server has closed, */
-    bool in_full;  /* as it should, */
-    bool disturbed; /* unless an event was in the way */
-    unsigned writes;
-    struct fuzz_cuts cuts;
+    struct fuzz_peer peer;
     struct nbd_check *check;
 };
 
 static uv_loop_t loop;
 static char *top; /* holds the socket */
-
-static uint64_t now_ms(void)
-{
-    struct timespec ts;
-
-    clock_gettime(CLOCK_MONOTONIC, &ts);
-    return (uint64_t)ts.tv_sec * 1000 + (uint64_t)ts.tv_nsec / 1000000;
-}
 
 static void fuzz_end(void)
 {
@@ -215,9 +188,10 @@ static void on_closed(void *arg)
     r->closed = true;
 }
 
-static void run_event(struct run *r)
+static void on_event(void *arg)
 {
-    r->disturbed = r->flags & (FLAG_WITHDRAW | FLAG_CLOSE | FLAG_HANG_UP);
+    struct run *r = arg;
+
     if (r->flags & FLAG_WITHDRAW) {
         withdraw(r);
         varve_nbd_server_kick(r->server);
@@ -226,107 +200,20 @@ static void run_event(struct run *r)
         r->closing = true;
         varve_nbd_server_close(r->server, DEADLINE_MS, on_closed, r);
     }
-    if (r->flags & FLAG_HANG_UP) {
-        close(r->fd);
-        r->fd = -1;
-    }
+    if (r->flags & FLAG_HANG_UP)
+        fuzz_peer_hang_up(&r->peer);
 }
 
-/* Writes a piece.  True: something happened. */
-static bool run_write(struct run *r)
+static void on_bytes(void *arg, const uint8_t *buf, size_t len)
 {
-    struct fuzz_cuts before = r->cuts;
-    ssize_t n;
-
-    if (r->said_all)
-        return false;
-    if (r->sent == r->len) {
-        shutdown(r->fd, SHUT_WR);
-        r->said_all = true;
-        return true;
-    }
-    n = send(r->fd, r->stream + r->sent, fuzz_cut(&r->cuts, r->len - r->sent), MSG_NOSIGNAL);
-    r->blocked = n < 0 && errno == EAGAIN;
-    if (r->blocked) {
-        r->cuts = before;
-        return false;
-    }
-    if (n < 0) {
-        r->said_all = true;
-        return true;
-    }
-    r->sent += (size_t)n;
-    if (r->writes++ == r->event_at)
-        run_event(r);
-    return true;
+    nbd_check_feed(((struct run *)arg)->check, buf, len);
 }
 
-static bool run_read(struct run *r)
-{
-    static uint8_t buf[256 * 1024];
-    bool some = false;
-    ssize_t n;
-
-    if ((r->flags & FLAG_LAZY) && !r->said_all && !r->blocked)
-        return false;
-    while ((n = recv(r->fd, buf, sizeof(buf), 0)) > 0) {
-        nbd_check_feed(r->check, buf, (size_t)n);
-        some = true;
-    }
-    r->gone = n == 0 || errno != EAGAIN;
-    r->in_full = n == 0 && !r->disturbed;
-    return some;
-}
-
-static void run_wait(struct run *r)
-{
-    struct pollfd fds[2] = {
-        {.fd = r->fd, .events = (short)(POLLIN | (r->blocked ? POLLOUT : 0))},
-        {.fd = uv_backend_fd(&loop), .events = POLLIN},
-    };
-    int wait = uv_backend_timeout(&loop);
-
-    poll(fds, 2, wait < 0 || wait > 1000 ? 1000 : wait);
-}
-
-static void run_client(struct run *r)
-{
-    uint64_t begin = now_ms();
-
-    while (!r->gone && r->fd >= 0) {
-        bool moved = run_write(r);
-
-        uv_run(&loop, UV_RUN_NOWAIT);
-        if (r->fd >= 0)
-            moved |= run_read(r);
-        if (!moved && !r->gone && r->fd >= 0)
-            run_wait(r);
-        FUZZ_CHECK(now_ms() - begin < HANG_MS);
-    }
-    if (r->fd >= 0)
-        close(r->fd);
-    if (r->sent == r->len && r->in_full)
-        nbd_check_answered(r->check);
-}
-
-static int client_connect(const char *path)
-{
-    struct sockaddr_un addr = {.sun_family = AF_UNIX};
-    int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
-
-    FUZZ_CHECK(fd >= 0 && strlen(path) < sizeof(addr.sun_path));
-    strcpy(addr.sun_path, path);
-    FUZZ_CHECK(connect(fd, (struct sockaddr *)&addr, sizeof(addr)) == 0);
-    FUZZ_CHECK(fcntl(fd, F_SETFL, O_NONBLOCK) == 0);
-    return fd;
-}
-
-static void run_begin(struct run *r)
+static void server_begin(struct run *r, const char *where)
 {
     struct varve_err err = VARVE_ERR_INIT;
     struct varve_nbd_options o;
     bool listed = !(r->flags & FLAG_ONE);
-    char where[PATH_MAX];
 
     r->exports = varve_exports_new();
     FUZZ_CHECK(r->exports);
@@ -336,41 +223,50 @@ static void run_begin(struct run *r)
     publish(r->exports, &r->all[3], "huge", INT64_MAX, 1ull << 55, false, listed);
     varve_nbd_options_default(&o);
     o.max_request = MAX_REQUEST;
-    o.handshake_timeout_ms = 2 * DEADLINE_MS;
+    o.handshake_timeout_ms = DEADLINE_MS;
     FUZZ_CHECK(varve_nbd_server_new(&loop, r->exports, &o, &r->server, &err) == 0);
-    snprintf(where, sizeof(where), "unix:%s/s", top);
     FUZZ_CHECK(varve_nbd_server_listen(r->server, where, NULL, 0, &err) == 0);
-    r->fd = client_connect(where + 5);
 }
 
-static void run_end(struct run *r)
+static void server_end(struct run *r)
 {
-    uint64_t begin = now_ms();
+    uint64_t begin = fuzz_now_ms();
 
     if (!r->closing)
         varve_nbd_server_close(r->server, DEADLINE_MS, on_closed, r);
     uv_run(&loop, UV_RUN_DEFAULT);
-    FUZZ_CHECK(r->closed && now_ms() - begin < HANG_MS);
+    FUZZ_CHECK(r->closed && fuzz_now_ms() - begin < FUZZ_HANG_MS);
     withdraw(r);
     varve_exports_free(r->exports);
 }
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
+    char where[PATH_MAX];
     struct run r = {0};
 
     if (size < 3)
         return -1;
     fuzz_begin();
     r.flags = data[0];
-    r.cuts.state = data[1];
-    r.event_at = data[2];
-    r.stream = data + 3;
-    r.len = size - 3;
-    r.check = nbd_check_new(r.stream, r.len, MAX_REQUEST, byte_at);
-    run_begin(&r);
-    run_client(&r);
-    run_end(&r);
+    r.check = nbd_check_new(data + 3, size - 3, MAX_REQUEST, byte_at);
+    r.peer = (struct fuzz_peer){
+        .loop = &loop,
+        .stream = data + 3,
+        .len = size - 3,
+        .cuts = {data[1]},
+        .lazy = r.flags & FLAG_LAZY,
+        .event_at = data[2],
+        .event = r.flags & (FLAG_WITHDRAW | FLAG_CLOSE | FLAG_HANG_UP) ? on_event : NULL,
+        .got = on_bytes,
+        .arg = &r,
+    };
+    snprintf(where, sizeof(where), "unix:%s/s", top);
+    server_begin(&r, where);
+    fuzz_peer_run(&r.peer, where + 5);
+    if (r.peer.in_full)
+        nbd_check_answered(r.check);
+    server_end(&r);
     nbd_check_free(r.check);
     return 0;
 }
