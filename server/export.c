@@ -83,17 +83,32 @@ void varve_exports_remove(struct varve_exports *x, struct varve_export *e)
         varve_export_unref(e);
 }
 
-static struct varve_export *exports_find_default(struct varve_exports *x)
+static bool export_counts(void *arg, const struct varve_export *e)
+{
+    (void)arg;
+    (void)e;
+    return true;
+}
+
+struct varve_export *varve_exports_get_only(struct varve_exports *x,
+                                            bool (*counts)(void *arg, const struct varve_export *e),
+                                            void *arg)
 {
     struct varve_export *only = NULL;
+    unsigned found = 0;
 
+    pthread_mutex_lock(&x->lock);
     for (struct varve_export *e = x->head; e; e = e->next) {
-        if (!e->listed)
+        if (!e->listed || !counts(arg, e))
             continue;
-        if (only)
-            return NULL;
         only = e;
+        found++;
     }
+    if (found != 1)
+        only = NULL;
+    if (only)
+        varve_export_ref(only);
+    pthread_mutex_unlock(&x->lock);
     return only;
 }
 
@@ -110,8 +125,10 @@ struct varve_export *varve_exports_get(struct varve_exports *x, const char *name
 {
     struct varve_export *e;
 
+    if (!len)
+        return varve_exports_get_only(x, export_counts, NULL);
     pthread_mutex_lock(&x->lock);
-    e = len ? exports_find(x, name, len) : exports_find_default(x);
+    e = exports_find(x, name, len);
     if (e)
         varve_export_ref(e);
     pthread_mutex_unlock(&x->lock);

@@ -92,6 +92,13 @@ void varve_exports_remove(struct varve_exports *x, struct varve_export *e);
 /* A new reference, or NULL.  An empty name finds the only listed export if there is just one. */
 struct varve_export *varve_exports_get(struct varve_exports *x, const char *name, size_t len);
 
+/* A new reference to the only one of those listed exports that counts(arg, export) is true for, or
+ * NULL.  counts is called with the registry's lock held. */
+struct varve_export *varve_exports_get_only(struct varve_exports *x,
+                                            bool (*counts)(void *arg,
+                                                           const struct varve_export *e),
+                                            void *arg);
+
 /* Calls each for every listed export, in order of names, holding the registry's lock. */
 void varve_exports_each(struct varve_exports *x, void (*each)(void *arg, struct varve_export *e),
                         void *arg);

@@ -19,6 +19,8 @@ server_libnbdserver_la_SOURCES = \
 	%D%/nbd-server.c \
 	%D%/nbd-server.h \
 	%D%/nbd-status.c \
+	%D%/nbd-tls.c \
+	%D%/nbd-tls.h \
 	%D%/nbd-transmit.c \
 	%D%/nbd-transmit.h \
 	%D%/small-file.c \

@@ -38,7 +38,7 @@ struct app {
     struct varve_mailbox *mailbox; /* news from the clerk to this file */
     struct varve_job restore;
     struct varve_letter restored, clerk_ended;
-    uv_signal_t sigterm, sigint;
+    uv_signal_t sigterm, sigint, sighup;
     uv_timer_t end_timer;
     bool clerk_running, nbd_running, stopping;
     int status;
@@ -46,8 +46,7 @@ struct app {
 
 static void app_stop(struct app *app);
 
-/* --- the end
- * --------------------------------------------------------------------------------------- */
+/* --- the end ------------------------------------------------------------------------------ */
 
 static void app_on_control_closed(void *arg)
 {
@@ -57,6 +56,7 @@ static void app_on_control_closed(void *arg)
     varve_mailbox_close(app->mailbox);
     uv_close((uv_handle_t *)&app->sigterm, NULL);
     uv_close((uv_handle_t *)&app->sigint, NULL);
+    uv_close((uv_handle_t *)&app->sighup, NULL);
     uv_close((uv_handle_t *)&app->end_timer, NULL);
 }
 
@@ -130,8 +130,46 @@ static void app_on_signal(uv_signal_t *handle, int number)
     app_stop(handle->data);
 }
 
-/* --- the beginning
- * --------------------------------------------------------------------------------- */
+/* --- who gets in -------------------------------------------------------------------------- */
+
+static int app_load_tls(struct app *app, struct varve_err *err)
+{
+    struct varve_tls *tls;
+    int rc = varve_tls_load(&app->options.tls, &tls, err);
+
+    if (rc == 0)
+        varve_nbd_server_set_tls(app->daemon.nbd, tls);
+    return rc;
+}
+
+static int app_load_access(struct app *app, struct varve_err *err)
+{
+    struct varve_access *access = NULL;
+    int rc = app->options.access ? varve_access_load(app->options.access, &access, err) : 0;
+
+    if (rc == 0)
+        varve_nbd_server_set_access(app->daemon.nbd, access);
+    return rc;
+}
+
+static void app_on_sighup(uv_signal_t *handle, int number)
+{
+    struct app *app = handle->data;
+    struct varve_err err = VARVE_ERR_INIT;
+
+    if (app->stopping)
+        return;
+    if (app_load_tls(app, &err) < 0)
+        varve_log("%s; certificates and keys stay as they were", err.msg);
+    else
+        varve_log("%s: certificates and keys are read", strsignal(number));
+    if (app_load_access(app, &err) < 0)
+        varve_log("%s; access stays as it was", err.msg);
+    else
+        varve_log("%s: access rules are read", strsignal(number));
+}
+
+/* --- the beginning ------------------------------------------------------------------------ */
 
 static int app_listen(struct app *app, struct varve_err *err)
 {
@@ -189,11 +227,15 @@ static int app_start(struct app *app, struct varve_err *err)
     uv_loop_init(&app->loop);
     uv_timer_init(&app->loop, &app->end_timer);
     app->end_timer.data = app;
+    app->options.nbd.log = varve_log;
     for (unsigned i = 0; i < 2; i++) {
         uv_signal_init(&app->loop, signals[i]);
         signals[i]->data = app;
         uv_signal_start(signals[i], app_on_signal, numbers[i]);
     }
+    uv_signal_init(&app->loop, &app->sighup);
+    app->sighup.data = app;
+    uv_signal_start(&app->sighup, app_on_sighup, SIGHUP);
     d->exports = varve_exports_new();
     if (!d->exports)
         return varve_err_set(err, ENOMEM, "no memory");
@@ -204,6 +246,10 @@ static int app_start(struct app *app, struct varve_err *err)
         rc = varve_events_new(&app->loop, varve_control_event, app->control, &d->events, err);
     if (rc == 0)
         rc = varve_nbd_server_new(&app->loop, d->exports, &app->options.nbd, &d->nbd, err);
+    if (rc == 0)
+        rc = app_load_tls(app, err);
+    if (rc == 0)
+        rc = app_load_access(app, err);
     if (rc == 0)
         rc = varve_clerk_start(varve_daemon_tick, d, clerk_on_end, app, &d->clerk, err);
     if (rc < 0)

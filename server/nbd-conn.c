@@ -21,7 +21,8 @@
  * moves on.  Input is one small buffer; while it is full the socket is not read, and that is all
  * the back-pressure there is: the parts leave bytes in it when they want no more.
  *
- * Bytes to and from the peer pass through conn_on_read() and conn_flush() only.
+ * Bytes to and from the peer pass through conn_on_read() and conn_flush() only; under TLS, which
+ * begins in HANDSHAKE, nbd-tls.c stands between those two and the buffers.
  */
 #include "server/nbd-conn.h"
 
@@ -100,6 +101,7 @@ static void conn_maybe_free(struct varve_nbd_conn *c)
         return;
     assert(!c->writing);
     varve_nbd_handshake_end(c);
+    varve_nbd_tls_end(c);
     conn_release_export(c);
     TAILQ_REMOVE(&host->conns, c, link);
     host->nconns--;
@@ -138,8 +140,17 @@ static void conn_on_shutdown(uv_shutdown_t *req, int status)
         varve_nbd_conn_close(c);
 }
 
+static void conn_flush(struct varve_nbd_conn *c);
+
+/* All is written. */
 static void conn_linger(struct varve_nbd_conn *c)
 {
+    /* A goodbye is output: we come again when it is written. */
+    varve_nbd_tls_bye(c);
+    if (varve_nbd_conn_has_output(c)) {
+        conn_flush(c);
+        return;
+    }
     if (c->eof) {
         varve_nbd_conn_close(c);
         return;
@@ -204,6 +215,7 @@ static void conn_on_written(uv_write_t *req, int status)
     struct varve_nbd_out *out;
 
     c->writing = false;
+    varve_nbd_tls_written(c);
     while ((out = TAILQ_FIRST(&c->batch))) {
         TAILQ_REMOVE(&c->batch, out, link);
         if (!status)
@@ -217,42 +229,67 @@ static void conn_on_written(uv_write_t *req, int status)
     varve_nbd_conn_tick(c);
 }
 
-static void conn_flush(struct varve_nbd_conn *c)
+/* Moves messages to the batch; returns of how many buffers it is. */
+static unsigned conn_take_batch(struct varve_nbd_conn *c, uv_buf_t *bufs)
 {
-    uv_buf_t bufs[BATCH_BUFS];
     unsigned nbufs = 0;
     size_t bytes = 0;
     struct varve_nbd_out *out;
 
-    if (c->writing)
-        return;
+    if (c->tls.session && c->tls.state != VARVE_NBD_TLS_ACK)
+        return varve_nbd_tls_seal(c, bufs) ? 1 : 0;
     while (nbufs < BATCH_BUFS && bytes < BATCH_BYTES && (out = TAILQ_FIRST(&c->queue))) {
         TAILQ_REMOVE(&c->queue, out, link);
         TAILQ_INSERT_TAIL(&c->batch, out, link);
         bufs[nbufs++] = uv_buf_init((char *)out->data, (unsigned)out->len);
         bytes += out->len;
     }
-    if (!nbufs)
+    return nbufs;
+}
+
+static void conn_flush(struct varve_nbd_conn *c)
+{
+    uv_buf_t bufs[BATCH_BUFS];
+    unsigned nbufs;
+
+    if (c->writing)
         return;
+    nbufs = conn_take_batch(c, bufs);
+    if (!nbufs) {
+        conn_free_outs(&c->batch); /* of a session that broke */
+        return;
+    }
     c->write.data = c;
     c->took_ms = conn_now_ms(c);
     if (uv_write(&c->write, &c->io.stream, bufs, nbufs, conn_on_written)) {
+        varve_nbd_tls_written(c);
         conn_free_outs(&c->batch);
         varve_nbd_conn_close(c);
         return;
     }
     c->writing = true;
+    varve_nbd_tls_acked(c);
     c->untaken = uv_stream_get_write_queue_size(&c->io.stream);
 }
 
 /* --- input ---------------------------------------------------------------------------------- */
 
+/* Where the socket's bytes go. */
+static uint8_t *conn_room(struct varve_nbd_conn *c, size_t *len)
+{
+    if (c->tls.session)
+        return varve_tls_session_room(c->tls.session, len);
+    *len = VARVE_NBD_INPUT_LEN - c->in_len;
+    return c->in + c->in_len;
+}
+
 static void conn_on_alloc(uv_handle_t *handle, size_t suggested, uv_buf_t *buf)
 {
-    struct varve_nbd_conn *c = handle->data;
+    size_t len;
+    uint8_t *room = conn_room(handle->data, &len);
 
     (void)suggested;
-    *buf = uv_buf_init((char *)c->in + c->in_len, (unsigned)(VARVE_NBD_INPUT_LEN - c->in_len));
+    *buf = uv_buf_init((char *)room, (unsigned)len);
 }
 
 static void conn_on_read(uv_stream_t *stream, ssize_t nread, const uv_buf_t *buf)
@@ -261,7 +298,10 @@ static void conn_on_read(uv_stream_t *stream, ssize_t nread, const uv_buf_t *buf
 
     (void)buf;
     if (nread > 0) {
-        c->in_len += (size_t)nread;
+        if (c->tls.session)
+            varve_tls_session_filled(c->tls.session, (size_t)nread);
+        else
+            c->in_len += (size_t)nread;
         c->heard_ms = conn_now_ms(c);
     } else if (nread == UV_EOF) {
         c->eof = true;
@@ -297,6 +337,10 @@ static void conn_feed(struct varve_nbd_conn *c)
         if (!eaten)
             break;
         pos += eaten;
+        if (c->hs.starttls) {
+            c->hs.starttls = false;
+            varve_nbd_tls_start(c, avail - eaten);
+        }
     }
     if (c->deaf)
         pos = c->in_len;
@@ -304,10 +348,24 @@ static void conn_feed(struct varve_nbd_conn *c)
     memmove(c->in, c->in + pos, c->in_len);
 }
 
+/* A record may hold more than fits in. */
+static void conn_take_input(struct varve_nbd_conn *c)
+{
+    bool more;
+
+    do {
+        more = varve_nbd_tls_pull(c);
+        conn_feed(c);
+    } while (more && c->state != VARVE_NBD_CLOSING);
+}
+
 static void conn_update_reading(struct varve_nbd_conn *c)
 {
-    bool want = !c->eof && c->in_len < VARVE_NBD_INPUT_LEN;
+    size_t room;
+    bool want;
 
+    conn_room(c, &room);
+    want = !c->eof && room;
     if (want == c->reading)
         return;
     c->reading = want;
@@ -374,7 +432,7 @@ static void conn_advance(struct varve_nbd_conn *c)
         if (c->deaf && all_written)
             conn_linger(c);
         else if (c->eof && all_written)
-            varve_nbd_conn_close(c);
+            conn_linger(c);
         break;
     case VARVE_NBD_TRANSMIT:
         /* Below the limit all requests that came were taken. */
@@ -393,7 +451,7 @@ static void conn_advance(struct varve_nbd_conn *c)
 void varve_nbd_conn_tick(struct varve_nbd_conn *c)
 {
     if (c->state != VARVE_NBD_CLOSING)
-        conn_feed(c);
+        conn_take_input(c);
     if (c->state == VARVE_NBD_TRANSMIT || c->state == VARVE_NBD_LEAVING)
         varve_nbd_transmit_pump(c);
     if (c->state != VARVE_NBD_CLOSING)
@@ -434,6 +492,14 @@ static struct varve_nbd_conn *conn_new(struct varve_nbd_host *host)
     return c;
 }
 
+static int conn_identify(struct varve_nbd_conn *c)
+{
+    uv_os_fd_t fd;
+    int rc = uv_fileno(&c->io.handle, &fd);
+
+    return rc ? rc : varve_client_id_of_socket(&c->id, fd, NULL);
+}
+
 int varve_nbd_conn_accept(struct varve_nbd_host *host, uv_stream_t *listener)
 {
     struct varve_nbd_conn *c = conn_new(host);
@@ -454,7 +520,9 @@ int varve_nbd_conn_accept(struct varve_nbd_host *host, uv_stream_t *listener)
     TAILQ_INSERT_TAIL(&host->conns, c, link);
     host->nconns++;
     rc = uv_accept(listener, &c->io.stream);
-    if (rc || host->nconns > host->options.max_connections || host->going_down) {
+    /* Who has gone already has no address. */
+    if (rc || host->nconns > host->options.max_connections || host->going_down ||
+        conn_identify(c)) {
         varve_nbd_conn_close(c);
         return 0;
     }

@@ -7,8 +7,10 @@
 #ifndef VARVE_SERVER_NBD_CONN_H
 #define VARVE_SERVER_NBD_CONN_H
 
+#include "server/client-id.h"
 #include "server/nbd-handshake.h"
 #include "server/nbd-server.h"
+#include "server/nbd-tls.h"
 #include "server/nbd-transmit.h"
 
 #include <stdalign.h>
@@ -22,6 +24,10 @@ struct varve_nbd_host {
     uv_loop_t *loop;
     struct varve_exports *exports;
     struct varve_nbd_options options;
+    struct varve_tls *tls;       /* for new sessions; NULL: off */
+    struct varve_access *access; /* NULL: everybody sees all */
+    uint64_t log_second;         /* the one in which log_count lines were written */
+    unsigned log_count;
     bool going_down; /* the server is closing: nothing new is begun */
     TAILQ_HEAD(, varve_nbd_conn) conns;
     unsigned nconns;
@@ -64,6 +70,7 @@ struct varve_nbd_conn {
     uv_timer_t timer;
     unsigned handles; /* of these two not yet closed */
     uv_shutdown_t shutdown;
+    struct varve_client_id id;
 
     /* input */
     bool reading;  /* uv_read_start is on */
@@ -85,6 +92,7 @@ struct varve_nbd_conn {
     uint64_t took_ms, heard_ms;
     uint64_t deadline_ms;
 
+    struct varve_nbd_tls tls;
     struct varve_nbd_handshake hs;
     struct varve_nbd_transmit tx;
 };
@@ -109,7 +117,8 @@ void varve_nbd_conn_close(struct varve_nbd_conn *c);
 /* Something is queued or being written. */
 static inline bool varve_nbd_conn_has_output(const struct varve_nbd_conn *c)
 {
-    return c->writing || !TAILQ_EMPTY(&c->queue);
+    return c->writing || !TAILQ_EMPTY(&c->queue) ||
+           (c->tls.session && varve_tls_session_output_len(c->tls.session));
 }
 
 /* A message of len bytes with undefined content.  NULL: no memory.  Give it to

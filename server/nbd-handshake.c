@@ -62,9 +62,21 @@ static void reply_error(struct varve_nbd_conn *c, uint32_t type, const char *msg
     varve_nbd_conn_send(c, out);
 }
 
-/* What an export's name may be used for at all: the place where access lists will look. */
+static bool may_see(void *arg, const struct varve_export *e)
+{
+    const struct varve_nbd_conn *c = arg;
+
+    return varve_access_allows(c->host->access, &c->id, e->name, strlen(e->name));
+}
+
+/* A name is judged before anybody looks whether it exists: so what a client may not see is to it
+ * what does not exist, in answer and in time. */
 static struct varve_export *find_export(struct varve_nbd_conn *c, const char *name, size_t len)
 {
+    if (!len)
+        return varve_exports_get_only(c->host->exports, may_see, c);
+    if (!varve_access_allows(c->host->access, &c->id, name, len))
+        return NULL;
     return varve_exports_get(c->host->exports, name, len);
 }
 
@@ -126,6 +138,8 @@ static void list_one(void *arg, struct varve_export *e)
     struct varve_nbd_out *out;
     uint8_t *p;
 
+    if (!may_see(c, e))
+        return;
     out = reply_new(c, VARVE_NBD_REP_SERVER, 4 + name_len + desc_len);
     if (!out)
         return;
@@ -302,10 +316,41 @@ static void handle_structured_reply(struct varve_nbd_conn *c)
 
 static void handle_starttls(struct varve_nbd_conn *c)
 {
-    if (c->hs.opt.len)
+    if (c->hs.opt.len) {
         reply_error(c, VARVE_NBD_REP_ERR_INVALID, "STARTTLS carries no data");
+        return;
+    }
+    if (c->tls.session) {
+        reply_error(c, VARVE_NBD_REP_ERR_INVALID, "TLS is on already");
+        return;
+    }
+    /* Without fixed newstyle the protocol knows no TLS. */
+    if (!c->host->tls || !(c->hs.client_flags & VARVE_NBD_FLAG_C_FIXED_NEWSTYLE)) {
+        reply_error(c, VARVE_NBD_REP_ERR_POLICY, "this server does not offer TLS");
+        return;
+    }
+    /* What was negotiated in plain could have been said by anybody on the way. */
+    c->hs.structured = false;
+    varve_nbd_metactx_clear(&c->hs.meta);
+    c->hs.starttls = true;
+    reply_ack(c);
+}
+
+/* This option is not for ears on the way. */
+static bool lacks_tls(const struct varve_nbd_conn *c)
+{
+    return !c->tls.session && varve_tls_required(c->host->tls) &&
+           c->hs.opt.type != VARVE_NBD_OPT_STARTTLS && c->hs.opt.type != VARVE_NBD_OPT_ABORT;
+}
+
+static void refuse_without_tls(struct varve_nbd_conn *c)
+{
+    /* One cannot be answered with an error, and who has no fixed newstyle cannot be told of TLS. */
+    if (c->hs.opt.type == VARVE_NBD_OPT_EXPORT_NAME ||
+        !(c->hs.client_flags & VARVE_NBD_FLAG_C_FIXED_NEWSTYLE))
+        varve_nbd_conn_close(c);
     else
-        reply_error(c, VARVE_NBD_REP_ERR_UNSUP, "this server does not offer TLS");
+        reply_error(c, VARVE_NBD_REP_ERR_TLS_REQD, "this server wants TLS first");
 }
 
 static void handle_option(struct varve_nbd_conn *c)
@@ -314,6 +359,10 @@ static void handle_option(struct varve_nbd_conn *c)
 
     if (c->host->going_down && type != VARVE_NBD_OPT_ABORT && type != VARVE_NBD_OPT_EXPORT_NAME) {
         reply_error(c, VARVE_NBD_REP_ERR_SHUTDOWN, "the server is shutting down");
+        return;
+    }
+    if (lacks_tls(c)) {
+        refuse_without_tls(c);
         return;
     }
     switch (type) {
@@ -429,7 +478,10 @@ size_t varve_nbd_handshake_feed(struct varve_nbd_conn *c, const uint8_t *buf, si
         return feed_payload(c, buf, len);
     case VARVE_NBD_STEP_SKIPPED:
         c->hs.step = VARVE_NBD_STEP_OPTION;
-        reply_error(c, VARVE_NBD_REP_ERR_TOO_BIG, "the option is too long");
+        if (lacks_tls(c))
+            refuse_without_tls(c);
+        else
+            reply_error(c, VARVE_NBD_REP_ERR_TOO_BIG, "the option is too long");
         return 0;
     }
     return 0;
@@ -447,9 +499,15 @@ void varve_nbd_handshake_begin(struct varve_nbd_conn *c)
     varve_nbd_conn_send(c, out);
 }
 
-void varve_nbd_handshake_forget_withdrawn(struct varve_nbd_conn *c)
+bool varve_nbd_handshake_may_use(const struct varve_nbd_conn *c, const struct varve_export *e)
 {
-    if (c->hs.meta.export && atomic_load(&c->hs.meta.export->withdrawn))
+    return !atomic_load(&e->withdrawn) &&
+           varve_access_allows(c->host->access, &c->id, e->name, strlen(e->name));
+}
+
+void varve_nbd_handshake_forget_lost(struct varve_nbd_conn *c)
+{
+    if (c->hs.meta.export && !varve_nbd_handshake_may_use(c, c->hs.meta.export))
         varve_nbd_metactx_clear(&c->hs.meta);
 }
 

@@ -32,6 +32,8 @@ struct varve_nbd_handshake {
     uint8_t *payload; /* opt.len bytes, `have` of them are here */
     uint32_t have;
 
+    bool starttls; /* it was just granted: the ACK is the last in plain */
+
     /* what was negotiated; it holds in the transmission phase, too */
     bool structured;
     struct varve_nbd_metactx meta;
@@ -44,8 +46,11 @@ void varve_nbd_handshake_begin(struct varve_nbd_conn *c);
  * first. */
 size_t varve_nbd_handshake_feed(struct varve_nbd_conn *c, const uint8_t *buf, size_t len);
 
-/* Drops contexts that were selected of an export that has been withdrawn since. */
-void varve_nbd_handshake_forget_withdrawn(struct varve_nbd_conn *c);
+/* The export is still there, and c's client may see it. */
+bool varve_nbd_handshake_may_use(const struct varve_nbd_conn *c, const struct varve_export *e);
+
+/* Drops contexts that were selected of an export that c may not use any more. */
+void varve_nbd_handshake_forget_lost(struct varve_nbd_conn *c);
 
 /* Frees what only the handshake needs. */
 void varve_nbd_handshake_end(struct varve_nbd_conn *c);

@@ -54,6 +54,8 @@ static void server_on_handle_closed(uv_handle_t *handle)
 
     if (--s->handles)
         return;
+    varve_tls_unref(s->host.tls);
+    varve_access_unref(s->host.access);
     free(s->host.spare);
     free(s);
     closed(arg);
@@ -143,10 +145,10 @@ static void server_on_kick(uv_async_t *async)
     for (c = TAILQ_FIRST(&s->host.conns); c; c = next) {
         next = TAILQ_NEXT(c, link);
         if (c->state == VARVE_NBD_HANDSHAKE)
-            varve_nbd_handshake_forget_withdrawn(c);
+            varve_nbd_handshake_forget_lost(c);
         if (c->state != VARVE_NBD_TRANSMIT && c->state != VARVE_NBD_LEAVING)
             continue;
-        if (!atomic_load(&c->tx.export->withdrawn))
+        if (varve_nbd_handshake_may_use(c, c->tx.export))
             continue;
         varve_nbd_transmit_abandon(c);
         varve_nbd_conn_leave(c, KICK_GRACE_MS);
@@ -157,6 +159,19 @@ static void server_on_kick(uv_async_t *async)
 void varve_nbd_server_kick(struct varve_nbd_server *s)
 {
     uv_async_send(&s->kick);
+}
+
+void varve_nbd_server_set_tls(struct varve_nbd_server *s, struct varve_tls *tls)
+{
+    varve_tls_unref(s->host.tls);
+    s->host.tls = tls;
+}
+
+void varve_nbd_server_set_access(struct varve_nbd_server *s, struct varve_access *access)
+{
+    varve_access_unref(s->host.access);
+    s->host.access = access;
+    varve_nbd_server_kick(s);
 }
 
 /* --- the rest ------------------------------------------------------------------------------- */

@@ -11,7 +11,9 @@
 #define VARVE_SERVER_NBD_SERVER_H
 
 #include "lib/err.h"
+#include "server/access.h"
 #include "server/export.h"
+#include "server/tls.h"
 
 #include <uv.h>
 
@@ -23,6 +25,8 @@ struct varve_nbd_options {
     unsigned handshake_timeout_ms; /* from accept to transmission; default 10 s */
     unsigned idle_timeout_ms;    /* a peer that neither sends nor takes anything; 0: never (default) */
     unsigned write_timeout_ms;   /* a peer that takes nothing of a reply for this long; default 60 s */
+    /* One line, on the loop; NULL (default): nobody is told.  Not more than ten in a second. */
+    void (*log)(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
 };
 
 void varve_nbd_options_default(struct varve_nbd_options *o);
@@ -40,6 +44,15 @@ int varve_nbd_server_listen(struct varve_nbd_server *s, const char *where, char 
 
 /* Stops listening at WHERE as it was given to listen (a unix socket is unlinked).  -ENOENT: not there. */
 int varve_nbd_server_unlisten(struct varve_nbd_server *s, const char *where, struct varve_err *err);
+
+/* What new TLS sessions use from now on; takes over the caller's reference.  NULL (as in the
+ * beginning): no TLS.  On the loop. */
+void varve_nbd_server_set_tls(struct varve_nbd_server *s, struct varve_tls *tls);
+
+/* Who sees which exports from now on; takes over the caller's reference.  NULL (as in the beginning):
+ * everybody sees all.  Connections to what their client may see no longer end as if it were
+ * withdrawn.  On the loop. */
+void varve_nbd_server_set_access(struct varve_nbd_server *s, struct varve_access *access);
 
 /* Closes the connections to withdrawn exports.  May be called from any thread (it wakes the loop). */
 void varve_nbd_server_kick(struct varve_nbd_server *s);

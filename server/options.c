@@ -36,7 +36,12 @@ static const char usage_text[] =
     "  --max-request SIZE       longest read, e.g. 32M (default: 32M)\n"
     "  --threads N              threads that read disks (default: 8)\n"
     "  --list-bases             NBD clients see NAME@BASE in the list of exports\n"
-    "  --tls off                the only choice in this version\n"
+    "  --tls off|on|require     TLS for NBD clients: none, offered, or demanded (default: off)\n"
+    "  --tls-certificates DIR   holds ca-cert.pem, server-cert.pem, server-key.pem and, if\n"
+    "                           there is one, ca-crl.pem\n"
+    "  --tls-psk FILE           pre-shared keys of clients, as psktool(1) writes them\n"
+    "  --tls-verify-peer        clients without a pre-shared key need a certificate\n"
+    "  --access FILE            which NBD client may see which exports (default: all see all)\n"
     "  --help, --version\n";
 
 enum option_code {
@@ -52,7 +57,10 @@ enum option_code {
     OPT_THREADS,
     OPT_LIST_BASES,
     OPT_TLS,
-    OPT_LATER,
+    OPT_TLS_CERTIFICATES,
+    OPT_TLS_PSK,
+    OPT_TLS_VERIFY_PEER,
+    OPT_ACCESS,
     OPT_HELP,
     OPT_VERSION,
 };
@@ -70,10 +78,10 @@ static const struct option long_options[] = {
     {"threads", required_argument, NULL, OPT_THREADS},
     {"list-bases", no_argument, NULL, OPT_LIST_BASES},
     {"tls", required_argument, NULL, OPT_TLS},
-    {"tls-certificates", required_argument, NULL, OPT_LATER},
-    {"tls-psk", required_argument, NULL, OPT_LATER},
-    {"tls-verify-peer", no_argument, NULL, OPT_LATER},
-    {"access", required_argument, NULL, OPT_LATER},
+    {"tls-certificates", required_argument, NULL, OPT_TLS_CERTIFICATES},
+    {"tls-psk", required_argument, NULL, OPT_TLS_PSK},
+    {"tls-verify-peer", no_argument, NULL, OPT_TLS_VERIFY_PEER},
+    {"access", required_argument, NULL, OPT_ACCESS},
     {"help", no_argument, NULL, OPT_HELP},
     {"version", no_argument, NULL, OPT_VERSION},
     {NULL, 0, NULL, 0},
@@ -146,6 +154,19 @@ static int parse_request_size(const char *what, const char *text, uint32_t *out,
     return 0;
 }
 
+static int parse_tls_mode(const char *text, enum varve_tls_mode *mode, struct varve_err *err)
+{
+    if (strcmp(text, "off") == 0)
+        *mode = VARVE_TLS_OFF;
+    else if (strcmp(text, "on") == 0)
+        *mode = VARVE_TLS_ON;
+    else if (strcmp(text, "require") == 0)
+        *mode = VARVE_TLS_REQUIRE;
+    else
+        return varve_err_set(err, EINVAL, "--tls '%s': expected off, on or require", text);
+    return 0;
+}
+
 static int options_add_listener(struct varve_options *o, const char *where, struct varve_err *err)
 {
     if (o->nlisten == VARVE_LISTENERS_MAX)
@@ -191,17 +212,28 @@ static int options_take(struct varve_options *o, int code, const char *name, cha
         o->list_bases = true;
         return 0;
     case OPT_TLS:
-        if (strcmp(value, "off") == 0)
-            return 0;
-        return varve_err_set(err, EINVAL, "--tls '%s' is not available in this version, only off",
-                             value);
+        return parse_tls_mode(value, &o->tls.mode, err);
+    case OPT_TLS_CERTIFICATES:
+        o->tls.certificates = value;
+        return 0;
+    case OPT_TLS_PSK:
+        o->tls.psk = value;
+        return 0;
+    case OPT_TLS_VERIFY_PEER:
+        o->tls.verify_peer = true;
+        return 0;
+    case OPT_ACCESS:
+        o->access = value;
+        return 0;
     default:
-        return varve_err_set(err, EINVAL, "--%s is not available in this version", name);
+        return varve_err_set(err, EINVAL, "--%s is not known", name);
     }
 }
 
 static int options_defaults(struct varve_options *o, struct varve_err *err)
 {
+    if (varve_tls_options_check(&o->tls, err) < 0)
+        return -EINVAL;
     if (!o->control && asprintf(&o->control, "%s/%s", o->runtime_dir, VARVE_CONTROL_SOCKET) < 0) {
         o->control = NULL;
         return varve_err_set(err, ENOMEM, "no memory");

@@ -8,6 +8,7 @@
 
 #include "lib/err.h"
 #include "server/nbd-server.h"
+#include "server/tls.h"
 
 #include <stdbool.h>
 #include <stddef.h>
@@ -23,6 +24,8 @@ struct varve_options {
     size_t nlisten;
     unsigned threads; /* of the pool that reads disks */
     bool list_bases;  /* exports NAME@BASE stand in LIST */
+    struct varve_tls_options tls;
+    const char *access; /* file of rules, or NULL */
     struct varve_nbd_options nbd;
 };
 

@@ -87,6 +87,11 @@ static ssize_t session_push(gnutls_transport_ptr_t arg, const void *buf, size_t 
     return (ssize_t)len;
 }
 
+void varve_tls_session_reserve(struct varve_tls_session *s, size_t len)
+{
+    output_reserve(s, len + len / 64 + 256);
+}
+
 static size_t input_left(const struct varve_tls_session *s)
 {
     return s->in_len - s->in_pos;

@@ -56,6 +56,9 @@ int varve_tls_session_identify(const struct varve_tls_session *s, struct varve_c
 ssize_t varve_tls_session_recv(struct varve_tls_session *s, void *buf, size_t len,
                                struct varve_err *err);
 
+/* Room for the records of len bytes, so that they are not moved while they are made; a hint. */
+void varve_tls_session_reserve(struct varve_tls_session *s, size_t len);
+
 /* Makes records of all the bytes.  After an error the session is of no use. */
 int varve_tls_session_send(struct varve_tls_session *s, const void *buf, size_t len,
                            struct varve_err *err);

@@ -121,20 +121,43 @@ static int load_crl(struct varve_tls *t, const char *dir, struct varve_err *err)
     return rc;
 }
 
+/* Parsed here and not by gnutls_certificate_set_x509_key_mem2(), which loses memory when a file is
+ * broken, and does not say which. */
+static int use_key(struct varve_tls *t, const struct pem *cert, const struct pem *key,
+                   struct varve_err *err)
+{
+    gnutls_datum_t c = pem_datum(cert), k = pem_datum(key);
+    gnutls_x509_privkey_t private = NULL;
+    gnutls_x509_crt_t *chain = NULL;
+    unsigned n = 0;
+    int rc;
+
+    rc = gnutls_x509_crt_list_import2(&chain, &n, &c, GNUTLS_X509_FMT_PEM, 0);
+    if (rc < 0)
+        return tls_err(err, rc, "%s", cert->path);
+    rc = gnutls_x509_privkey_init(&private);
+    if (rc >= 0)
+        rc = gnutls_x509_privkey_import2(private, &k, GNUTLS_X509_FMT_PEM, NULL, 0);
+    if (rc < 0)
+        rc = tls_err(err, rc, "%s", key->path);
+    else if ((rc = gnutls_certificate_set_x509_key(t->x509, chain, (int)n, private)) < 0)
+        rc = tls_err(err, rc, "%s and server-key.pem", cert->path);
+    gnutls_x509_privkey_deinit(private);
+    for (unsigned i = 0; i < n; i++)
+        gnutls_x509_crt_deinit(chain[i]);
+    gnutls_free(chain);
+    return rc < 0 ? rc : 0;
+}
+
 static int load_key(struct varve_tls *t, const char *dir, struct varve_err *err)
 {
     struct pem cert = {0}, key = {0};
-    gnutls_datum_t c, k;
     int rc = pem_read(&cert, dir, "server-cert.pem", err);
 
     if (rc == 0)
         rc = pem_read(&key, dir, "server-key.pem", err);
-    if (rc == 0) {
-        c = pem_datum(&cert);
-        k = pem_datum(&key);
-        rc = gnutls_certificate_set_x509_key_mem2(t->x509, &c, &k, GNUTLS_X509_FMT_PEM, NULL, 0);
-        rc = rc < 0 ? tls_err(err, rc, "%s and server-key.pem", cert.path) : 0;
-    }
+    if (rc == 0)
+        rc = use_key(t, &cert, &key, err);
     pem_fini(&cert);
     pem_fini(&key);
     return rc;
@@ -212,8 +235,15 @@ static int init_priority(struct varve_tls *t, struct varve_err *err)
     return rc < 0 ? tls_err(err, rc, "TLS priority %s", text) : 0;
 }
 
-static int check_options(const struct varve_tls_options *o, struct varve_err *err)
+int varve_tls_options_check(const struct varve_tls_options *o, struct varve_err *err)
 {
+    if (o->mode == VARVE_TLS_OFF && (o->certificates || o->psk || o->verify_peer))
+        return varve_err_set(err, EINVAL, "%s does nothing without --tls on or --tls require",
+                             o->certificates ? "--tls-certificates"
+                             : o->psk        ? "--tls-psk"
+                                             : "--tls-verify-peer");
+    if (o->mode == VARVE_TLS_OFF)
+        return 0;
     if (!o->certificates && !o->psk)
         return varve_err_set(err, EINVAL, "--tls %s needs --tls-certificates DIR or --tls-psk FILE",
                              o->mode == VARVE_TLS_REQUIRE ? "require" : "on");
@@ -228,10 +258,8 @@ int varve_tls_load(const struct varve_tls_options *o, struct varve_tls **out, st
     int rc;
 
     *out = NULL;
-    if (o->mode == VARVE_TLS_OFF)
-        return 0;
-    rc = check_options(o, err);
-    if (rc)
+    rc = varve_tls_options_check(o, err);
+    if (rc || o->mode == VARVE_TLS_OFF)
         return rc;
     t = calloc(1, sizeof(*t));
     if (!t)

@@ -29,6 +29,9 @@ struct varve_tls_options {
 
 struct varve_tls;
 
+/* 0, or -EINVAL: the options contradict each other. */
+int varve_tls_options_check(const struct varve_tls_options *o, struct varve_err *err);
+
 /* Reads all that the options name; the caller gets a reference.  With mode off *out is NULL.  An
  * error names the file and what to do; nothing is left then.  Waits for the disk. */
 int varve_tls_load(const struct varve_tls_options *o, struct varve_tls **out,

@@ -1,5 +1,6 @@
 # The whole stack: nbdkit with the plugin, varved, and the clients that people use.
 e2e_tests = \
+	%D%/test_access.py \
 	%D%/test_bad_input.py \
 	%D%/test_clients.py \
 	%D%/test_contexts.py \

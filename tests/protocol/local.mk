@@ -1,5 +1,6 @@
 # The NBD server's wire, judged by the protocol document (tests/server/nbd-fixture serves).
 TESTS += \
+	%D%/test_access.py \
 	%D%/test_clients.py \
 	%D%/test_errors.py \
 	%D%/test_handshake.py \
@@ -13,12 +14,14 @@ TESTS += \
 	%D%/test_read.py \
 	%D%/test_shutdown.py \
 	%D%/test_status.py \
+	%D%/test_tls.py \
 	%D%/test_writes.py
 EXTRA_DIST += \
 	%D%/fake.py \
 	%D%/nbdtest.py \
 	%D%/nbdwire.py \
 	%D%/run \
+	%D%/test_access.py \
 	%D%/test_clients.py \
 	%D%/test_errors.py \
 	%D%/test_handshake.py \
@@ -32,7 +35,9 @@ EXTRA_DIST += \
 	%D%/test_read.py \
 	%D%/test_shutdown.py \
 	%D%/test_status.py \
-	%D%/test_writes.py
+	%D%/test_tls.py \
+	%D%/test_writes.py \
+	%D%/tlslib.py
 THREAD_TESTS += \
 	%D%/test_clients.py \
 	%D%/test_errors.py \
@@ -40,4 +45,5 @@ THREAD_TESTS += \
 	%D%/test_limits.py \
 	%D%/test_read.py \
 	%D%/test_shutdown.py \
-	%D%/test_status.py
+	%D%/test_status.py \
+	%D%/test_tls.py

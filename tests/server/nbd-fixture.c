@@ -14,6 +14,7 @@
 #include <getopt.h>
 #include <inttypes.h>
 #include <signal.h>
+#include <stdarg.h>
 #include <stddef.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -60,9 +61,11 @@ struct fixture_export {
 
 struct fixture {
     uv_loop_t loop;
-    uv_signal_t sigterm, sigint, sigusr1;
+    uv_signal_t sigterm, sigint, sigusr1, sighup;
     struct varve_exports *exports;
     struct varve_nbd_server *server;
+    struct varve_tls_options tls;
+    const char *access; /* file, or NULL */
     struct fixture_export *all[FIXTURE_EXPORTS_MAX];
     unsigned nexports;
     bool first_withdrawn;
@@ -86,6 +89,8 @@ static const char usage[] =
     "  --handshake-timeout MS    default 10000\n"
     "  --idle-timeout MS         0: never (default)\n"
     "  --write-timeout MS        a peer that takes nothing of a reply (default 60000)\n"
+    "  --tls MODE, --tls-certificates DIR, --tls-psk FILE, --tls-verify-peer, --access FILE\n"
+    "                            as varved's\n"
     "  --fail-alloc N            once it listens every Nth allocation of the server fails\n"
     "  --stats                   at the end print for each export, in the order given,\n"
     "                            \"stats NAME clients=N bytes=N requests=N\" on stdout\n"
@@ -113,7 +118,8 @@ static const char usage[] =
     "offers no context.  Contexts are offered in the order given.\n"
     "\n"
     "Signals: TERM or INT closes the server (deadline 2 s) and exits with 0.  USR1 withdraws\n"
-    "the first export given and disconnects its clients.\n"
+    "the first export given and disconnects its clients.  HUP reads the files of --tls-... and\n"
+    "--access again and prints \"reload ok\" or \"reload failed\".\n"
     "Exit status: 0 closed, 1 failed, 2 usage.\n";
 
 /* --- allocations that fail ------------------------------------------------------------------ */
@@ -319,6 +325,17 @@ static uint64_t parse_size(const char *s, char **end)
     return v;
 }
 
+static enum varve_tls_mode parse_tls_mode(const char *s)
+{
+    if (!strcmp(s, "off"))
+        return VARVE_TLS_OFF;
+    if (!strcmp(s, "on"))
+        return VARVE_TLS_ON;
+    if (strcmp(s, "require"))
+        die_usage("not off, on or require", s);
+    return VARVE_TLS_REQUIRE;
+}
+
 static uint64_t parse_whole_size(const char *s)
 {
     char *end;
@@ -431,6 +448,7 @@ static void on_closed(void *arg)
     uv_close((uv_handle_t *)&x->sigterm, NULL);
     uv_close((uv_handle_t *)&x->sigint, NULL);
     uv_close((uv_handle_t *)&x->sigusr1, NULL);
+    uv_close((uv_handle_t *)&x->sighup, NULL);
 }
 
 static void on_end(uv_signal_t *handle, int signum)
@@ -456,6 +474,50 @@ static void on_withdraw(uv_signal_t *handle, int signum)
     varve_nbd_server_kick(x->server);
 }
 
+static int load_security(struct fixture *x)
+{
+    struct varve_err err = VARVE_ERR_INIT;
+    struct varve_access *access = NULL;
+    struct varve_tls *tls = NULL;
+    int rc = varve_tls_load(&x->tls, &tls, &err);
+
+    if (rc == 0)
+        varve_nbd_server_set_tls(x->server, tls);
+    else
+        fprintf(stderr, "nbd-fixture: %s\n", err.msg);
+    if (!x->access)
+        return rc;
+    if (varve_access_load(x->access, &access, &err)) {
+        fprintf(stderr, "nbd-fixture: %s\n", err.msg);
+        return -1;
+    }
+    varve_nbd_server_set_access(x->server, access);
+    return rc;
+}
+
+static void on_reload(uv_signal_t *handle, int signum)
+{
+    struct fixture *x = handle->data;
+
+    (void)signum;
+    if (x->closing)
+        return;
+    printf("reload %s\n", load_security(x) ? "failed" : "ok");
+    fflush(stdout);
+}
+
+static void say(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
+
+static void say(const char *fmt, ...)
+{
+    va_list ap;
+
+    va_start(ap, fmt);
+    vfprintf(stderr, fmt, ap);
+    va_end(ap);
+    fputc('\n', stderr);
+}
+
 static void watch(struct fixture *x, uv_signal_t *handle, int signum, uv_signal_cb cb)
 {
     if (uv_signal_init(&x->loop, handle) || uv_signal_start(handle, cb, signum))
@@ -478,6 +540,11 @@ static int serve(struct fixture *x, const struct varve_nbd_options *o, char **wh
     watch(x, &x->sigterm, SIGTERM, on_end);
     watch(x, &x->sigint, SIGINT, on_end);
     watch(x, &x->sigusr1, SIGUSR1, on_withdraw);
+    watch(x, &x->sighup, SIGHUP, on_reload);
+    if (load_security(x)) {
+        rc = 1;
+        on_end(&x->sigterm, SIGTERM);
+    }
     for (unsigned i = 0; i < nwheres && !rc; i++) {
         char real[256];
 
@@ -523,6 +590,11 @@ enum {
     OPT_WRITE_TIMEOUT,
     OPT_FAIL_ALLOC,
     OPT_STATS,
+    OPT_TLS,
+    OPT_TLS_CERTIFICATES,
+    OPT_TLS_PSK,
+    OPT_TLS_VERIFY_PEER,
+    OPT_ACCESS,
     OPT_HELP,
 };
 
@@ -536,6 +608,11 @@ static const struct option long_options[] = {
     {"write-timeout", required_argument, NULL, OPT_WRITE_TIMEOUT},
     {"fail-alloc", required_argument, NULL, OPT_FAIL_ALLOC},
     {"stats", no_argument, NULL, OPT_STATS},
+    {"tls", required_argument, NULL, OPT_TLS},
+    {"tls-certificates", required_argument, NULL, OPT_TLS_CERTIFICATES},
+    {"tls-psk", required_argument, NULL, OPT_TLS_PSK},
+    {"tls-verify-peer", no_argument, NULL, OPT_TLS_VERIFY_PEER},
+    {"access", required_argument, NULL, OPT_ACCESS},
     {"help", no_argument, NULL, OPT_HELP},
     {NULL, 0, NULL, 0},
 };
@@ -565,6 +642,7 @@ int main(int argc, char **argv)
     setenv("UV_THREADPOOL_SIZE", "64", 0);
     signal(SIGPIPE, SIG_IGN);
     varve_nbd_options_default(&o);
+    o.log = say;
     x.exports = varve_exports_new();
     if (!x.exports)
         abort();
@@ -598,6 +676,21 @@ int main(int argc, char **argv)
             break;
         case OPT_STATS:
             x.stats = true;
+            break;
+        case OPT_TLS:
+            x.tls.mode = parse_tls_mode(optarg);
+            break;
+        case OPT_TLS_CERTIFICATES:
+            x.tls.certificates = optarg;
+            break;
+        case OPT_TLS_PSK:
+            x.tls.psk = optarg;
+            break;
+        case OPT_TLS_VERIFY_PEER:
+            x.tls.verify_peer = true;
+            break;
+        case OPT_ACCESS:
+            x.access = optarg;
             break;
         case OPT_HELP:
             fputs(usage, stdout);
