@@ -392,7 +392,7 @@ static void backup_tick(struct varve_backup *b, const struct varve_cat_backup *c
         if (n.last_client_ns > last)
             last = n.last_client_ns;
         if (cb->state == VARVE_BACKUP_RUNNING && bd->served &&
-            varve_view_check(bd->served->source, &bd->served->view, &err) == -ESTALE) {
+            varve_served_view_check(bd->served, &err) == -ESTALE) {
             varve_err_prefix(&err, "Disk '%s'", bd->disk->name);
             backup_break(b, err.msg);
             return;

@@ -94,14 +94,31 @@ uint64_t varve_disk_oldest_view(struct varve_disk *disk)
 
 /* --- files ---------------------------------------------------------------------------------- */
 
+/* As long as we have the one open, nothing else can have its numbers. */
+static bool image_is(const struct stat *a, const struct stat *b)
+{
+    if (S_ISBLK(a->st_mode) && S_ISBLK(b->st_mode))
+        return a->st_rdev == b->st_rdev;
+    return a->st_dev == b->st_dev && a->st_ino == b->st_ino;
+}
+
 /* Takes both descriptors over.  The page that we have already is not opened twice: views on it go
- * on. */
+ * on.  Under a page that stays another image may have come: then views that are open are of bytes
+ * that are nowhere whole any more. */
 static int disk_use_page(struct varve_disk *disk, int ctl_fd, int image_fd, struct varve_err *err)
 {
+    bool same = disk->source && varve_source_same_control(disk->source, ctl_fd);
     struct varve_source *source;
+    struct stat image;
     int keep_fd, rc;
 
-    if (disk->source && varve_source_same_control(disk->source, ctl_fd)) {
+    if (fstat(image_fd, &image) < 0) {
+        rc = varve_err_sys(err, errno, "Disk '%s'", disk->name);
+        close(ctl_fd);
+        close(image_fd);
+        return rc;
+    }
+    if (same && image_is(&disk->image, &image)) {
         close(ctl_fd);
         close(image_fd);
         return 0;
@@ -119,12 +136,17 @@ static int disk_use_page(struct varve_disk *disk, int ctl_fd, int image_fd, stru
         close(keep_fd);
         return varve_err_prefix(err, "Disk '%s'", disk->name);
     }
+    if (same) {
+        disk->images++;
+        varve_log("Disk '%s': its image is another file than before", disk->name);
+    }
     if (disk->source)
         varve_source_unref(disk->source);
     if (disk->ctl_fd >= 0)
         close(disk->ctl_fd);
     disk->source = source;
     disk->ctl_fd = keep_fd;
+    disk->image = image;
     return 0;
 }
 
@@ -345,12 +367,16 @@ static void disk_try_peer(struct varve_disk *disk)
     varve_log("Disk '%s': served by process %d", disk->name, disk->plugin_pid);
 }
 
-/* The page that we read is still the one in the runtime directory. */
-static bool disk_page_is_current(struct varve_disk *disk)
+/* The page that we read is still the one in the runtime directory, and the image the one at its
+ * path, if there is any. */
+static bool disk_source_is_current(struct varve_disk *disk)
 {
     struct varve_ctl_head head;
+    struct stat st;
 
-    return disk->source && varve_source_head(disk->source, &head, NULL) == 0;
+    if (!disk->source || varve_source_head(disk->source, &head, NULL) < 0)
+        return false;
+    return stat(disk->identity.image, &st) < 0 || image_is(&disk->image, &st);
 }
 
 void varve_disk_refresh(struct varve_disk *disk)
@@ -372,7 +398,7 @@ void varve_disk_refresh(struct varve_disk *disk)
     }
     if (!disk->peer)
         disk_try_peer(disk);
-    if (!disk->peer && !disk_page_is_current(disk))
+    if (!disk->peer && !disk_source_is_current(disk))
         varve_disk_open_source(disk, NULL); /* no page yet: a boundary makes one */
     if (disk->source && varve_disk_fetch_epochs(disk, varve_disk_oldest_view(disk), &err) < 0 &&
         err.code != ESTALE)

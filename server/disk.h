@@ -18,6 +18,8 @@
 #include "server/peer.h"
 
 #include <pthread.h>
+#include <stdatomic.h>
+#include <sys/stat.h>
 
 enum varve_disk_state {
     VARVE_DISK_UNKNOWN, /* not looked at yet */
@@ -52,6 +54,8 @@ struct varve_disk {
 
     struct varve_source *source; /* NULL: there is no control page */
     int ctl_fd;                  /* the page that source reads; -1 */
+    struct stat image;           /* of the file or device that source reads */
+    _Atomic unsigned images;     /* how often another came in its place; any thread may look */
 
     /* Tidying against computing unions.  Rank: taken before any other lock. */
     pthread_mutex_t timeline_lock;

@@ -18,6 +18,7 @@ varve_served_view_new(struct varve_disk *disk, uint64_t id, uint64_t boundary,
     v->source = varve_source_ref(disk->source);
     v->view.id = id;
     v->view.boundary = boundary;
+    v->images = disk->images;
     v->refs = 1;
     v->last_gone = last_gone;
     v->arg = arg;
@@ -80,6 +81,21 @@ void varve_served_view_note_failed(struct varve_served_view *v, uint64_t off, ui
     pthread_mutex_unlock(&v->lock);
 }
 
+static int served_view_check_image(struct varve_served_view *v, struct varve_err *err)
+{
+    if (v->disk->images == v->images)
+        return 0;
+    return varve_err_set(err, ESTALE, "its image %s was replaced by another file",
+                         v->disk->identity.image);
+}
+
+int varve_served_view_check(struct varve_served_view *v, struct varve_err *err)
+{
+    int rc = served_view_check_image(v, err);
+
+    return rc < 0 ? rc : varve_view_check(v->source, &v->view, err);
+}
+
 int varve_served_view_read(struct varve_served_view *v, void *buf, uint64_t off, uint32_t len,
                            struct varve_err *err)
 {
@@ -89,6 +105,8 @@ int varve_served_view_read(struct varve_served_view *v, void *buf, uint64_t off,
     do
         rc = varve_view_read(v->source, &v->view, buf, off, len, NULL, err);
     while (rc == -EAGAIN && served_view_wait(v, &deadline, err));
+    if (rc == 0)
+        rc = served_view_check_image(v, err);
     return rc == -EAGAIN ? -EIO : rc;
 }
 
@@ -101,6 +119,8 @@ int varve_served_view_hole_run(struct varve_served_view *v, uint64_t off, uint64
     do
         rc = varve_allocation_run(v->allocation, off, end, run_end, err);
     while (rc == -EAGAIN && served_view_wait(v, &deadline, err));
+    if (rc >= 0 && served_view_check_image(v, err) < 0)
+        return -ESTALE;
     return rc == -EAGAIN ? -EIO : rc;
 }
 

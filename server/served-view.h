@@ -18,6 +18,7 @@ struct varve_served_view {
     struct varve_disk *disk;
     struct varve_source *source;
     struct varve_view view;
+    unsigned images; /* disk->images when it was opened */
     struct varve_allocation *allocation;
 
     _Atomic unsigned refs;
@@ -38,6 +39,9 @@ varve_served_view_new(struct varve_disk *disk, uint64_t id, uint64_t boundary,
                       void (*last_gone)(struct varve_served_view *v, void *arg), void *arg);
 struct varve_served_view *varve_served_view_ref(struct varve_served_view *v);
 void varve_served_view_unref(struct varve_served_view *v);
+
+/* Any thread.  As varve_view_check; -ESTALE, too, once the disk has another image. */
+int varve_served_view_check(struct varve_served_view *v, struct varve_err *err);
 
 /* Pool threads.  As varve_view_read, but waits up to 5 s for an epoch that is not here yet. */
 int varve_served_view_read(struct varve_served_view *v, void *buf, uint64_t off, uint32_t len,
