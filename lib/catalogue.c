@@ -168,20 +168,25 @@ struct varve_cat_backup *varve_catalogue_add_backup(struct varve_catalogue *c, c
 
 void varve_catalogue_trim(struct varve_catalogue *c)
 {
-    size_t ended = 0, keep = 0, drop;
+    for (;;) {
+        struct varve_cat_backup *oldest = NULL;
+        size_t ended = 0;
 
-    for (size_t i = 0; i < c->nbackups; i++)
-        ended += !varve_cat_backup_open(&c->backups[i]);
-    drop = ended > VARVE_CATALOGUE_ENDED_MAX ? ended - VARVE_CATALOGUE_ENDED_MAX : 0;
-    for (size_t i = 0; i < c->nbackups; i++) {
-        if (drop > 0 && !varve_cat_backup_open(&c->backups[i])) {
-            backup_fini(&c->backups[i]);
-            drop--;
-        } else {
-            c->backups[keep++] = c->backups[i];
+        for (size_t i = 0; i < c->nbackups; i++) {
+            struct varve_cat_backup *b = &c->backups[i];
+
+            if (varve_cat_backup_open(b))
+                continue;
+            ended++;
+            if (!oldest || b->ended_ns < oldest->ended_ns)
+                oldest = b;
         }
+        if (ended <= VARVE_CATALOGUE_ENDED_MAX)
+            return;
+        backup_fini(oldest);
+        c->nbackups--;
+        memmove(oldest, oldest + 1, (size_t)(c->backups + c->nbackups - oldest) * sizeof(*oldest));
     }
-    c->nbackups = keep;
 }
 
 /* --- on disk -------------------------------------------------------------------------------- */

@@ -110,7 +110,7 @@ bool varve_catalogue_remove_checkpoint(struct varve_cat_disk *d, const char *nam
 /* A zeroed backup of that id with room for ndisks zeroed disks.  NULL: no memory. */
 struct varve_cat_backup *varve_catalogue_add_backup(struct varve_catalogue *c, const char *id,
                                                     size_t ndisks);
-/* Forgets the oldest ended backups beyond VARVE_CATALOGUE_ENDED_MAX. */
+/* Forgets those of the ended backups beyond VARVE_CATALOGUE_ENDED_MAX that ended first. */
 void varve_catalogue_trim(struct varve_catalogue *c);
 
 /* As JSON text; free() it.  NULL: no memory. */

@@ -121,12 +121,26 @@ static void draft_drop_checkpoint(struct varve_catalogue *draft, const struct va
     }
 }
 
+/* Who has succeeded owns nothing any more: its id may be another's one day. */
+static void draft_free_checkpoint(struct varve_catalogue *draft, const struct varve_cat_backup *cb)
+{
+    for (size_t i = 0; i < cb->ndisks && cb->checkpoint[0]; i++) {
+        struct varve_cat_checkpoint *p = varve_catalogue_checkpoint(
+            varve_catalogue_disk(draft, cb->disks[i].uuid), cb->checkpoint);
+
+        if (p && strcmp(p->backup, cb->id) == 0)
+            p->backup[0] = '\0';
+    }
+}
+
 static int draft_end(struct varve_daemon *d, struct varve_catalogue *draft, const char *id,
                      bool success, const char *reason, struct varve_err *err)
 {
-    struct varve_cat_backup *cb = varve_catalogue_backup(draft, id);
     const struct varve_backup *b = varve_backups_find(d, id);
+    struct varve_cat_backup *cb;
 
+    varve_catalogue_trim(draft); /* as long as this one is open: whatever the clock says, it stays */
+    cb = varve_catalogue_backup(draft, id);
     for (size_t i = 0; b && i < cb->ndisks; i++) {
         struct varve_backup_counts n;
 
@@ -139,6 +153,7 @@ static int draft_end(struct varve_daemon *d, struct varve_catalogue *draft, cons
 
         if (rc < 0)
             return rc;
+        draft_free_checkpoint(draft, cb);
         cb->state = VARVE_BACKUP_COMPLETED;
     } else {
         draft_drop_checkpoint(draft, cb);
@@ -146,7 +161,6 @@ static int draft_end(struct varve_daemon *d, struct varve_catalogue *draft, cons
         if (!cb->reason[0])
             varve_backup_set_reason(cb, reason);
     }
-    varve_catalogue_trim(draft);
     return 0;
 }
 
@@ -163,7 +177,7 @@ static int end_check(struct varve_daemon *d, const struct varve_cat_backup *cb,
     for (size_t i = 0; b && i < b->ndisks; i++) {
         const struct varve_backup_disk *bd = &b->disks[i];
 
-        if (bd->served && varve_view_check(bd->served->source, &bd->served->view, &why) == -ESTALE)
+        if (bd->served && varve_served_view_check(bd->served, &why) == -ESTALE)
             return varve_err_set(err, EINVAL,
                                  "Backup '%s' is broken (disk '%s': %s): end it with success false",
                                  cb->id, bd->disk->name, why.msg);
