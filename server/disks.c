@@ -31,13 +31,31 @@ static void disks_insert(struct varve_daemon *d, struct varve_disk *disk)
     *at = disk;
 }
 
-/* A folder that was removed and made anew is another disk: its identity says so. */
-static bool disk_is_replaced(struct varve_disk *disk)
+/* Whether the folder's identity is the disk's (or, if not same, another's).  Neither: it cannot be
+ * read. */
+static bool disk_identity_is(struct varve_disk *disk, bool same)
 {
     struct varve_identity now;
 
     return disk->known && varve_identity_read(disk->daemon->w, &disk->paths, &now, NULL) == 0 &&
-           memcmp(now.uuid, disk->identity.uuid, sizeof(now.uuid)) != 0;
+           (memcmp(now.uuid, disk->identity.uuid, sizeof(now.uuid)) == 0) == same;
+}
+
+/* One whose folder was away, and is there again. */
+static struct varve_disk *disks_returned(struct varve_daemon *d, const char *name)
+{
+    for (struct varve_disk *disk = d->disks; disk; disk = disk->next) {
+        if (disk->gone && strcmp(disk->name, name) == 0 && disk_identity_is(disk, true))
+            return disk;
+    }
+    return NULL;
+}
+
+static void disk_leaves(struct varve_disk *disk)
+{
+    disk->gone = true;
+    varve_peer_free(disk->peer);
+    disk->peer = NULL;
 }
 
 static int disks_see(void *arg, const char *name)
@@ -54,9 +72,15 @@ static int disks_see(void *arg, const char *name)
     if (len < 0 || (size_t)len >= sizeof(path) || stat(path, &st) < 0)
         return 0;
     disk = disks_by_name(d, name);
-    if (disk && disk_is_replaced(disk)) {
-        disk->gone = true;
+    /* A folder that was removed and made anew is another disk. */
+    if (disk && disk_identity_is(disk, false)) {
+        disk_leaves(disk);
         disk = NULL;
+    }
+    if (!disk) {
+        disk = disks_returned(d, name);
+        if (disk)
+            disk->gone = false;
     }
     if (!disk) {
         disk = varve_disk_new(d, name);
@@ -81,7 +105,7 @@ void varve_disks_refresh(struct varve_daemon *d)
     }
     for (struct varve_disk *disk = d->disks; disk; disk = disk->next) {
         if (!disk->seen && !disk->gone) {
-            disk->gone = true;
+            disk_leaves(disk);
             varve_log("Disk '%s': its folder %s is gone", disk->name, disk->paths.state);
         }
         if (!disk->gone)
