@@ -281,6 +281,12 @@ int varve_boundary_end_view(struct varve_disk *disk, uint64_t view, struct varve
     int rc;
 
     if (disk->peer) {
+        /* Freeing may take its time; a plugin that is stopped is found before. */
+        rc = varve_peer_ask(disk->peer, VARVE_LINK_ABORT, 0, 0, err);
+        if (rc == 0)
+            rc = varve_peer_answer(disk->peer, ABORT_TIMEOUT_MS, NULL, NULL, err);
+        if (rc < 0)
+            return rc;
         rc = varve_peer_ask(disk->peer, VARVE_LINK_END_VIEW, view, 0, err);
         return rc < 0 ? rc : varve_peer_answer(disk->peer, END_VIEW_TIMEOUT_MS, NULL, NULL, err);
     }
