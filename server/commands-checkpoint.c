@@ -141,6 +141,21 @@ json_t *varve_command_checkpoint_create(struct varve_daemon *d, json_t *args, st
 /* --- delete
  * ---------------------------------------------------------------------------------------- */
 
+/* A running backup that began from there: a daemon that restarts looks at the heal ranges again. */
+static const struct varve_cat_backup *based_on(const struct varve_catalogue *c,
+                                               const struct varve_cat_disk *cd, uint64_t epoch)
+{
+    for (size_t i = 0; i < c->nbackups; i++) {
+        const struct varve_cat_backup *b = &c->backups[i];
+
+        for (size_t k = 0; varve_cat_backup_open(b) && k < b->ndisks; k++) {
+            if (memcmp(b->disks[k].uuid, cd->uuid, 16) == 0 && b->disks[k].base == epoch)
+                return b;
+        }
+    }
+    return NULL;
+}
+
 /* From one disk.  -ENOENT: it has none of that name. */
 static int delete_from(struct varve_catalogue *draft, struct varve_disk *disk, const char *name,
                        struct varve_err *err)
@@ -160,6 +175,12 @@ static int delete_from(struct varve_catalogue *draft, struct varve_disk *disk, c
                              "Disk '%s': checkpoint '%s' belongs to backup '%s', which still "
                              "runs: end that first",
                              disk->name, name, own->id);
+    own = p->nheal > 0 ? based_on(draft, cd, p->epoch) : NULL;
+    if (own)
+        return varve_err_set(err, EBUSY,
+                             "Disk '%s': backup '%s', which still runs, needs what checkpoint '%s' "
+                             "knows of its own backup's errors: end that first",
+                             disk->name, own->id, name);
     varve_catalogue_remove_checkpoint(cd, name);
     return 0;
 }

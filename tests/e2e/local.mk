@@ -4,6 +4,7 @@ e2e_tests = \
 	%D%/test_bad_input.py \
 	%D%/test_clients.py \
 	%D%/test_contexts.py \
+	%D%/test_daemon_edges.py \
 	%D%/test_daemon_kill.py \
 	%D%/test_freeze.py \
 	%D%/test_garbage.py \

@@ -7,6 +7,7 @@ import time
 
 import backups
 from harness import K, M, Stack, wait_for
+from nbdclient import NBDError
 from qmpclient import QMPError
 from tap import main, test
 
@@ -36,17 +37,75 @@ def the_backup_that_began_first_and_ends_last_is_remembered():
 
 
 @test
+def a_checkpoint_is_free_when_its_backup_has_succeeded():
+    """The id of a backup that is long forgotten is used again: what the first one left is not the
+    second one's."""
+    with Stack() as s:
+        s.start("vda", SIZE, OLD)
+        with s.qmp() as q:
+            backups.end(q, backups.begin(q, ["vda"], id="nightly", checkpoint="c")[0])
+            for _ in range(101):
+                backups.end(q, backups.begin(q, ["vda"])[0])
+            ident, _ = backups.begin(q, [{"disk": "vda", "since": "c"}], id="nightly")
+            assert q.cmd("query-checkpoints")[0]["disks"][0]["usable"]
+            q.cmd("checkpoint-delete", name="c")
+            backups.end(q, ident)
+
+
+@test
+def what_a_base_could_not_deliver_is_brought_after_a_restart_too():
+    """
+        backup 1   loses a block; ends with success: checkpoint c knows it
+        backup 2   since c: brings the block
+        operator   deletes c: refused, or else backup 2 still brings the block
+        daemon     is killed and started
+        backup 2   still brings the block
+    """
+    with Stack() as s:
+        disk = s.start("vda", 16 * M, OLD, granularity="64K", scratch_max="64K")
+        with disk.connect() as guest, s.qmp() as q:
+            one, _ = backups.begin(q, ["vda"], checkpoint="c")
+            guest.write(0, NEW[:64 * K])
+            guest.write(M, NEW[:64 * K])
+            with s.connect("vda") as c:
+                try:
+                    c.read(M - 64 * K, 128 * K)
+                    raise AssertionError("a lost block was read")
+                except NBDError:
+                    pass
+            backups.end(q, one)
+            two, _ = backups.begin(q, [{"disk": "vda", "since": "c"}])
+            want = backups.dirty(s.nbd, "vda", BITMAP)
+            assert (M - 64 * K, 128 * K) in want, want
+            try:
+                q.cmd("checkpoint-delete", name="c")
+            except QMPError as e:
+                assert two in e.desc and "\n" not in e.desc, e
+            s.kill(s.daemon)
+            s.start_daemon()
+        s.wait_disk("vda", "live")
+        assert backups.dirty(s.nbd, "vda", BITMAP) == want
+        with s.qmp() as q:
+            backups.end(q, two)
+            if [c for c in q.cmd("query-checkpoints")]:
+                q.cmd("checkpoint-delete", name="c")
+
+
+@test
 def an_image_put_in_the_place_of_another_is_the_one_that_is_backed_up():
     """mv new.img vda.img while nobody serves the disk: backups from then on hold the new bytes,
-    offline and served, and an open one keeps its own."""
+    offline and served; one that was open is broken and says why."""
     for serve in (False, True):
         with Stack() as s:
             disk = s.start("vda", SIZE, OLD)
             q = s.qmp()
             backups.end(q, backups.begin(q, ["vda"])[0])
+            kept, _ = backups.begin(q, [{"disk": "vda", "export": "kept"}], checkpoint="k")
+            assert pull(s, "kept") == OLD
             assert s.stop(disk.process) == 0
             s.wait_disk("vda", "offline")
             backups.end(q, backups.begin(q, ["vda"])[0])
+            assert pull(s, "kept") == OLD
             os.replace(s.image("new.img", SIZE, NEW), disk.image)
             if serve:
                 s.serve("vda", disk.image)
@@ -55,6 +114,16 @@ def an_image_put_in_the_place_of_another_is_the_one_that_is_backed_up():
             got = pull(s)
             assert got == NEW, "%s: the backup holds the image that was removed" % serve
             backups.end(q, ident)
+            broken = next(b for b in q.cmd("query-backups") if b["id"] == kept)
+            assert broken["state"] == "broken" and "replaced" in broken["reason"], broken
+            try:
+                pull(s, "kept")
+                raise AssertionError("a view was read whose image is gone")
+            except NBDError:
+                pass
+            backups.end(q, kept, False)
+            assert not q.cmd("query-checkpoints")
+            q.__exit__(None, None, None)
 
 
 @test
