@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""A raw NBD client that believes nothing.
+"""A raw NBD client that believes nothing.  (A long file: one reader of the wire, one page of rules.)
 
 It sends exactly the bytes it is told to, and judges every byte that comes back by doc/proto.md of
 the NBD project (quoted as "proto.md").  Whatever that page forbids a server raises Violation; a

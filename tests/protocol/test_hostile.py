@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: BSD-3-Clause
-"""Peers that send garbage, too much, too little, or never read.
+"""Peers that send garbage, too much, too little, or never read.  (A long list, one idea a test.)
 
 The section of proto.md behind all of it: "Termination of the session during option haggling" and
 "Terminating the transmission phase": a violation MAY be answered by a disconnect; it must not be

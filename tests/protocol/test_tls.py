@@ -1,6 +1,7 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: BSD-3-Clause
-"""STARTTLS, certificates, pre-shared keys, and what can be done to them."""
+"""STARTTLS, certificates, pre-shared keys, and what can be done to them.  (A long list, one rule a
+test.)"""
 import random
 import ssl
 import warnings

@@ -2,7 +2,8 @@
  *
  * A program that serves exports made of arithmetic through the daemon's real NBD server, so that
  * tests can drive it over a socket.  It is started by test scripts, one process a server; every
- * thread of it may run an export's functions.  It keeps no data and touches no disk.
+ * thread of it may run an export's functions.  It keeps no data and touches no disk.  It is long:
+ * every option is one more thing that a test can make the server meet.
  */
 #include "lib/err.h"
 #include "server/export.h"
