@@ -4,6 +4,7 @@
 FUZZ_CFLAGS = \
 	$(AM_CFLAGS) $(LIBUV_CFLAGS) $(JANSSON_CFLAGS) $(LIBNBD_CFLAGS) $(GNUTLS_CFLAGS)
 FUZZ_CORE = tests/lib/libtest.la lib/libvarve.la
+FUZZ_WRAP = -Wl,--wrap=malloc,--wrap=calloc,--wrap=realloc,--wrap=strdup
 FUZZERS =
 fuzzers: $(FUZZERS)
 .PHONY: fuzzers
@@ -87,16 +88,17 @@ EXTRA_PROGRAMS += %D%/fuzz-link
 %C%_fuzz_link_LDADD = $(FUZZ_CORE)
 
 check_PROGRAMS += %D%/replay-nbd
-%C%_replay_nbd_SOURCES = %D%/replay.c %D%/fuzz.h %D%/nbd.c %D%/nbd-check.c %D%/nbd-check.h %D%/peer.c %D%/peer.h
+%C%_replay_nbd_SOURCES = %D%/replay.c %D%/fuzz.h %D%/nbd.c %D%/nbd-check.c %D%/nbd-check.h %D%/alloc.c %D%/alloc.h %D%/peer.c %D%/peer.h
 %C%_replay_nbd_CPPFLAGS = $(AM_CPPFLAGS) -DFUZZ_TARGET='"nbd"'
 %C%_replay_nbd_CFLAGS = $(FUZZ_CFLAGS)
+%C%_replay_nbd_LDFLAGS = $(AM_LDFLAGS) $(FUZZ_WRAP)
 %C%_replay_nbd_LDADD = server/libnbdserver.la $(FUZZ_CORE) $(LIBUV_LIBS)
 TESTS += %D%/replay-nbd
 FUZZERS += %D%/fuzz-nbd
 EXTRA_PROGRAMS += %D%/fuzz-nbd
-%C%_fuzz_nbd_SOURCES = %D%/fuzz.h %D%/nbd.c %D%/nbd-check.c %D%/nbd-check.h %D%/peer.c %D%/peer.h
+%C%_fuzz_nbd_SOURCES = %D%/fuzz.h %D%/nbd.c %D%/nbd-check.c %D%/nbd-check.h %D%/alloc.c %D%/alloc.h %D%/peer.c %D%/peer.h
 %C%_fuzz_nbd_CFLAGS = $(FUZZ_CFLAGS)
-%C%_fuzz_nbd_LDFLAGS = $(AM_LDFLAGS) -fsanitize=fuzzer
+%C%_fuzz_nbd_LDFLAGS = $(AM_LDFLAGS) $(FUZZ_WRAP) -fsanitize=fuzzer
 %C%_fuzz_nbd_LDADD = server/libnbdserver.la $(FUZZ_CORE) $(LIBUV_LIBS)
 
 check_PROGRAMS += %D%/replay-nbd-proto

@@ -12,6 +12,7 @@
  */
 #include "server/export.h"
 #include "server/nbd-server.h"
+#include "tests/fuzz/alloc.h"
 #include "tests/fuzz/fuzz.h"
 #include "tests/fuzz/nbd-check.h"
 #include "tests/fuzz/peer.h"
@@ -26,6 +27,8 @@
 #define FLAG_CLOSE    0x04 /* event: the server closes */
 #define FLAG_HANG_UP  0x08 /* event: the client closes its socket, with what is unread in it */
 #define FLAG_ONE      0x10 /* one export is listed, so that the empty name finds it */
+#define FLAG_MEMORY   0x20 /* the server runs out of memory at the allocation that byte 2 tells, */
+#define FLAG_NO_MORE  0x40 /* and gets no more until the client has gone */
 
 /* Longer than VARVE_EXPORT_READ_MAX, so that reads are done in parts. */
 #define MAX_REQUEST (320u * 1024u)
@@ -139,7 +142,7 @@ static void publish(struct varve_exports *x, struct varve_export **e, const char
 
 /* --- one client ----------------------------------------------------------------------------- */
 
-#define EXPORTS 4
+#define EXPORTS 5
 
 struct run {
     uint8_t flags;
@@ -206,7 +209,9 @@ static void on_event(void *arg)
 
 static void on_bytes(void *arg, const uint8_t *buf, size_t len)
 {
+    fuzz_alloc_exempt = true;
     nbd_check_feed(((struct run *)arg)->check, buf, len);
+    fuzz_alloc_exempt = false;
 }
 
 static void server_begin(struct run *r, const char *where)
@@ -221,6 +226,7 @@ static void server_begin(struct run *r, const char *where)
     publish(r->exports, &r->all[1], "bad", 200 * 1024, 65536, true, false);
     publish(r->exports, &r->all[2], "empty", 0, 512, false, listed);
     publish(r->exports, &r->all[3], "huge", INT64_MAX, 1ull << 55, false, listed);
+    publish(r->exports, &r->all[4], "fine", 300 * 1024, 512, false, false);
     varve_nbd_options_default(&o);
     o.max_request = MAX_REQUEST;
     o.handshake_timeout_ms = DEADLINE_MS;
@@ -260,10 +266,14 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
         .event = r.flags & (FLAG_WITHDRAW | FLAG_CLOSE | FLAG_HANG_UP) ? on_event : NULL,
         .got = on_bytes,
         .arg = &r,
+        .disturbed = r.flags & FLAG_MEMORY,
     };
     snprintf(where, sizeof(where), "unix:%s/s", top);
     server_begin(&r, where);
+    if (r.flags & FLAG_MEMORY)
+        fuzz_alloc_fail(data[2] + 1u, r.flags & FLAG_NO_MORE);
     fuzz_peer_run(&r.peer, where + 5);
+    fuzz_alloc_works();
     if (r.peer.in_full)
         nbd_check_answered(r.check);
     server_end(&r);
