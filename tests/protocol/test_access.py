@@ -203,18 +203,20 @@ def other_uids_see_nothing(s):
     if os.getuid():
         raise Skip("needs root")
     with AccessFixture("uid:0 *", "uid:12345 vdb") as f:
-        os.chmod(tmpdir(), 0o755)
         os.chmod(f.dir, 0o755)
         os.chmod(f.sock, 0o777)
+        here = os.getcwd()
+        os.chdir(f.dir)  # the folders above it may be closed to others
         os.seteuid(12345)
         try:
-            with f.hello() as c:
+            with Conn(("unix", os.path.basename(f.sock))).hello() as c:
                 os.seteuid(0)
                 must(listed(c) == ["vdb"], "listed %s", listed(c))
                 check_hidden(c, ["vda"])
                 c.abort()
         finally:
             os.seteuid(0)
+            os.chdir(here)
 
 
 @test(house=True)

@@ -518,18 +518,19 @@ def fifty_tls_clients_at_once_get_their_bytes(s):
 def close_notify_comes_at_an_orderly_end(s):
     """Terminating the transmission phase: shut down the TLS session."""
     with TlsFixture() as f:
-        c = tls_open(f)
+        ctx = context(strict=True)
+        c = tls_open(f, ctx=ctx)
         c.cmd(CMD_READ, 0, 4 * M)
         c.send(request(CMD_DISC, 0, 0))
         while True:  # ragged ends raise
             if not c.sock.recv(1 << 20):
                 break
         c.close()
-        c = upgrade(f.hello())
+        c = upgrade(f.hello(), ctx)
         c.option(OPT_ABORT)
         must(c.sock.recv(100) == b"", "no close_notify after ABORT")
         c.close()
-        c = tls_open(f)
+        c = tls_open(f, ctx=ctx)
         f.proc.send_signal(10)  # withdraws vda
         must(c.sock.recv(100) == b"", "no close_notify when the export goes")
         c.close()
@@ -551,7 +552,8 @@ def close_notify_of_the_client_ends_the_session(s):
 def sigterm_ends_tls_clients_in_order(s):
     """Shutdown: replies in flight end, then close_notify, within the deadline."""
     f = TlsFixture()
-    c, idle, shaking = tls_open(f), tls_open(f), f.hello()
+    ctx = context(strict=True)
+    c, idle, shaking = tls_open(f, ctx=ctx), tls_open(f, ctx=ctx), f.hello()
     ask_starttls(shaking)
     f.terminate()
     for x in (c, idle):

@@ -89,9 +89,11 @@ def ca(name="main"):
     return _ca[name]
 
 
-def context(authority=None, client=None, lo=None, hi=None):
-    """A client's settings; client: its folder."""
+def context(authority=None, client=None, lo=None, hi=None, strict=False):
+    """A client's settings; client: its folder; strict: an end without close_notify raises."""
     ctx = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    if strict:
+        ctx.options &= ~getattr(ssl, "OP_IGNORE_UNEXPECTED_EOF", 0x80)
     ctx.load_verify_locations((authority or ca()).cert)
     if client:
         ctx.load_cert_chain(os.path.join(client, "client-cert.pem"),
