@@ -261,6 +261,19 @@ int varve_nbd_decode_request(const uint8_t buf[VARVE_NBD_REQUEST_LEN],
     return 0;
 }
 
+int varve_nbd_decode_ext_request(const uint8_t buf[VARVE_NBD_EXT_REQUEST_LEN],
+                                 struct varve_nbd_request *req, struct varve_err *err)
+{
+    if (varve_nbd_get32(buf) != VARVE_NBD_EXT_REQUEST_MAGIC)
+        return varve_err_set(err, EPROTO, "an extended request has a wrong magic number");
+    req->flags = varve_nbd_get16(buf + 4);
+    req->type = varve_nbd_get16(buf + 6);
+    req->cookie = varve_nbd_get64(buf + 8);
+    req->off = varve_nbd_get64(buf + 16);
+    req->len = varve_nbd_get64(buf + 24);
+    return 0;
+}
+
 void varve_nbd_encode_simple_reply(uint8_t buf[VARVE_NBD_SIMPLE_REPLY_LEN], uint32_t error,
                                    uint64_t cookie)
 {
@@ -292,6 +305,17 @@ void varve_nbd_encode_hole(uint8_t buf[VARVE_NBD_HOLE_LEN], uint16_t flags, uint
     varve_nbd_encode_chunk(buf, flags, VARVE_NBD_CHUNK_OFFSET_HOLE, cookie, 12);
     varve_nbd_put64(buf + VARVE_NBD_CHUNK_LEN, off);
     varve_nbd_put32(buf + VARVE_NBD_CHUNK_LEN + 8, hole_len);
+}
+
+void varve_nbd_extend_chunk(uint8_t *buf, uint64_t off)
+{
+    const uint8_t *compact = buf + VARVE_NBD_EXTENSION_LEN;
+    uint32_t len = varve_nbd_get32(compact + 16);
+
+    varve_nbd_put32(buf, VARVE_NBD_EXT_CHUNK_MAGIC);
+    memmove(buf + 4, compact + 4, 12); /* flags, type, cookie */
+    varve_nbd_put64(buf + 16, off);
+    varve_nbd_put64(buf + 24, len);
 }
 
 void varve_nbd_chunk_set_done(uint8_t *chunk)

@@ -18,8 +18,10 @@
 #define VARVE_NBD_OPTION_MAGIC       0x49484156454f5054ull /* "IHAVEOPT" */
 #define VARVE_NBD_OPTION_REPLY_MAGIC 0x0003e889045565a9ull
 #define VARVE_NBD_REQUEST_MAGIC      0x25609513u
+#define VARVE_NBD_EXT_REQUEST_MAGIC  0x21e41c71u
 #define VARVE_NBD_SIMPLE_REPLY_MAGIC 0x67446698u
 #define VARVE_NBD_CHUNK_MAGIC        0x668e33efu
+#define VARVE_NBD_EXT_CHUNK_MAGIC    0x6e8a278cu
 
 /* A string (name, query, message) in bytes. */
 #define VARVE_NBD_STRING_MAX 4096u
@@ -55,6 +57,8 @@ enum varve_nbd_option_type {
 #define VARVE_NBD_REP_ERR_SHUTDOWN 0x80000007u
 #define VARVE_NBD_REP_ERR_TOO_BIG  0x80000009u
 
+#define VARVE_NBD_REP_ERR_EXT_HEADER_REQD 0x8000000au
+
 #define VARVE_NBD_INFO_EXPORT      0u
 #define VARVE_NBD_INFO_NAME        1u
 #define VARVE_NBD_INFO_DESCRIPTION 2u
@@ -68,6 +72,8 @@ enum varve_nbd_option_type {
 #define VARVE_NBD_FLAG_CAN_MULTI_CONN (1u << 8)
 #define VARVE_NBD_FLAG_SEND_CACHE     (1u << 10)
 
+#define VARVE_NBD_FLAG_BLOCK_STATUS_PAYLOAD (1u << 12)
+
 enum varve_nbd_command_type {
     VARVE_NBD_CMD_READ = 0,
     VARVE_NBD_CMD_WRITE = 1,
@@ -79,14 +85,16 @@ enum varve_nbd_command_type {
     VARVE_NBD_CMD_BLOCK_STATUS = 7,
 };
 
-#define VARVE_NBD_CMD_FLAG_DF      (1u << 2)
-#define VARVE_NBD_CMD_FLAG_REQ_ONE (1u << 3)
+#define VARVE_NBD_CMD_FLAG_DF          (1u << 2)
+#define VARVE_NBD_CMD_FLAG_REQ_ONE     (1u << 3)
+#define VARVE_NBD_CMD_FLAG_PAYLOAD_LEN (1u << 5)
 
 #define VARVE_NBD_CHUNK_DONE         (1u << 0) /* flag: the last chunk of a reply */
 #define VARVE_NBD_CHUNK_NONE         0u
 #define VARVE_NBD_CHUNK_OFFSET_DATA  1u
 #define VARVE_NBD_CHUNK_OFFSET_HOLE  2u
 #define VARVE_NBD_CHUNK_BLOCK_STATUS 5u
+#define VARVE_NBD_CHUNK_STATUS_EXT   6u
 #define VARVE_NBD_CHUNK_ERROR        0x8001u
 #define VARVE_NBD_CHUNK_ERROR_OFFSET 0x8002u
 
@@ -116,6 +124,12 @@ enum varve_nbd_command_type {
 #define VARVE_NBD_DATA_HEADER_LEN  28u /* chunk header and offset, before the data */
 #define VARVE_NBD_HOLE_LEN         32u /* a whole OFFSET_HOLE chunk */
 #define VARVE_NBD_EXTENT_LEN       8u  /* one extent of a BLOCK_STATUS chunk */
+
+/* With extended headers. */
+#define VARVE_NBD_EXT_REQUEST_LEN 32u
+#define VARVE_NBD_EXTENSION_LEN   12u /* what a chunk's header is longer by */
+#define VARVE_NBD_EXT_EXTENT_LEN  16u /* one extent of a BLOCK_STATUS_EXT chunk */
+#define VARVE_NBD_EFFECT_LEN      8u  /* of a BLOCK_STATUS payload, before its contexts */
 
 /* --- numbers -------------------------------------------------------------------------------- */
 
@@ -192,6 +206,10 @@ struct varve_nbd_request {
 int varve_nbd_decode_request(const uint8_t buf[VARVE_NBD_REQUEST_LEN],
                              struct varve_nbd_request *req, struct varve_err *err);
 
+/* The same for the header that extended headers bring. */
+int varve_nbd_decode_ext_request(const uint8_t buf[VARVE_NBD_EXT_REQUEST_LEN],
+                                 struct varve_nbd_request *req, struct varve_err *err);
+
 void varve_nbd_encode_simple_reply(uint8_t buf[VARVE_NBD_SIMPLE_REPLY_LEN], uint32_t error,
                                    uint64_t cookie);
 void varve_nbd_encode_chunk(uint8_t buf[VARVE_NBD_CHUNK_LEN], uint16_t flags, uint16_t type,
@@ -201,6 +219,9 @@ void varve_nbd_encode_data_header(uint8_t buf[VARVE_NBD_DATA_HEADER_LEN], uint16
                                   uint64_t cookie, uint64_t off, uint32_t data_len);
 void varve_nbd_encode_hole(uint8_t buf[VARVE_NBD_HOLE_LEN], uint16_t flags, uint64_t cookie,
                            uint64_t off, uint32_t hole_len);
+/* Gives a chunk, which was encoded VARVE_NBD_EXTENSION_LEN bytes behind buf, the extended header;
+ * it begins at buf then.  off: the request's. */
+void varve_nbd_extend_chunk(uint8_t *buf, uint64_t off);
 /* Marks an encoded chunk as the last of its reply. */
 void varve_nbd_chunk_set_done(uint8_t *chunk);
 

@@ -80,7 +80,7 @@ static struct varve_export *find_export(struct varve_nbd_conn *c, const char *na
     return varve_exports_get(c->host->exports, name, len);
 }
 
-static uint16_t transmission_flags(const struct varve_nbd_conn *c)
+static uint16_t transmission_flags(const struct varve_nbd_conn *c, const struct varve_export *e)
 {
     uint16_t flags = VARVE_NBD_FLAG_HAS_FLAGS | VARVE_NBD_FLAG_READ_ONLY |
                      VARVE_NBD_FLAG_SEND_FLUSH | VARVE_NBD_FLAG_CAN_MULTI_CONN |
@@ -88,6 +88,8 @@ static uint16_t transmission_flags(const struct varve_nbd_conn *c)
 
     if (c->hs.structured)
         flags |= VARVE_NBD_FLAG_SEND_DF;
+    if (c->hs.extended && c->hs.meta.export == e && c->hs.meta.n)
+        flags |= VARVE_NBD_FLAG_BLOCK_STATUS_PAYLOAD;
     return flags;
 }
 
@@ -110,7 +112,8 @@ static void handle_export_name(struct varve_nbd_conn *c)
     struct varve_export *e = NULL;
     struct varve_nbd_out *out;
 
-    if (!c->host->going_down && varve_nbd_string_ok(name, c->hs.opt.len))
+    /* After EXTENDED_HEADERS a client must not ask this way. */
+    if (!c->host->going_down && !c->hs.extended && varve_nbd_string_ok(name, c->hs.opt.len))
         e = find_export(c, name, c->hs.opt.len);
     if (!e) {
         varve_nbd_conn_close(c);
@@ -122,7 +125,7 @@ static void handle_export_name(struct varve_nbd_conn *c)
         varve_nbd_conn_close(c);
         return;
     }
-    varve_nbd_encode_export_name(out->data, e->size, transmission_flags(c));
+    varve_nbd_encode_export_name(out->data, e->size, transmission_flags(c, e));
     memset(out->data + VARVE_NBD_EXPORT_NAME_LEN, 0, zeroes);
     varve_nbd_conn_send(c, out);
     enter_transmission(c, e);
@@ -173,7 +176,7 @@ static void info_export(struct varve_nbd_conn *c, const struct varve_export *e)
     p = reply_payload(out);
     varve_nbd_put16(p, VARVE_NBD_INFO_EXPORT);
     varve_nbd_put64(p + 2, e->size);
-    varve_nbd_put16(p + 10, transmission_flags(c));
+    varve_nbd_put16(p + 10, transmission_flags(c, e));
     varve_nbd_conn_send(c, out);
 }
 
@@ -304,10 +307,26 @@ static void handle_meta(struct varve_nbd_conn *c)
 
 /* --- options -------------------------------------------------------------------------------- */
 
+static void handle_extended_headers(struct varve_nbd_conn *c)
+{
+    if (c->hs.opt.len) {
+        reply_error(c, VARVE_NBD_REP_ERR_INVALID, "EXTENDED_HEADERS carries no data");
+        return;
+    }
+    c->hs.structured = true;
+    c->hs.extended = true;
+    reply_ack(c);
+}
+
 static void handle_structured_reply(struct varve_nbd_conn *c)
 {
     if (c->hs.opt.len) {
         reply_error(c, VARVE_NBD_REP_ERR_INVALID, "STRUCTURED_REPLY carries no data");
+        return;
+    }
+    if (c->hs.extended) {
+        reply_error(c, VARVE_NBD_REP_ERR_EXT_HEADER_REQD,
+                    "extended headers were negotiated, which is more");
         return;
     }
     c->hs.structured = true;
@@ -331,6 +350,7 @@ static void handle_starttls(struct varve_nbd_conn *c)
     }
     /* What was negotiated in plain could have been said by anybody on the way. */
     c->hs.structured = false;
+    c->hs.extended = false;
     varve_nbd_metactx_clear(&c->hs.meta);
     c->hs.starttls = true;
     reply_ack(c);
@@ -385,6 +405,9 @@ static void handle_option(struct varve_nbd_conn *c)
         break;
     case VARVE_NBD_OPT_STRUCTURED_REPLY:
         handle_structured_reply(c);
+        break;
+    case VARVE_NBD_OPT_EXTENDED_HEADERS:
+        handle_extended_headers(c);
         break;
     case VARVE_NBD_OPT_LIST_META_CONTEXT:
     case VARVE_NBD_OPT_SET_META_CONTEXT:

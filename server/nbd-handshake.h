@@ -35,7 +35,8 @@ struct varve_nbd_handshake {
     bool starttls; /* it was just granted: the ACK is the last in plain */
 
     /* what was negotiated; it holds in the transmission phase, too */
-    bool structured;
+    bool structured; /* chunks, in either form */
+    bool extended;   /* extended headers */
     struct varve_nbd_metactx meta;
 };
 

@@ -40,8 +40,9 @@ static size_t run_end(const struct varve_nbd_job *job, const uint8_t *src, size_
 static void encode_chunks(struct varve_nbd_job *job)
 {
     struct varve_nbd_out *out = job->out;
-    uint64_t cookie = job->req->hdr.cookie;
-    const uint8_t *src = out->data + VARVE_NBD_DATA_HEADER_LEN;
+    const struct varve_nbd_request *hdr = &job->req->hdr;
+    size_t ext = varve_nbd_extension(job->conn), data_header = ext + VARVE_NBD_DATA_HEADER_LEN;
+    const uint8_t *src = out->data + data_header;
     size_t pos = 0;
 
     out->data_len = 0;
@@ -52,14 +53,18 @@ static void encode_chunks(struct varve_nbd_job *job)
         end = run_end(job, src, at, hole);
         job->last_chunk = chunk;
         if (hole) {
-            varve_nbd_encode_hole(chunk, 0, cookie, job->off + at, (uint32_t)(end - at));
-            pos += VARVE_NBD_HOLE_LEN;
+            varve_nbd_encode_hole(chunk + ext, 0, hdr->cookie, job->off + at,
+                                  (uint32_t)(end - at));
+            pos += ext + VARVE_NBD_HOLE_LEN;
         } else {
-            memmove(chunk + VARVE_NBD_DATA_HEADER_LEN, src + at, end - at);
-            varve_nbd_encode_data_header(chunk, 0, cookie, job->off + at, (uint32_t)(end - at));
-            pos += VARVE_NBD_DATA_HEADER_LEN + (end - at);
+            memmove(chunk + data_header, src + at, end - at);
+            varve_nbd_encode_data_header(chunk + ext, 0, hdr->cookie, job->off + at,
+                                         (uint32_t)(end - at));
+            pos += data_header + (end - at);
             out->data_len += end - at;
         }
+        if (ext)
+            varve_nbd_extend_chunk(chunk, hdr->off);
     }
     out->len = pos;
 }

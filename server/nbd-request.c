@@ -6,6 +6,7 @@
 
 #include <errno.h>
 #include <stdlib.h>
+#include <string.h>
 
 static bool is_write(const struct varve_nbd_request *hdr)
 {
@@ -46,6 +47,25 @@ static int check_status(const struct varve_nbd_conn *c, const struct varve_nbd_r
     return 0;
 }
 
+/* Whether the payload is of a command that has none, or one that could not be understood. */
+static int check_payload(const struct varve_nbd_conn *c, const struct varve_nbd_request *hdr,
+                         struct varve_err *err)
+{
+    bool payload = hdr->flags & VARVE_NBD_CMD_FLAG_PAYLOAD_LEN;
+
+    if (!c->hs.extended)
+        return 0;
+    if (hdr->type == VARVE_NBD_CMD_WRITE)
+        return payload ? 0 : varve_err_set(err, EINVAL, "a write needs the flag PAYLOAD_LEN");
+    if (!payload)
+        return 0;
+    if (hdr->type != VARVE_NBD_CMD_BLOCK_STATUS)
+        return varve_err_set(err, EINVAL, "the command takes no payload");
+    return varve_err_set(err, EINVAL,
+                         "the payload is not a length and numbers of negotiated meta contexts, "
+                         "each once");
+}
+
 /* What speaks against the request; 0: nothing. */
 static int check_request(const struct varve_nbd_conn *c, const struct varve_nbd_request *hdr,
                          struct varve_err *err)
@@ -55,6 +75,9 @@ static int check_request(const struct varve_nbd_conn *c, const struct varve_nbd_
 
     if (going)
         return varve_err_set(err, ESHUTDOWN, "the export is going away");
+    rc = check_payload(c, hdr, err);
+    if (rc)
+        return rc;
     if (is_write(hdr))
         return varve_err_set(err, EPERM, "the export is read-only");
     if (hdr->flags & ~flags_allowed(c, hdr->type))
@@ -82,7 +105,9 @@ static bool needs_pool(const struct varve_nbd_conn *c, const struct varve_nbd_re
     return hdr->type != VARVE_NBD_CMD_CACHE || c->tx.export->ops->cache;
 }
 
-static void take_request(struct varve_nbd_conn *c, const struct varve_nbd_request *hdr)
+/* wanted: the contexts that a block status is asked for. */
+static void take_request(struct varve_nbd_conn *c, const struct varve_nbd_request *hdr,
+                         const struct varve_nbd_metactx *wanted)
 {
     struct varve_err err = VARVE_ERR_INIT;
     struct varve_nbd_req *req;
@@ -105,12 +130,25 @@ static void take_request(struct varve_nbd_conn *c, const struct varve_nbd_reques
     req->hdr = *hdr;
     req->next = hdr->off;
     req->left = hdr->len;
+    /* A hint need not be followed to its end; with 64 bits that might take days. */
+    if (hdr->type == VARVE_NBD_CMD_CACHE && req->left > UINT32_MAX)
+        req->left = UINT32_MAX;
+    if (hdr->type == VARVE_NBD_CMD_BLOCK_STATUS) {
+        req->nctx = wanted->n;
+        memcpy(req->ctx, wanted->ctx, sizeof(req->ctx));
+    }
     TAILQ_INSERT_TAIL(&c->tx.ready, req, link);
 }
 
-static void skip_write(struct varve_nbd_conn *c, const struct varve_nbd_request *hdr)
+static void skip_payload(struct varve_nbd_conn *c, const struct varve_nbd_request *hdr)
 {
-    if (hdr->len > VARVE_NBD_WRITE_SKIP_MAX) {
+    uint64_t max = VARVE_NBD_WRITE_SKIP_MAX;
+
+    if (c->hs.extended) {
+        max = c->host->options.max_request;
+        max = max > VARVE_NBD_PAYLOAD_MAX ? max : VARVE_NBD_PAYLOAD_MAX;
+    }
+    if (hdr->len > max) {
         varve_nbd_conn_close(c);
         return;
     }
@@ -119,27 +157,97 @@ static void skip_write(struct varve_nbd_conn *c, const struct varve_nbd_request 
     c->tx.skip_hdr = *hdr;
 }
 
+/* --- payloads of block status --------------------------------------------------------------- */
+
+/* Such a payload may be right; then it is this long, and short enough for the input's buffer. */
+static bool status_payload_len_ok(const struct varve_nbd_conn *c,
+                                  const struct varve_nbd_request *hdr)
+{
+    return hdr->type == VARVE_NBD_CMD_BLOCK_STATUS &&
+           hdr->len > VARVE_NBD_EFFECT_LEN && (hdr->len - VARVE_NBD_EFFECT_LEN) % 4 == 0 &&
+           hdr->len <= VARVE_NBD_EFFECT_LEN + 4u * c->hs.meta.n;
+}
+
+/* Adds the context to `wanted`; false: it is not one of the connection's, or there already. */
+static bool status_want(const struct varve_nbd_metactx *meta, uint32_t id,
+                        struct varve_nbd_metactx *wanted)
+{
+    for (unsigned i = 0; i < wanted->n; i++) {
+        if (varve_nbd_metactx_id(wanted->ctx[i]) == id)
+            return false;
+    }
+    for (unsigned i = 0; i < meta->n; i++) {
+        if (varve_nbd_metactx_id(meta->ctx[i]) == id) {
+            wanted->ctx[wanted->n++] = meta->ctx[i];
+            return true;
+        }
+    }
+    return false;
+}
+
+/* The request's length becomes the effect length, and the flag goes; where the payload is wrong the
+ * flag stays, and check_payload() tells. */
+static void take_filtered_status(struct varve_nbd_conn *c, struct varve_nbd_request *hdr,
+                                 const uint8_t *payload)
+{
+    struct varve_nbd_metactx wanted = {.n = 0};
+    bool ok = true;
+
+    for (uint64_t at = VARVE_NBD_EFFECT_LEN; at < hdr->len; at += 4)
+        ok = ok && status_want(&c->hs.meta, varve_nbd_get32(payload + at), &wanted);
+    hdr->len = varve_nbd_get64(payload);
+    if (ok)
+        hdr->flags &= (uint16_t)~VARVE_NBD_CMD_FLAG_PAYLOAD_LEN;
+    take_request(c, hdr, &wanted);
+}
+
+/* --- feeding -------------------------------------------------------------------------------- */
+
+static bool has_payload(const struct varve_nbd_conn *c, const struct varve_nbd_request *hdr)
+{
+    if (c->hs.extended)
+        return hdr->flags & VARVE_NBD_CMD_FLAG_PAYLOAD_LEN;
+    return hdr->type == VARVE_NBD_CMD_WRITE;
+}
+
+static int decode_header(const struct varve_nbd_conn *c, const uint8_t *buf,
+                         struct varve_nbd_request *hdr)
+{
+    if (c->hs.extended)
+        return varve_nbd_decode_ext_request(buf, hdr, NULL);
+    return varve_nbd_decode_request(buf, hdr, NULL);
+}
+
 size_t varve_nbd_transmit_feed(struct varve_nbd_conn *c, const uint8_t *buf, size_t len)
 {
+    size_t header_len = c->hs.extended ? VARVE_NBD_EXT_REQUEST_LEN : VARVE_NBD_REQUEST_LEN;
     struct varve_nbd_request hdr;
 
     if (c->tx.nreqs >= VARVE_NBD_REQUESTS_MAX)
         return 0;
     if (c->tx.skipped) {
         c->tx.skipped = false;
-        take_request(c, &c->tx.skip_hdr);
+        take_request(c, &c->tx.skip_hdr, &c->hs.meta);
     }
-    if (len < VARVE_NBD_REQUEST_LEN || c->tx.nreqs >= VARVE_NBD_REQUESTS_MAX)
+    if (len < header_len || c->tx.nreqs >= VARVE_NBD_REQUESTS_MAX)
         return 0;
-    if (varve_nbd_decode_request(buf, &hdr, NULL)) {
+    if (decode_header(c, buf, &hdr)) {
         varve_nbd_conn_close(c);
         return 0;
     }
-    if (hdr.type == VARVE_NBD_CMD_DISC)
+    if (hdr.type == VARVE_NBD_CMD_DISC) {
         c->deaf = true;
-    else if (hdr.type == VARVE_NBD_CMD_WRITE)
-        skip_write(c, &hdr);
-    else
-        take_request(c, &hdr);
-    return VARVE_NBD_REQUEST_LEN;
+    } else if (!has_payload(c, &hdr)) {
+        take_request(c, &hdr, &c->hs.meta);
+    } else if (!status_payload_len_ok(c, &hdr)) {
+        skip_payload(c, &hdr);
+    } else if (len < header_len + hdr.len) {
+        return 0;
+    } else {
+        size_t payload_len = (size_t)hdr.len;
+
+        take_filtered_status(c, &hdr, buf + header_len);
+        return header_len + payload_len;
+    }
+    return header_len;
 }

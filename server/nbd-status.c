@@ -11,9 +11,6 @@
 /* Extents asked of the export at once. */
 #define STATUS_STEP 2048u
 
-/* Before a chunk's extents: its header and the context's number. */
-#define STATUS_HEADER_LEN (VARVE_NBD_CHUNK_LEN + 4u)
-
 /* Exports know no finer grain than this; if one does, its answers are shorter than asked. */
 #define STATUS_GRAIN 4096u
 
@@ -26,13 +23,27 @@ size_t varve_nbd_status_extents_max(const struct varve_nbd_request *hdr)
     return worst < VARVE_NBD_EXTENTS_MAX ? (size_t)worst : VARVE_NBD_EXTENTS_MAX;
 }
 
-size_t varve_nbd_status_cost(unsigned ncontexts, size_t extents_max)
+/* Before a chunk's extents: its header, the context's number, and their number if extended. */
+static size_t status_header_len(bool extended)
 {
-    return ncontexts * (STATUS_HEADER_LEN + extents_max * VARVE_NBD_EXTENT_LEN);
+    return VARVE_NBD_CHUNK_LEN + 4u + (extended ? VARVE_NBD_EXTENSION_LEN + 4u : 0);
+}
+
+static size_t status_extent_len(bool extended)
+{
+    return extended ? VARVE_NBD_EXT_EXTENT_LEN : VARVE_NBD_EXTENT_LEN;
+}
+
+size_t varve_nbd_status_cost(const struct varve_nbd_conn *c, unsigned ncontexts,
+                             size_t extents_max)
+{
+    return ncontexts *
+           (status_header_len(c->hs.extended) + extents_max * status_extent_len(c->hs.extended));
 }
 
 /* A chunk that grows. */
 struct chunk {
+    bool extended;
     struct varve_nbd_out *out;
     size_t room;       /* extents */
     size_t nextents;   /* written */
@@ -42,9 +53,24 @@ struct chunk {
     uint32_t last_flags;
 };
 
-static uint8_t *chunk_extent(struct varve_nbd_out *out, size_t i)
+static uint8_t *chunk_extent(const struct chunk *k, size_t i)
 {
-    return out->data + STATUS_HEADER_LEN + i * VARVE_NBD_EXTENT_LEN;
+    return k->out->data + status_header_len(k->extended) + i * status_extent_len(k->extended);
+}
+
+static void chunk_put_len(const struct chunk *k, size_t i, uint64_t len)
+{
+    if (k->extended)
+        varve_nbd_put64(chunk_extent(k, i), len);
+    else
+        varve_nbd_put32(chunk_extent(k, i), (uint32_t)len);
+}
+
+static uint64_t chunk_get_len(const struct chunk *k, size_t i)
+{
+    const uint8_t *p = chunk_extent(k, i);
+
+    return k->extended ? varve_nbd_get64(p) : varve_nbd_get32(p);
 }
 
 static bool chunk_grow(struct chunk *k)
@@ -54,7 +80,8 @@ static bool chunk_grow(struct chunk *k)
 
     if (room > k->max)
         room = k->max;
-    out = realloc(k->out, sizeof(*out) + STATUS_HEADER_LEN + room * VARVE_NBD_EXTENT_LEN);
+    out = realloc(k->out, sizeof(*out) + status_header_len(k->extended) +
+                              room * status_extent_len(k->extended));
     if (!out)
         return false;
     k->out = out;
@@ -65,15 +92,18 @@ static bool chunk_grow(struct chunk *k)
 /* Writes the last extent down. */
 static bool chunk_settle(struct chunk *k)
 {
-    uint8_t *p;
+    size_t i;
 
     if (!k->last_len)
         return true;
     if (k->nextents == k->room && !chunk_grow(k))
         return false;
-    p = chunk_extent(k->out, k->nextents++);
-    varve_nbd_put32(p, (uint32_t)k->last_len);
-    varve_nbd_put32(p + 4, k->last_flags);
+    i = k->nextents++;
+    chunk_put_len(k, i, k->last_len);
+    if (k->extended)
+        varve_nbd_put64(chunk_extent(k, i) + 8, k->last_flags);
+    else
+        varve_nbd_put32(chunk_extent(k, i) + 4, k->last_flags);
     k->last_len = 0;
     return true;
 }
@@ -138,50 +168,57 @@ static int status_collect(struct varve_nbd_job *job, unsigned ctx, uint64_t len,
 static void chunk_finish(struct chunk *k, const struct varve_nbd_job *job, unsigned ctx,
                          uint64_t len)
 {
+    const struct varve_nbd_request *hdr = &job->req->hdr;
     struct varve_nbd_out *out = k->out;
-    size_t payload;
+    size_t ext = k->extended ? VARVE_NBD_EXTENSION_LEN : 0, payload;
+    uint8_t *chunk = out->data + ext, *body = chunk + VARVE_NBD_CHUNK_LEN;
 
     while (k->covered > len) {
-        uint8_t *p = chunk_extent(out, k->nextents - 1);
-        uint32_t extent = varve_nbd_get32(p);
+        uint64_t extent = chunk_get_len(k, k->nextents - 1);
 
         if (k->covered - extent < len) {
-            varve_nbd_put32(p, (uint32_t)(extent - (k->covered - len)));
+            chunk_put_len(k, k->nextents - 1, extent - (k->covered - len));
             k->covered = len;
         } else {
             k->covered -= extent;
             k->nextents--;
         }
     }
-    payload = 4 + k->nextents * VARVE_NBD_EXTENT_LEN;
-    *out = (struct varve_nbd_out){.len = VARVE_NBD_CHUNK_LEN + payload};
+    payload = (k->extended ? 8 : 4) + k->nextents * status_extent_len(k->extended);
+    *out = (struct varve_nbd_out){.len = ext + VARVE_NBD_CHUNK_LEN + payload};
     out->held = out->len;
-    varve_nbd_encode_chunk(out->data, 0, VARVE_NBD_CHUNK_BLOCK_STATUS, job->req->hdr.cookie,
-                           (uint32_t)payload);
-    varve_nbd_put32(out->data + VARVE_NBD_CHUNK_LEN, varve_nbd_metactx_id(ctx));
+    varve_nbd_encode_chunk(
+        chunk, 0, k->extended ? VARVE_NBD_CHUNK_STATUS_EXT : VARVE_NBD_CHUNK_BLOCK_STATUS,
+        hdr->cookie, (uint32_t)payload);
+    varve_nbd_put32(body, varve_nbd_metactx_id(ctx));
+    if (k->extended) {
+        varve_nbd_put32(body + 4, (uint32_t)k->nextents);
+        varve_nbd_extend_chunk(out->data, hdr->off);
+    }
 }
 
 void varve_nbd_status_run(struct varve_nbd_job *job)
 {
-    const struct varve_nbd_metactx *meta = job->meta;
+    const struct varve_nbd_req *req = job->req;
     struct chunk chunks[VARVE_NBD_METACTX_MAX] = {{.max = 0}};
     uint64_t len = job->len;
     int rc = 0;
 
     job->err.code = 0;
     /* What a later context need not say, because an earlier one ended before, it is not asked. */
-    for (unsigned i = 0; i < meta->n && !rc; i++) {
+    for (unsigned i = 0; i < req->nctx && !rc; i++) {
+        chunks[i].extended = job->conn->hs.extended;
         chunks[i].max = job->extents_max;
-        rc = status_collect(job, meta->ctx[i], len, &chunks[i]);
+        rc = status_collect(job, req->ctx[i], len, &chunks[i]);
         if (!rc)
             len = chunks[i].covered;
     }
-    for (unsigned i = 0; i < meta->n; i++) {
+    for (unsigned i = 0; i < req->nctx; i++) {
         if (rc) {
             free(chunks[i].out);
             continue;
         }
-        chunk_finish(&chunks[i], job, meta->ctx[i], len);
+        chunk_finish(&chunks[i], job, req->ctx[i], len);
         job->chunks[i] = chunks[i].out;
     }
 }

@@ -23,6 +23,19 @@
 
 /* --- replies -------------------------------------------------------------------------------- */
 
+size_t varve_nbd_extension(const struct varve_nbd_conn *c)
+{
+    return c->hs.extended ? VARVE_NBD_EXTENSION_LEN : 0;
+}
+
+/* A chunk was encoded behind room for the extension: makes it whole. */
+static void extend(const struct varve_nbd_conn *c, const struct varve_nbd_request *hdr,
+                   struct varve_nbd_out *out)
+{
+    if (c->hs.extended)
+        varve_nbd_extend_chunk(out->data, hdr->off);
+}
+
 /* Sends a reply's last message. */
 static void reply_last(struct varve_nbd_conn *c, struct varve_nbd_out *out)
 {
@@ -45,40 +58,43 @@ void varve_nbd_reply_error(struct varve_nbd_conn *c, const struct varve_nbd_requ
 {
     uint32_t error = varve_nbd_error(code);
     struct varve_nbd_out *out;
-    size_t len = VARVE_NBD_SIMPLE_REPLY_LEN;
+    size_t len = VARVE_NBD_SIMPLE_REPLY_LEN, ext = varve_nbd_extension(c);
 
     tell_read_failed(c, hdr);
     if (c->hs.structured)
-        len = varve_nbd_encode_error(NULL, 0, 0, error, msg, off);
+        len = ext + varve_nbd_encode_error(NULL, 0, 0, error, msg, off);
     out = varve_nbd_out_new(len);
     if (!out) {
         varve_nbd_conn_close(c);
         return;
     }
     if (c->hs.structured)
-        varve_nbd_encode_error(out->data, VARVE_NBD_CHUNK_DONE, hdr->cookie, error, msg, off);
+        varve_nbd_encode_error(out->data + ext, VARVE_NBD_CHUNK_DONE, hdr->cookie, error, msg, off);
     else
         varve_nbd_encode_simple_reply(out->data, error, hdr->cookie);
+    extend(c, hdr, out);
     reply_last(c, out);
 }
 
 /* Success without content. */
 void varve_nbd_reply_ok(struct varve_nbd_conn *c, const struct varve_nbd_request *hdr)
 {
-    /* A structured client may not get a simple reply to a read. */
-    bool chunk = c->hs.structured && hdr->type == VARVE_NBD_CMD_READ;
+    /* A structured client may not get a simple reply to a read, an extended one to nothing. */
+    bool chunk = c->hs.extended || (c->hs.structured && hdr->type == VARVE_NBD_CMD_READ);
+    size_t ext = varve_nbd_extension(c);
     struct varve_nbd_out *out;
 
-    out = varve_nbd_out_new(chunk ? VARVE_NBD_CHUNK_LEN : VARVE_NBD_SIMPLE_REPLY_LEN);
+    out = varve_nbd_out_new(chunk ? ext + VARVE_NBD_CHUNK_LEN : VARVE_NBD_SIMPLE_REPLY_LEN);
     if (!out) {
         varve_nbd_conn_close(c);
         return;
     }
     if (chunk)
-        varve_nbd_encode_chunk(out->data, VARVE_NBD_CHUNK_DONE, VARVE_NBD_CHUNK_NONE, hdr->cookie,
-                               0);
+        varve_nbd_encode_chunk(out->data + ext, VARVE_NBD_CHUNK_DONE, VARVE_NBD_CHUNK_NONE,
+                               hdr->cookie, 0);
     else
         varve_nbd_encode_simple_reply(out->data, 0, hdr->cookie);
+    extend(c, hdr, out);
     reply_last(c, out);
 }
 
@@ -103,9 +119,12 @@ static bool req_is_whole(const struct varve_nbd_conn *c, const struct varve_nbd_
            (!c->hs.structured || req->hdr.flags & VARVE_NBD_CMD_FLAG_DF);
 }
 
-static size_t whole_header_len(const struct varve_nbd_conn *c)
+/* Before the data of a read. */
+static size_t data_header_len(const struct varve_nbd_conn *c)
 {
-    return c->hs.structured ? VARVE_NBD_DATA_HEADER_LEN : VARVE_NBD_SIMPLE_REPLY_LEN;
+    if (!c->hs.structured)
+        return VARVE_NBD_SIMPLE_REPLY_LEN;
+    return varve_nbd_extension(c) + VARVE_NBD_DATA_HEADER_LEN;
 }
 
 static void req_free(struct varve_nbd_req *req)
@@ -139,10 +158,11 @@ static void send_whole(struct varve_nbd_conn *c, struct varve_nbd_req *req)
     struct varve_nbd_out *out = req->whole;
 
     if (c->hs.structured)
-        varve_nbd_encode_data_header(out->data, VARVE_NBD_CHUNK_DONE, req->hdr.cookie, req->hdr.off,
-                                     (uint32_t)req->hdr.len);
+        varve_nbd_encode_data_header(out->data + varve_nbd_extension(c), VARVE_NBD_CHUNK_DONE,
+                                     req->hdr.cookie, req->hdr.off, (uint32_t)req->hdr.len);
     else
         varve_nbd_encode_simple_reply(out->data, 0, req->hdr.cookie);
+    extend(c, &req->hdr, out);
     req->whole = NULL;
     reply_last(c, out);
 }
@@ -159,14 +179,16 @@ static void drop_whole(struct varve_nbd_conn *c, struct varve_nbd_req *req)
 /* Sends the hole that was put together so far. */
 static void send_hole(struct varve_nbd_conn *c, struct varve_nbd_req *req, bool last)
 {
-    struct varve_nbd_out *out = varve_nbd_out_new(VARVE_NBD_HOLE_LEN);
+    size_t ext = varve_nbd_extension(c);
+    struct varve_nbd_out *out = varve_nbd_out_new(ext + VARVE_NBD_HOLE_LEN);
 
     if (!out) {
         varve_nbd_conn_close(c);
         return;
     }
-    varve_nbd_encode_hole(out->data, last ? VARVE_NBD_CHUNK_DONE : 0, req->hdr.cookie,
+    varve_nbd_encode_hole(out->data + ext, last ? VARVE_NBD_CHUNK_DONE : 0, req->hdr.cookie,
                           req->hole_off, (uint32_t)req->hole_len);
+    extend(c, &req->hdr, out);
     req->hole_len = 0;
     out->ends_request = last;
     varve_nbd_conn_send(c, out);
@@ -251,11 +273,11 @@ static bool deliver_piece(struct varve_nbd_conn *c, struct varve_nbd_job *job, b
 /* Sends block status; all of it is there. */
 static bool deliver_status(struct varve_nbd_conn *c, struct varve_nbd_job *job)
 {
-    const struct varve_nbd_metactx *meta = job->meta;
+    unsigned n = job->req->nctx;
 
-    varve_nbd_chunk_set_done(job->chunks[meta->n - 1]->data);
-    job->chunks[meta->n - 1]->ends_request = true;
-    for (unsigned i = 0; i < meta->n; i++) {
+    varve_nbd_chunk_set_done(job->chunks[n - 1]->data);
+    job->chunks[n - 1]->ends_request = true;
+    for (unsigned i = 0; i < n; i++) {
         c->tx.held += job->chunks[i]->held;
         varve_nbd_conn_send(c, job->chunks[i]);
         job->chunks[i] = NULL;
@@ -267,7 +289,7 @@ static bool job_deliver(struct varve_nbd_conn *c, struct varve_nbd_job *job, boo
 {
     if (job->out)
         return deliver_piece(c, job, last);
-    return job->meta ? deliver_status(c, job) : false;
+    return job->req->nctx ? deliver_status(c, job) : false;
 }
 
 static void job_done(struct varve_nbd_conn *c, struct varve_nbd_job *job)
@@ -320,10 +342,10 @@ static size_t next_cost(const struct varve_nbd_conn *c, const struct varve_nbd_r
     switch (req->hdr.type) {
     case VARVE_NBD_CMD_READ:
         if (!req_is_whole(c, req))
-            return VARVE_NBD_DATA_HEADER_LEN + (size_t)len;
-        return req->whole ? 0 : whole_header_len(c) + (size_t)req->hdr.len;
+            return data_header_len(c) + (size_t)len;
+        return req->whole ? 0 : data_header_len(c) + (size_t)req->hdr.len;
     case VARVE_NBD_CMD_BLOCK_STATUS:
-        return varve_nbd_status_cost(c->hs.meta.n, varve_nbd_status_extents_max(&req->hdr));
+        return varve_nbd_status_cost(c, req->nctx, varve_nbd_status_extents_max(&req->hdr));
     default:
         return 0;
     }
@@ -357,7 +379,7 @@ static int job_prepare_read(struct varve_nbd_conn *c, struct varve_nbd_job *job,
         if (!job->out)
             return -ENOMEM;
         job->out->held = cost;
-        job->data = job->out->data + VARVE_NBD_DATA_HEADER_LEN;
+        job->data = job->out->data + data_header_len(c);
         return 0;
     }
     if (!req->whole) {
@@ -367,7 +389,7 @@ static int job_prepare_read(struct varve_nbd_conn *c, struct varve_nbd_job *job,
         req->whole->held = cost;
         req->whole->data_len = req->hdr.len;
     }
-    job->data = req->whole->data + whole_header_len(c) + (job->off - req->hdr.off);
+    job->data = req->whole->data + data_header_len(c) + (job->off - req->hdr.off);
     return 0;
 }
 
@@ -378,7 +400,6 @@ static int job_prepare(struct varve_nbd_conn *c, struct varve_nbd_job *job, size
         return job_prepare_read(c, job, cost);
     case VARVE_NBD_CMD_BLOCK_STATUS:
         job->run = varve_nbd_status_run;
-        job->meta = &c->hs.meta;
         job->extents_max = varve_nbd_status_extents_max(&job->req->hdr);
         job->held = cost;
         return 0;

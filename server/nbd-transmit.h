@@ -33,6 +33,10 @@ struct varve_nbd_out;
  * half of this nobody may call it an attack. */
 #define VARVE_NBD_WRITE_SKIP_MAX (64u * 1024u * 1024u)
 
+/* The same of a refused request with extended headers, unless larger reads are allowed: the protocol
+ * wants the session to end above what was advertised, but not below this. */
+#define VARVE_NBD_PAYLOAD_MAX (32u * 1024u * 1024u)
+
 /* Extents in one chunk of block status: ovirt-imageio drops the connection above this. */
 #define VARVE_NBD_EXTENTS_MAX 1048575u
 
@@ -43,6 +47,8 @@ struct varve_nbd_req {
     TAILQ_ENTRY(varve_nbd_req) link; /* in `ready` while work of it waits to be launched */
     struct varve_nbd_request hdr;
     uint64_t next, left;         /* what is not yet launched; bytes */
+    unsigned nctx;               /* block status: contexts asked for, */
+    unsigned ctx[VARVE_NBD_METACTX_MAX]; /* by the export's numbers */
     unsigned running;            /* jobs in the pool */
     struct varve_nbd_out *whole; /* replies in one piece: filled by all jobs */
     uint64_t hole_off, hole_len; /* zeroes that were read and not yet sent */
@@ -65,7 +71,6 @@ struct varve_nbd_job {
     struct varve_nbd_out *out; /* structured reads: chunks, ready to be sent */
     uint8_t *last_chunk;       /* in out */
     /* block status */
-    const struct varve_nbd_metactx *meta;
     size_t extents_max;
     struct varve_nbd_out *chunks[VARVE_NBD_METACTX_MAX];
     struct varve_err err; /* code != 0: it failed */
@@ -78,7 +83,7 @@ struct varve_nbd_transmit {
     TAILQ_HEAD(, varve_nbd_req) ready;
     struct varve_nbd_job *jobs[VARVE_NBD_JOBS_MAX];
     unsigned njobs;
-    bool skipped;                      /* a write's payload was skipped, */
+    bool skipped;                      /* a refused request's payload was skipped, */
     struct varve_nbd_request skip_hdr; /* and this is it */
 };
 
@@ -121,6 +126,10 @@ void varve_nbd_status_run(struct varve_nbd_job *job);
 size_t varve_nbd_status_extents_max(const struct varve_nbd_request *hdr);
 
 /* The most bytes that a status job takes. */
-size_t varve_nbd_status_cost(unsigned ncontexts, size_t extents_max);
+size_t varve_nbd_status_cost(const struct varve_nbd_conn *c, unsigned ncontexts,
+                             size_t extents_max);
+
+/* What the headers of all chunks to c are longer by. */
+size_t varve_nbd_extension(const struct varve_nbd_conn *c);
 
 #endif

@@ -42,6 +42,7 @@ struct nbd_check {
     uint64_t size;
     struct check_request *reqs;
     size_t nreqs;
+    bool extended;
     bool regular; /* the requests are all the client sent, and none of them ends the connection */
 };
 
@@ -73,6 +74,9 @@ static void transmission_begins(struct nbd_check *c)
     size_t at = c->at;
 
     c->phase = TRANSMISSION;
+    /* Chunks with extended headers are judged by tests/protocol only. */
+    if (c->extended)
+        c->blind = true;
     c->reqs = calloc(c->sent_len / VARVE_NBD_REQUEST_LEN + 1, sizeof(c->reqs[0]));
     FUZZ_CHECK(c->reqs);
     c->regular = true;
@@ -168,6 +172,8 @@ static size_t judge_option_reply(struct nbd_check *c)
     judge_payload(c, reply, c->buf + VARVE_NBD_OPTION_REPLY_LEN, len);
     if (reply == VARVE_NBD_REP_ACK || reply >> 31 == 1)
         c->at += VARVE_NBD_OPTION_LEN + (size_t)opt.len;
+    if (reply == VARVE_NBD_REP_ACK && opt.type == VARVE_NBD_OPT_EXTENDED_HEADERS)
+        c->extended = true;
     if (reply == VARVE_NBD_REP_ACK && opt.type == VARVE_NBD_OPT_STRUCTURED_REPLY)
         c->structured = true;
     if (reply == VARVE_NBD_REP_ACK && opt.type == VARVE_NBD_OPT_GO)

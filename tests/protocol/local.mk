@@ -3,6 +3,7 @@ TESTS += \
 	%D%/test_access.py \
 	%D%/test_clients.py \
 	%D%/test_errors.py \
+	%D%/test_extended.py \
 	%D%/test_handshake.py \
 	%D%/test_hostile.py \
 	%D%/test_info.py \
@@ -24,6 +25,7 @@ EXTRA_DIST += \
 	%D%/test_access.py \
 	%D%/test_clients.py \
 	%D%/test_errors.py \
+	%D%/test_extended.py \
 	%D%/test_handshake.py \
 	%D%/test_hostile.py \
 	%D%/test_info.py \

@@ -216,11 +216,14 @@ class Server:
     def hello(self, tcp=False, **kw):
         return self.connect(tcp, **kw).hello()
 
-    def open(self, name=None, contexts=None, structured=True, infos=(), tcp=False, **kw):
+    def open(self, name=None, contexts=None, structured=True, infos=(), tcp=False, extended=False,
+             **kw):
         """A connection in the transmission phase."""
         name = self.name if name is None else name
         c = self.hello(tcp, **kw)
-        if structured:
+        if extended:
+            c.negotiate_extended()
+        elif structured:
             c.negotiate_structured()
         if contexts is not None:
             got, t = c.set_meta(name, contexts)

@@ -23,6 +23,7 @@ REQUEST_MAGIC = 0x25609513
 SIMPLE_MAGIC = 0x67446698
 STRUCTURED_MAGIC = 0x668E33EF
 EXT_REQUEST_MAGIC = 0x21E41C71
+EXT_REPLY_MAGIC = 0x6E8A278C
 
 FLAG_FIXED_NEWSTYLE = 1 << 0
 FLAG_NO_ZEROES = 1 << 1
@@ -50,13 +51,13 @@ REP_ACK, REP_SERVER, REP_INFO, REP_META = 1, 2, 3, 4
 ERR = 1 << 31
 ERR_UNSUP, ERR_POLICY, ERR_INVALID, ERR_PLATFORM = ERR + 1, ERR + 2, ERR + 3, ERR + 4
 ERR_TLS_REQD, ERR_UNKNOWN, ERR_SHUTDOWN = ERR + 5, ERR + 6, ERR + 7
-ERR_BLOCK_SIZE_REQD, ERR_TOO_BIG = ERR + 8, ERR + 9
+ERR_BLOCK_SIZE_REQD, ERR_TOO_BIG, ERR_EXT_HEADER_REQD = ERR + 8, ERR + 9, ERR + 10
 REP_NAMES = {
     REP_ACK: "ACK", REP_SERVER: "SERVER", REP_INFO: "INFO", REP_META: "META_CONTEXT",
     ERR_UNSUP: "ERR_UNSUP", ERR_POLICY: "ERR_POLICY", ERR_INVALID: "ERR_INVALID",
     ERR_PLATFORM: "ERR_PLATFORM", ERR_TLS_REQD: "ERR_TLS_REQD", ERR_UNKNOWN: "ERR_UNKNOWN",
     ERR_SHUTDOWN: "ERR_SHUTDOWN", ERR_BLOCK_SIZE_REQD: "ERR_BLOCK_SIZE_REQD",
-    ERR_TOO_BIG: "ERR_TOO_BIG",
+    ERR_TOO_BIG: "ERR_TOO_BIG", ERR_EXT_HEADER_REQD: "ERR_EXT_HEADER_REQD",
 }
 
 INFO_EXPORT, INFO_NAME, INFO_DESCRIPTION, INFO_BLOCK_SIZE = 0, 1, 2, 3
@@ -66,7 +67,7 @@ CMD_WRITE_ZEROES, CMD_BLOCK_STATUS, CMD_RESIZE = 6, 7, 8
 FUA, NO_HOLE, DF, REQ_ONE, FAST_ZERO, PAYLOAD_LEN = 1, 2, 4, 8, 16, 32
 
 REPLY_DONE = 1
-T_NONE, T_DATA, T_HOLE, T_STATUS = 0, 1, 2, 5
+T_NONE, T_DATA, T_HOLE, T_STATUS, T_STATUS_EXT = 0, 1, 2, 5, 6
 T_ERROR, T_ERROR_OFFSET = 0x8001, 0x8002
 
 EPERM, EIO, ENOMEM, EINVAL, ENOSPC, EOVERFLOW, ENOTSUP, ESHUTDOWN = 1, 5, 12, 22, 28, 75, 95, 108
@@ -147,6 +148,7 @@ class Pending:
         self.holes = []            # (start, end)
         self.errors = []           # (errno, message, offset or None)
         self.status = {}           # context id -> [(length, flags)]
+        self.wanted = None         # block status: context ids asked for; None: all
         self.chunks = 0
         self.wire = 0              # bytes of the reply, headers included
         self.simple = False
@@ -198,7 +200,8 @@ class Conn:
         self.buf = bytearray()
         self.hflags = None
         self.cflags = 0
-        self.structured = False    # negotiated
+        self.structured = False    # negotiated: chunks, in either form
+        self.extended = False      # negotiated: extended headers
         self.contexts = {}         # id -> name
         self.context_export = None
         self.size = self.tflags = None
@@ -379,6 +382,8 @@ class Conn:
                 break
         if r.type == REP_ACK and opt == OPT_STRUCTURED:
             self.structured = True
+        if r.type == REP_ACK and opt == OPT_EXTENDED:
+            self.structured = self.extended = True
         return replies
 
     def final(self, opt, data=b"", length=None):
@@ -390,6 +395,10 @@ class Conn:
     def negotiate_structured(self):
         t = self.final(OPT_STRUCTURED)
         must(t == REP_ACK, "STRUCTURED_REPLY got %s", rep_name(t))
+
+    def negotiate_extended(self):
+        t = self.final(OPT_EXTENDED)
+        must(t == REP_ACK, "EXTENDED_HEADERS got %s", rep_name(t))
 
     @staticmethod
     def info_data(name, infos=()):
@@ -431,7 +440,9 @@ class Conn:
         must(f & HAS_FLAGS, "transmission flags %#x without HAS_FLAGS", f)
         must(bool(f & SEND_DF) <= self.structured, "SEND_DF without structured replies")
         must(not f & SEND_FAST_ZERO or f & SEND_WRITE_ZEROES, "FAST_ZERO without WRITE_ZEROES")
-        must(not f & (SEND_RESIZE | BLOCK_STATUS_PAYLOAD), "flags of an extension: %#x", f)
+        must(not f & SEND_RESIZE, "flags of an extension: %#x", f)
+        must(self.extended or not f & BLOCK_STATUS_PAYLOAD,
+             "BLOCK_STATUS_PAYLOAD without extended headers")
         must(not f & 0xE000, "undefined transmission flags %#x", f)
 
     def _enter(self, name, size, flags):
@@ -486,8 +497,9 @@ class Conn:
 
     # --- transmission: requests ---
 
-    def pack(self, cmd, off=0, length=0, flags=0, cookie=None, magic=REQUEST_MAGIC):
-        """The bytes of a request; registers it as pending.  Returns (bytes, cookie)."""
+    def pack(self, cmd, off=0, length=0, flags=0, cookie=None, magic=None, wire_len=None):
+        """The bytes of a request; registers it as pending.  Returns (bytes, cookie).  wire_len: what
+        the header says, where a payload tells the effect length."""
         if cookie is None:
             self.last_cookie += 1
             cookie = self.last_cookie
@@ -495,10 +507,13 @@ class Conn:
         if cmd != CMD_DISC:
             self.pending[cookie] = Pending(cmd, off, length, flags)
             self.finished.discard(cookie)
-        return struct.pack(">IHHQQI", magic, flags, cmd, cookie, off, length), cookie
+        if magic is None:
+            magic = EXT_REQUEST_MAGIC if self.extended else REQUEST_MAGIC
+        return struct.pack(">IHHQQQ" if self.extended else ">IHHQQI", magic, flags, cmd, cookie, off,
+                           length if wire_len is None else wire_len), cookie
 
-    def cmd(self, cmd, off=0, length=0, flags=0, payload=b"", cookie=None):
-        b, cookie = self.pack(cmd, off, length, flags, cookie)
+    def cmd(self, cmd, off=0, length=0, flags=0, payload=b"", cookie=None, wire_len=None):
+        b, cookie = self.pack(cmd, off, length, flags, cookie, wire_len=wire_len)
         self.send(b + payload)
         return cookie
 
@@ -507,6 +522,9 @@ class Conn:
     def message(self):
         """Reads one message; returns (cookie, Pending), whether or not it is finished."""
         magic = struct.unpack(">I", self.recv(4, "a reply"))[0]
+        if self.extended:
+            must(magic == EXT_REPLY_MAGIC, "extended client got a reply that opens with %#x", magic)
+            return self._chunk()
         if magic == SIMPLE_MAGIC:
             return self._simple()
         must(magic == STRUCTURED_MAGIC, "reply opens with %#x", magic)
@@ -558,10 +576,16 @@ class Conn:
         p.content.append((start, end))
 
     def _chunk(self):
-        flags, ctype, cookie, length = struct.unpack(">HHQI", self.recv(16, "a chunk header"))
+        if self.extended:
+            flags, ctype, cookie, off, length = struct.unpack(
+                ">HHQQQ", self.recv(28, "an extended chunk header"))
+        else:
+            flags, ctype, cookie, length = struct.unpack(">HHQI", self.recv(16, "a chunk header"))
+            off = None
         p = self._who(cookie)
+        must(not self.extended or off == p.off, "a chunk header's offset is not the request's")
         p.chunks += 1
-        p.wire += 20 + length
+        p.wire += (32 if self.extended else 20) + length
         done = flags & REPLY_DONE
         must(not flags & ~REPLY_DONE, "undefined reply flags %#x", flags)
         bmax = self.block_size[2] if self.block_size else 1 << 32
@@ -581,7 +605,7 @@ class Conn:
             self._content(p, start, n)
             p.parts.append((start, bytes(n)))
             p.holes.append((start, start + n))
-        elif ctype == T_STATUS:
+        elif ctype == (T_STATUS_EXT if self.extended else T_STATUS):
             self._status(p, length)
         elif ctype in (T_ERROR, T_ERROR_OFFSET):
             self._error(p, ctype, length)
@@ -594,13 +618,19 @@ class Conn:
 
     def _status(self, p, length):
         must(p.cmd == CMD_BLOCK_STATUS, "BLOCK_STATUS chunk for command %d", p.cmd)
-        must(length >= 12 and (length - 4) % 8 == 0, "BLOCK_STATUS chunk of length %d", length)
-        must((length - 4) // 8 <= MAX_DESCRIPTORS, "%d extents in a chunk", (length - 4) // 8)
+        head, each = (8, 16) if self.extended else (4, 8)
+        count, rest = divmod(length - head, each)
+        must(count >= 1 and rest == 0, "BLOCK_STATUS chunk of length %d", length)
+        must(count <= MAX_DESCRIPTORS, "%d extents in a chunk", count)
         body = self.recv(length, "a status chunk")
         ctx = struct.unpack(">I", body[:4])[0]
+        must(not self.extended or struct.unpack(">I", body[4:8])[0] == count,
+             "the descriptor count is not %d", count)
         must(ctx in self.contexts, "status for context id %d that was not negotiated", ctx)
         must(ctx not in p.status, "two status chunks for context %s", self.contexts[ctx])
-        ext = list(struct.iter_unpack(">II", body[4:]))
+        must(p.wanted is None or ctx in p.wanted, "status for context id %d, not asked for", ctx)
+        ext = list(struct.iter_unpack(">QQ" if self.extended else ">II", body[head:]))
+        must(all(f < 1 << 32 for _, f in ext), "status beyond 32 bits")
         must(all(n for n, _ in ext), "an extent of length 0")
         total = sum(n for n, _ in ext)
         must(total - ext[-1][0] < p.len, "extents go on after the request's end")
@@ -637,8 +667,9 @@ class Conn:
             got = sum(e - s for s, e in p.content)
             must(got == p.len, "success though only %d of %d bytes were described", got, p.len)
         elif p.cmd == CMD_BLOCK_STATUS:
-            must(set(p.status) == set(self.contexts), "success with contexts %s of %s",
-                 sorted(p.status), sorted(self.contexts))
+            want = set(self.contexts) if p.wanted is None else set(p.wanted)
+            must(set(p.status) == want, "success with contexts %s of %s", sorted(p.status),
+                 sorted(want))
 
     def wait(self, cookie):
         """Reads messages until the reply to cookie is whole.  Others that come are kept."""
@@ -666,10 +697,19 @@ class Conn:
     def status(self, off, length, flags=0):
         return self.do(CMD_BLOCK_STATUS, off, length, flags)
 
+    def filtered(self, off, length, ids, flags=0):
+        """BLOCK_STATUS with a payload: an effect length and the contexts wanted."""
+        payload = struct.pack(">Q", length) + b"".join(struct.pack(">I", i) for i in ids)
+        b, cookie = self.pack(CMD_BLOCK_STATUS, off, length, flags | PAYLOAD_LEN,
+                              wire_len=len(payload))
+        self.pending[cookie].wanted = list(ids)
+        self.send(b + payload)
+        return self.wait(cookie)
+
     def disc(self):
         """Soft disconnect: the server has to close, and to say nothing more."""
         must(not self.pending, "test bug: requests are pending")
-        self.send(struct.pack(">IHHQQI", REQUEST_MAGIC, 0, CMD_DISC, 0, 0, 0))
+        self.send(self.pack(CMD_DISC, cookie=0)[0])
         self.expect_close()
         self.close()
 

@@ -76,6 +76,13 @@ def starttls_forgets_what_was_negotiated(s):
         must(c.read(0, 512).simple, "a structured reply")
         must(c.do(CMD_BLOCK_STATUS, 0, 512).error == EINVAL, "contexts survived")
         c.disc()
+    with TlsFixture("on") as f, f.hello() as c:
+        c.negotiate_extended()
+        upgrade(c)
+        c.structured = c.extended = False
+        c.go("vda")
+        must(c.read(0, 512).simple, "extended headers survived")
+        c.disc()
 
 
 @test

@@ -279,6 +279,44 @@ static void chunk_done_is_added_later(void **state)
     assert_int_equal(varve_nbd_get32(buf + 28), 8192);
 }
 
+static void extended_request_needs_its_magic_and_has_64_bits(void **state)
+{
+    uint8_t buf[VARVE_NBD_EXT_REQUEST_LEN];
+    struct varve_nbd_request req;
+
+    (void)state;
+    varve_nbd_put32(buf, VARVE_NBD_EXT_REQUEST_MAGIC);
+    varve_nbd_put16(buf + 4, VARVE_NBD_CMD_FLAG_PAYLOAD_LEN);
+    varve_nbd_put16(buf + 6, VARVE_NBD_CMD_BLOCK_STATUS);
+    varve_nbd_put64(buf + 8, 0x1122334455667788ull);
+    varve_nbd_put64(buf + 16, 4096);
+    varve_nbd_put64(buf + 24, 0xfedcba9876543210ull);
+    assert_int_equal(varve_nbd_decode_ext_request(buf, &req, NULL), 0);
+    assert_int_equal(req.flags, VARVE_NBD_CMD_FLAG_PAYLOAD_LEN);
+    assert_int_equal(req.type, VARVE_NBD_CMD_BLOCK_STATUS);
+    assert_true(req.cookie == 0x1122334455667788ull && req.off == 4096);
+    assert_true(req.len == 0xfedcba9876543210ull);
+    varve_nbd_put32(buf, VARVE_NBD_REQUEST_MAGIC);
+    assert_int_equal(varve_nbd_decode_ext_request(buf, &req, NULL), -EPROTO);
+}
+
+static void extended_chunk_differs_in_its_header_only(void **state)
+{
+    uint8_t buf[VARVE_NBD_EXTENSION_LEN + VARVE_NBD_HOLE_LEN];
+
+    (void)state;
+    varve_nbd_encode_hole(buf + VARVE_NBD_EXTENSION_LEN, VARVE_NBD_CHUNK_DONE, 9, 4096, 8192);
+    varve_nbd_extend_chunk(buf, 1234);
+    assert_int_equal(varve_nbd_get32(buf), VARVE_NBD_EXT_CHUNK_MAGIC);
+    assert_int_equal(varve_nbd_get16(buf + 4), VARVE_NBD_CHUNK_DONE);
+    assert_int_equal(varve_nbd_get16(buf + 6), VARVE_NBD_CHUNK_OFFSET_HOLE);
+    assert_int_equal(varve_nbd_get64(buf + 8), 9);
+    assert_int_equal(varve_nbd_get64(buf + 16), 1234);
+    assert_int_equal(varve_nbd_get64(buf + 24), 12);
+    assert_int_equal(varve_nbd_get64(buf + 32), 4096);
+    assert_int_equal(varve_nbd_get32(buf + 40), 8192);
+}
+
 static void errors_are_only_those_the_protocol_knows(void **state)
 {
     static const uint32_t known[] = {VARVE_NBD_EPERM,    VARVE_NBD_EIO,    VARVE_NBD_ENOMEM,
@@ -318,6 +356,8 @@ int main(void)
         cmocka_unit_test(option_reply_magic_is_the_protocols),
         cmocka_unit_test(error_chunk_carries_message_and_offset),
         cmocka_unit_test(chunk_done_is_added_later),
+        cmocka_unit_test(extended_request_needs_its_magic_and_has_64_bits),
+        cmocka_unit_test(extended_chunk_differs_in_its_header_only),
         cmocka_unit_test(errors_are_only_those_the_protocol_knows),
     };
 
