@@ -343,6 +343,21 @@ def sighup_gives_and_takes(s):
 
 
 @test(house=True)
+def selection_ends_with_the_right_to_see_it(s):
+    """What was selected of an export that was hidden for a while is selected no more."""
+    with AccessFixture(me() + " vda") as f, f.hello() as c:
+        c.negotiate_structured()
+        c.set_meta("vda", [BA])
+        for line in (" vdb", " vda"):
+            f.write(me() + line)
+            must(f.reload(), "reload failed")
+            listed(c)
+        c.go("vda")
+        must(c.do(CMD_BLOCK_STATUS, 0, 512).error == EINVAL, "the selection is still there")
+        c.disc()
+
+
+@test(house=True)
 def sighup_with_a_wrong_rule_keeps_the_old_ones(s):
     """A failure keeps the old rules and logs file and line."""
     with AccessFixture(me() + " vda") as f:

@@ -455,7 +455,7 @@ def endless_handshake_messages_are_refused(s):
     with TlsFixture() as f:
         for turn in range(2):  # in the first a sanitizer's quarantine fills
             before = f.rss()
-            for c in [f.hello() for _ in range(10)]:
+            for c in (f.hello() for _ in range(10)):
                 ask_starttls(c)
                 try:
                     for i in range(1100):
