@@ -32,10 +32,10 @@
 #define VARVE_DISK_SIZE_MAX ((uint64_t)INT64_MAX)
 
 /* Meta contexts. */
-#define VARVE_CTX_ALLOCATION   "base:allocation"
-#define VARVE_CTX_DIRTY_PREFIX "qemu:dirty-bitmap:"
+#define VARVE_CTX_ALLOCATION     "base:allocation"
+#define VARVE_CTX_DIRTY_PREFIX   "qemu:dirty-bitmap:"
 #define VARVE_CTX_CHANGES_PREFIX "varve:changes:"
-#define VARVE_CTX_LOST         "varve:lost"
+#define VARVE_CTX_LOST           "varve:lost"
 
 /* In the description of an export stands behind this, to its end, which changes its dirty bitmap
  * tells: equal texts mean the same base of the same disk.  varve pull keeps it in its marker. */

@@ -53,8 +53,7 @@ static void encode_chunks(struct varve_nbd_job *job)
         end = run_end(job, src, at, hole);
         job->last_chunk = chunk;
         if (hole) {
-            varve_nbd_encode_hole(chunk + ext, 0, hdr->cookie, job->off + at,
-                                  (uint32_t)(end - at));
+            varve_nbd_encode_hole(chunk + ext, 0, hdr->cookie, job->off + at, (uint32_t)(end - at));
             pos += ext + VARVE_NBD_HOLE_LEN;
         } else {
             memmove(chunk + data_header, src + at, end - at);

@@ -163,8 +163,8 @@ static void skip_payload(struct varve_nbd_conn *c, const struct varve_nbd_reques
 static bool status_payload_len_ok(const struct varve_nbd_conn *c,
                                   const struct varve_nbd_request *hdr)
 {
-    return hdr->type == VARVE_NBD_CMD_BLOCK_STATUS &&
-           hdr->len > VARVE_NBD_EFFECT_LEN && (hdr->len - VARVE_NBD_EFFECT_LEN) % 4 == 0 &&
+    return hdr->type == VARVE_NBD_CMD_BLOCK_STATUS && hdr->len > VARVE_NBD_EFFECT_LEN &&
+           (hdr->len - VARVE_NBD_EFFECT_LEN) % 4 == 0 &&
            hdr->len <= VARVE_NBD_EFFECT_LEN + 4u * c->hs.meta.n;
 }
 

@@ -34,8 +34,7 @@ static size_t status_extent_len(bool extended)
     return extended ? VARVE_NBD_EXT_EXTENT_LEN : VARVE_NBD_EXTENT_LEN;
 }
 
-size_t varve_nbd_status_cost(const struct varve_nbd_conn *c, unsigned ncontexts,
-                             size_t extents_max)
+size_t varve_nbd_status_cost(const struct varve_nbd_conn *c, unsigned ncontexts, size_t extents_max)
 {
     return ncontexts *
            (status_header_len(c->hs.extended) + extents_max * status_extent_len(c->hs.extended));
@@ -187,9 +186,9 @@ static void chunk_finish(struct chunk *k, const struct varve_nbd_job *job, unsig
     payload = (k->extended ? 8 : 4) + k->nextents * status_extent_len(k->extended);
     *out = (struct varve_nbd_out){.len = ext + VARVE_NBD_CHUNK_LEN + payload};
     out->held = out->len;
-    varve_nbd_encode_chunk(
-        chunk, 0, k->extended ? VARVE_NBD_CHUNK_STATUS_EXT : VARVE_NBD_CHUNK_BLOCK_STATUS,
-        hdr->cookie, (uint32_t)payload);
+    varve_nbd_encode_chunk(chunk, 0,
+                           k->extended ? VARVE_NBD_CHUNK_STATUS_EXT : VARVE_NBD_CHUNK_BLOCK_STATUS,
+                           hdr->cookie, (uint32_t)payload);
     varve_nbd_put32(body, varve_nbd_metactx_id(ctx));
     if (k->extended) {
         varve_nbd_put32(body + 4, (uint32_t)k->nextents);

@@ -33,8 +33,8 @@ struct varve_nbd_out;
  * half of this nobody may call it an attack. */
 #define VARVE_NBD_WRITE_SKIP_MAX (64u * 1024u * 1024u)
 
-/* The same of a refused request with extended headers, unless larger reads are allowed: the protocol
- * wants the session to end above what was advertised, but not below this. */
+/* The same of a refused request with extended headers, unless larger reads are allowed: the
+ * protocol wants the session to end above what was advertised, but not below this. */
 #define VARVE_NBD_PAYLOAD_MAX (32u * 1024u * 1024u)
 
 /* Extents in one chunk of block status: ovirt-imageio drops the connection above this. */
@@ -46,13 +46,13 @@ struct varve_nbd_out;
 struct varve_nbd_req {
     TAILQ_ENTRY(varve_nbd_req) link; /* in `ready` while work of it waits to be launched */
     struct varve_nbd_request hdr;
-    uint64_t next, left;         /* what is not yet launched; bytes */
-    unsigned nctx;               /* block status: contexts asked for, */
+    uint64_t next, left;                 /* what is not yet launched; bytes */
+    unsigned nctx;                       /* block status: contexts asked for, */
     unsigned ctx[VARVE_NBD_METACTX_MAX]; /* by the export's numbers */
-    unsigned running;            /* jobs in the pool */
-    struct varve_nbd_out *whole; /* replies in one piece: filled by all jobs */
-    uint64_t hole_off, hole_len; /* zeroes that were read and not yet sent */
-    struct varve_err err;        /* code != 0: it failed, at err_off if that is known */
+    unsigned running;                    /* jobs in the pool */
+    struct varve_nbd_out *whole;         /* replies in one piece: filled by all jobs */
+    uint64_t hole_off, hole_len;         /* zeroes that were read and not yet sent */
+    struct varve_err err;                /* code != 0: it failed, at err_off if that is known */
     uint64_t err_off;
     bool err_has_off;
 };
