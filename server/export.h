@@ -65,6 +65,7 @@ struct varve_export {
     bool listed;            /* stands in LIST */
     unsigned ncontexts;     /* meta contexts, numbered from 0 */
     const char *const *contexts; /* their full names, e.g. "base:allocation" */
+    const void *disk;       /* the same for exports that wait for the same disk; NULL: the only one */
 
     /* the registry's and the server's own */
     _Atomic unsigned refs;

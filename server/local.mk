@@ -14,6 +14,8 @@ server_libnbdserver_la_SOURCES = \
 	%D%/nbd-listener.h \
 	%D%/nbd-metactx.c \
 	%D%/nbd-metactx.h \
+	%D%/nbd-pool.c \
+	%D%/nbd-pool.h \
 	%D%/nbd-read.c \
 	%D%/nbd-request.c \
 	%D%/nbd-server.c \

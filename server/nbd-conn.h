@@ -31,6 +31,7 @@ struct varve_nbd_host {
     bool going_down; /* the server is closing: nothing new is begun */
     TAILQ_HEAD(, varve_nbd_conn) conns;
     unsigned nconns;
+    struct varve_nbd_pool pool;
     struct varve_nbd_conn *spare; /* memory for one more; NULL only while a connection is open */
     void (*conn_gone)(struct varve_nbd_host *host); /* one was freed */
 };

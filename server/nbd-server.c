@@ -38,6 +38,8 @@ void varve_nbd_options_default(struct varve_nbd_options *o)
     *o = (struct varve_nbd_options){
         .max_request = 32 * 1024 * 1024,
         .max_connections = 1024,
+        .pool_threads = 4,
+        .memory = 64 * 1024 * 1024,
         .handshake_timeout_ms = 10 * 1000,
         .idle_timeout_ms = 0,
         .write_timeout_ms = 60 * 1000,
@@ -202,6 +204,7 @@ int varve_nbd_server_new(uv_loop_t *loop, struct varve_exports *exports,
     s->host.loop = loop;
     s->host.exports = exports;
     s->host.options = *o;
+    varve_nbd_pool_init(&s->host.pool, o->pool_threads, o->memory);
     s->host.conn_gone = server_on_conn_gone;
     TAILQ_INIT(&s->host.conns);
     TAILQ_INIT(&s->listeners);

@@ -4,8 +4,7 @@
  * project, read-only.  Created, driven and closed on the thread of one uv loop; reads and status
  * queries run in libuv's pool.  It never looks behind struct varve_export, holds no policy, and a
  * peer can neither make it wait without a limit nor make it use memory without one.
- * The process must ignore SIGPIPE.  A connection may have 4 jobs in the pool at once, so the pool
- * wants many times that (UV_THREADPOOL_SIZE).
+ * The process must ignore SIGPIPE, and leave the pool's threads to the server alone.
  */
 #ifndef VARVE_SERVER_NBD_SERVER_H
 #define VARVE_SERVER_NBD_SERVER_H
@@ -22,6 +21,8 @@ struct varve_nbd_server;
 struct varve_nbd_options {
     uint32_t max_request;        /* bytes, largest read; default 32 MiB */
     unsigned max_connections;    /* in all; default 1024 */
+    unsigned pool_threads;       /* UV_THREADPOOL_SIZE; default 4, as libuv's */
+    size_t memory;               /* bytes, for replies, see nbd-pool.c; default 64 MiB */
     unsigned handshake_timeout_ms; /* from accept to transmission; default 10 s */
     unsigned idle_timeout_ms;    /* a peer that neither sends nor takes anything; 0: never (default) */
     unsigned write_timeout_ms;   /* a peer that takes nothing of a reply for this long; default 60 s */

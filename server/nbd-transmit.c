@@ -100,8 +100,8 @@ void varve_nbd_reply_ok(struct varve_nbd_conn *c, const struct varve_nbd_request
 
 void varve_nbd_transmit_sent(struct varve_nbd_conn *c, const struct varve_nbd_out *out)
 {
-    assert(c->tx.held >= out->held);
-    c->tx.held -= out->held;
+    if (out->held)
+        varve_nbd_pool_release(c, out->held);
     if (out->data_len)
         atomic_fetch_add(&c->tx.export->bytes_read, out->data_len);
     if (out->ends_request) {
@@ -171,7 +171,7 @@ static void drop_whole(struct varve_nbd_conn *c, struct varve_nbd_req *req)
 {
     if (!req->whole)
         return;
-    c->tx.held -= req->whole->held;
+    varve_nbd_pool_release(c, req->whole->held);
     free(req->whole);
     req->whole = NULL;
 }
@@ -257,7 +257,7 @@ static bool deliver_piece(struct varve_nbd_conn *c, struct varve_nbd_job *job, b
     struct varve_nbd_out *out = job->out;
 
     if (!out->data_len) {
-        c->tx.held -= out->held;
+        varve_nbd_pool_release(c, out->held);
         add_hole(c, job->req, job->off, job->len);
         return false; /* the hole will be the last message */
     }
@@ -278,7 +278,7 @@ static bool deliver_status(struct varve_nbd_conn *c, struct varve_nbd_job *job)
     varve_nbd_chunk_set_done(job->chunks[n - 1]->data);
     job->chunks[n - 1]->ends_request = true;
     for (unsigned i = 0; i < n; i++) {
-        c->tx.held += job->chunks[i]->held;
+        varve_nbd_pool_hold(c, job->chunks[i]->held);
         varve_nbd_conn_send(c, job->chunks[i]);
         job->chunks[i] = NULL;
     }
@@ -300,14 +300,14 @@ static void job_done(struct varve_nbd_conn *c, struct varve_nbd_job *job)
     /* While the request counts as running nobody else frees it: whatever is sent here may meet a
      * lack of memory and close the connection, which drops the requests that wait. */
     assert(req->running > 0);
-    c->tx.held -= job->held;
     if (job->err.code) {
         if (job->out)
-            c->tx.held -= job->out->held;
+            varve_nbd_pool_release(c, job->out->held);
         req_fail(c, req, &job->err, job->off);
     } else {
         replied = job_deliver(c, job, !req->left && req->running == 1 && !req->err.code);
     }
+    varve_nbd_pool_release(c, job->held);
     req->running--;
     if (!req->left && !req->running)
         req_finish(c, req, replied);
@@ -317,11 +317,13 @@ static void on_job_done(uv_work_t *work, int status)
 {
     struct varve_nbd_job *job = work->data;
     struct varve_nbd_conn *c = job->conn;
+    struct varve_nbd_pool *pool = &c->host->pool;
     unsigned i;
 
     for (i = 0; c->tx.jobs[i] != job; i++)
         continue;
     c->tx.jobs[i] = c->tx.jobs[--c->tx.njobs];
+    varve_nbd_pool_ended(pool, c->tx.share);
     if (c->state != VARVE_NBD_CLOSING) {
         assert(status == 0); /* only what closes is cancelled */
         job_done(c, job);
@@ -331,9 +333,23 @@ static void on_job_done(uv_work_t *work, int status)
     (void)status;
     job_free(job);
     varve_nbd_conn_tick(c);
+    varve_nbd_pool_turns(pool); /* c may be gone */
 }
 
 /* --- launching ------------------------------------------------------------------------------ */
+
+/* Extents that the reply may have.  Where others hold the memory for a long one it is cut to what
+ * every connection may have. */
+static size_t status_extents(const struct varve_nbd_conn *c, const struct varve_nbd_req *req)
+{
+    size_t most = varve_nbd_status_extents_max(&req->hdr);
+    size_t least = VARVE_EXPORT_READ_MAX / varve_nbd_status_cost(c, req->nctx, 1);
+
+    if (most <= least || c->tx.held ||
+        varve_nbd_pool_fits(c, varve_nbd_status_cost(c, req->nctx, most)))
+        return most;
+    return least;
+}
 
 /* Bytes that the next job of the request takes from the budget. */
 static size_t next_cost(const struct varve_nbd_conn *c, const struct varve_nbd_req *req,
@@ -345,7 +361,7 @@ static size_t next_cost(const struct varve_nbd_conn *c, const struct varve_nbd_r
             return data_header_len(c) + (size_t)len;
         return req->whole ? 0 : data_header_len(c) + (size_t)req->hdr.len;
     case VARVE_NBD_CMD_BLOCK_STATUS:
-        return varve_nbd_status_cost(c, req->nctx, varve_nbd_status_extents_max(&req->hdr));
+        return varve_nbd_status_cost(c, req->nctx, status_extents(c, req));
     default:
         return 0;
     }
@@ -400,7 +416,7 @@ static int job_prepare(struct varve_nbd_conn *c, struct varve_nbd_job *job, size
         return job_prepare_read(c, job, cost);
     case VARVE_NBD_CMD_BLOCK_STATUS:
         job->run = varve_nbd_status_run;
-        job->extents_max = varve_nbd_status_extents_max(&job->req->hdr);
+        job->extents_max = status_extents(c, job->req);
         job->held = cost;
         return 0;
     default:
@@ -420,7 +436,8 @@ static void req_advance(struct varve_nbd_conn *c, struct varve_nbd_req *req, uin
         TAILQ_INSERT_TAIL(&c->tx.ready, req, link);
 }
 
-static void launch(struct varve_nbd_conn *c, struct varve_nbd_req *req, uint64_t len, size_t cost)
+/* False: there was no memory, and an error was answered. */
+static bool launch(struct varve_nbd_conn *c, struct varve_nbd_req *req, uint64_t len, size_t cost)
 {
     struct varve_nbd_job *job = calloc(1, sizeof(*job));
     struct varve_err err;
@@ -436,13 +453,14 @@ static void launch(struct varve_nbd_conn *c, struct varve_nbd_req *req, uint64_t
     if (job_prepare(c, job, cost))
         goto err_memory;
     job->work.data = job;
-    c->tx.held += cost;
+    varve_nbd_pool_hold(c, cost);
     req_advance(c, req, len);
     c->tx.jobs[c->tx.njobs++] = job;
+    varve_nbd_pool_started(&c->host->pool, c->tx.share);
     rc = uv_queue_work(c->host->loop, &job->work, job_run, on_job_done);
     assert(rc == 0);
     (void)rc;
-    return;
+    return true;
 
 err_memory:
     free(job);
@@ -450,6 +468,7 @@ err_memory:
     req_fail(c, req, &err, req->next);
     if (!req->running)
         req_finish(c, req, false);
+    return false;
 }
 
 static size_t req_cost(const struct varve_nbd_conn *c, const struct varve_nbd_req *req)
@@ -457,13 +476,13 @@ static size_t req_cost(const struct varve_nbd_conn *c, const struct varve_nbd_re
     return next_cost(c, req, next_len(req));
 }
 
-/* Whose turn it is.  When the first must wait for the budget, only those go on that need none: they
- * hold what the first waits for. */
+/* Which request's turn it is.  When the first must wait for the budget, only those go on that need
+ * none: they hold what the first waits for. */
 static struct varve_nbd_req *req_pick(struct varve_nbd_conn *c)
 {
     struct varve_nbd_req *req = TAILQ_FIRST(&c->tx.ready);
 
-    if (!req || !c->tx.held || c->tx.held + req_cost(c, req) <= VARVE_NBD_HELD_MAX)
+    if (!req || varve_nbd_pool_has_room(c, req_cost(c, req)))
         return req;
     TAILQ_FOREACH(req, &c->tx.ready, link)
     {
@@ -473,12 +492,22 @@ static struct varve_nbd_req *req_pick(struct varve_nbd_conn *c)
     return req;
 }
 
+enum varve_nbd_turn varve_nbd_transmit_turn(struct varve_nbd_conn *c)
+{
+    struct varve_nbd_req *req = c->tx.njobs < VARVE_NBD_JOBS_MAX ? req_pick(c) : NULL;
+
+    if (!req)
+        return VARVE_NBD_TURN_NONE;
+    if (!launch(c, req, next_len(req), req_cost(c, req)))
+        return VARVE_NBD_TURN_FAILED;
+    return VARVE_NBD_TURN_TAKEN;
+}
+
 void varve_nbd_transmit_pump(struct varve_nbd_conn *c)
 {
-    struct varve_nbd_req *req;
-
-    while (c->tx.njobs < VARVE_NBD_JOBS_MAX && (req = req_pick(c)))
-        launch(c, req, next_len(req), req_cost(c, req));
+    if (c->tx.njobs < VARVE_NBD_JOBS_MAX && !TAILQ_EMPTY(&c->tx.ready))
+        varve_nbd_pool_wait(c);
+    varve_nbd_pool_turns(&c->host->pool);
 }
 
 /* --- beginning and end ---------------------------------------------------------------------- */
@@ -491,6 +520,7 @@ static void touch_export(struct varve_nbd_conn *c)
 void varve_nbd_transmit_begin(struct varve_nbd_conn *c, struct varve_export *e)
 {
     c->tx.export = e;
+    varve_nbd_pool_join(c, e->disk ? e->disk : e);
     atomic_fetch_add(&e->clients, 1);
     touch_export(c);
 }
@@ -512,6 +542,7 @@ void varve_nbd_transmit_drop(struct varve_nbd_conn *c)
 {
     struct varve_nbd_req *req;
 
+    varve_nbd_pool_leave_lines(c);
     while ((req = TAILQ_FIRST(&c->tx.ready))) {
         req_stop(c, req);
         if (!req->running)
@@ -529,6 +560,7 @@ void varve_nbd_transmit_end(struct varve_nbd_conn *c)
         return;
     touch_export(c);
     atomic_fetch_sub(&e->clients, 1);
+    varve_nbd_pool_part(c);
     c->tx.export = NULL;
     varve_export_unref(e);
 }

@@ -11,6 +11,7 @@
 #include "lib/nbd-proto.h"
 #include "server/export.h"
 #include "server/nbd-metactx.h"
+#include "server/nbd-pool.h"
 
 #include <sys/queue.h>
 #include <uv.h>
@@ -22,9 +23,11 @@ struct varve_nbd_out;
  * any known client keeps in flight (nbdcopy: 64). */
 #define VARVE_NBD_REQUESTS_MAX 128u
 
-/* Bytes of replies that one connection may hold, being filled or waiting for the peer.  A request
- * that needs more by itself is let in when nothing else is held. */
-#define VARVE_NBD_HELD_MAX (8u * 1024u * 1024u)
+/* Bytes of replies that one connection may hold, being filled or waiting for the peer: at most, and
+ * however little memory is left to all (one piece).  A request that needs more by itself is let in
+ * when nothing else is held; see nbd-pool.c. */
+#define VARVE_NBD_HELD_MAX (4u * 1024u * 1024u)
+#define VARVE_NBD_HELD_MIN (VARVE_EXPORT_READ_MAX + 4096u)
 
 /* Jobs of one connection in the pool: enough to keep a disk busy, too few to starve the others. */
 #define VARVE_NBD_JOBS_MAX 4u
@@ -79,7 +82,10 @@ struct varve_nbd_job {
 struct varve_nbd_transmit {
     struct varve_export *export; /* a reference; NULL before the transmission phase */
     unsigned nreqs;
-    size_t held;
+    size_t held; /* bytes, see varve_nbd_pool_hold */
+    struct varve_nbd_share *share;
+    struct varve_nbd_line *line; /* of the share, in which the connection waits; NULL: in none */
+    TAILQ_ENTRY(varve_nbd_conn) in_line;
     TAILQ_HEAD(, varve_nbd_req) ready;
     struct varve_nbd_job *jobs[VARVE_NBD_JOBS_MAX];
     unsigned njobs;
@@ -101,7 +107,17 @@ void varve_nbd_reply_ok(struct varve_nbd_conn *c, const struct varve_nbd_request
  * flight. */
 size_t varve_nbd_transmit_feed(struct varve_nbd_conn *c, const uint8_t *buf, size_t len);
 
-/* Gives the pool what may be given to it. */
+/* What came of a connection's turn. */
+enum varve_nbd_turn {
+    VARVE_NBD_TURN_NONE,   /* there was nothing to launch, or something else must end first */
+    VARVE_NBD_TURN_TAKEN,  /* a job was launched */
+    VARVE_NBD_TURN_FAILED, /* a request failed: the connection is to be ticked */
+};
+
+/* Gives the pool one piece of work.  Called by the pool's turns alone. */
+enum varve_nbd_turn varve_nbd_transmit_turn(struct varve_nbd_conn *c);
+
+/* Has the connection wait for its turn if it has work, and gives turns. */
 void varve_nbd_transmit_pump(struct varve_nbd_conn *c);
 
 /* Requests that still have work to launch fail with ESHUTDOWN. */

@@ -13,7 +13,7 @@
 
 #include <config.h>
 
-#define THREADS_DEFAULT 8u
+#define THREADS_DEFAULT 16u
 #define THREADS_MAX     512u
 
 static const char usage_text[] =
@@ -34,7 +34,7 @@ static const char usage_text[] =
     "  --handshake-timeout T    for an NBD client's handshake, e.g. 10s or 500ms (default: 10s)\n"
     "  --idle-timeout T         after which a silent NBD client is closed (default: never)\n"
     "  --max-request SIZE       longest read, e.g. 32M (default: 32M)\n"
-    "  --threads N              threads that read disks (default: 8)\n"
+    "  --threads N              threads that read disks (default: 16)\n"
     "  --list-bases             NBD clients see NAME@BASE in the list of exports\n"
     "  --tls off|on|require     TLS for NBD clients: none, offered, or demanded (default: off)\n"
     "  --tls-certificates DIR   holds ca-cert.pem, server-cert.pem, server-key.pem and, if\n"
@@ -284,6 +284,7 @@ enum varve_options_result varve_options_parse(struct varve_options *o, int argc,
         varve_err_set(err, EINVAL, "unexpected argument: %s", argv[optind]);
         return VARVE_OPTIONS_USAGE;
     }
+    o->nbd.pool_threads = o->threads;
     return options_defaults(o, err) < 0 ? VARVE_OPTIONS_USAGE : VARVE_OPTIONS_RUN;
 }
 

@@ -217,6 +217,7 @@ struct varve_view_export *varve_view_export_new(const char *name, const char *bi
     x->contexts[CTX_LOST] = VARVE_CTX_LOST;
     x->e.contexts = x->contexts;
     x->e.ncontexts = bitmap ? 4 : 1;
+    x->e.disk = view->disk;
     x->delta = !bitmap;
     x->view = varve_served_view_ref(view);
     x->changes = varve_changes_ref(changes);

@@ -243,6 +243,35 @@ def flood_of_reads_without_reading_costs_little(s):
 
 
 @test
+def stalled_clients_together_cost_little_and_leave_the_others_their_part(s):
+    """Issue 3: memory in all is bounded, whatever number of peers ask and take nothing.  The bound of
+    server/nbd-pool.c: 64 MiB, and 260 KiB for each connection; a good client is served beyond it,
+    with small and long reads, whole ones, and block status."""
+    with Fixture(["vda:64M:half,dirty=d", "other:64M:half,dirty=d"]) as f:
+        e = f.exports["vda"]
+        before = f.rss()
+        bad = []
+        for i in range(60):
+            c = f.open("vda" if i % 4 else "other", structured=i % 8 != 0, rcvbuf=4096,
+                       contexts=[BA] if i % 8 else None)
+            c.send(b"".join(c.pack(CMD_READ, k * 65536, 8 * M)[0] for k in range(32)))
+            bad.append(c)
+        for mode in MODES:
+            with f.open("vda", structured=mode, contexts=[BA] if mode else None) as good:
+                for n in (512, 4096, 256 * K, 200 * K):
+                    for i in range(10):
+                        must(good.read(i * 4096, n).data == e.content(i * 4096, n), "wrong bytes")
+                if mode:
+                    must(good.read(M, 8 * M).data == e.content(M, 8 * M), "wrong bytes")
+                    must(not good.status(0, 64 * M).errors, "status failed")
+                good.disc()
+        grown = f.rss() - before
+        must(grown < 64 * M + 2 * 8 * M + 60 * 260 * K + 32 * M, "it grew by %d MiB", grown >> 20)
+        for c in bad:
+            c.close()
+
+
+@test
 def flood_of_small_requests_without_reading_costs_little(s):
     """Issue 3: bytes queued are bounded; back-pressure by not reading."""
     for cmd, n in ((CMD_READ, 1), (CMD_FLUSH, 0), (99, 0), (CMD_BLOCK_STATUS, 64 * M), (CMD_TRIM, 512)):

@@ -438,7 +438,7 @@ def slow_read_does_not_hold_up_other_exports(s):
             c.disc()
 
 
-@test(house=True, todo="issue 3, threads")
+@test(house=True)
 def many_slow_reads_do_not_hold_up_other_exports(s):
     """Issue 3: no connection waits for another's disk.  1280 reads stick, from 40 connections, so
     that every thread of a pool of any sensible size could be waiting for the one disk."""

@@ -29,6 +29,7 @@
 #define FIXTURE_CONTEXTS_MAX  8
 #define FIXTURE_ERRORS_MAX    8
 #define FIXTURE_CLOSE_MS      2000
+#define POOL_THREADS          "8" /* fewer than varved has */
 
 #define PATTERN_XOR 0x5a5a5a5a5a5a5a5aull
 
@@ -639,11 +640,11 @@ int main(int argc, char **argv)
     unsigned nwheres = 0;
     int opt, rc;
 
-    /* More threads than one connection may use, as the daemon has. */
-    setenv("UV_THREADPOOL_SIZE", "64", 0);
+    setenv("UV_THREADPOOL_SIZE", POOL_THREADS, 1);
     signal(SIGPIPE, SIG_IGN);
     varve_nbd_options_default(&o);
     o.log = say;
+    o.pool_threads = (unsigned)atoi(POOL_THREADS);
     x.exports = varve_exports_new();
     if (!x.exports)
         abort();
