@@ -49,17 +49,21 @@ EXTRA_PROGRAMS += %D%/fuzz-client-status
 %C%_fuzz_client_status_LDADD = $(FUZZ_CORE)
 
 check_PROGRAMS += %D%/replay-control
-%C%_replay_control_SOURCES = %D%/replay.c %D%/fuzz.h %D%/control.c %D%/peer.c %D%/peer.h %D%/world.c %D%/world.h
+%C%_replay_control_SOURCES = %D%/replay.c %D%/fuzz.h \
+	%D%/control.c %D%/peer.c %D%/peer.h %D%/peer-tls.c %D%/peer-tls.h %D%/world.c %D%/world.h
 %C%_replay_control_CPPFLAGS = $(AM_CPPFLAGS) -DFUZZ_TARGET='"control"'
 %C%_replay_control_CFLAGS = $(FUZZ_CFLAGS)
-%C%_replay_control_LDADD = server/libvarved.la $(FUZZ_CORE) $(LIBUV_LIBS) $(JANSSON_LIBS)
+%C%_replay_control_LDADD = \
+	server/libvarved.la $(FUZZ_CORE) $(LIBUV_LIBS) $(JANSSON_LIBS) $(GNUTLS_LIBS)
 TESTS += %D%/replay-control
 FUZZERS += %D%/fuzz-control
 EXTRA_PROGRAMS += %D%/fuzz-control
-%C%_fuzz_control_SOURCES = %D%/fuzz.h %D%/control.c %D%/peer.c %D%/peer.h %D%/world.c %D%/world.h
+%C%_fuzz_control_SOURCES = %D%/fuzz.h \
+	%D%/control.c %D%/peer.c %D%/peer.h %D%/peer-tls.c %D%/peer-tls.h %D%/world.c %D%/world.h
 %C%_fuzz_control_CFLAGS = $(FUZZ_CFLAGS)
 %C%_fuzz_control_LDFLAGS = $(AM_LDFLAGS) -fsanitize=fuzzer
-%C%_fuzz_control_LDADD = server/libvarved.la $(FUZZ_CORE) $(LIBUV_LIBS) $(JANSSON_LIBS)
+%C%_fuzz_control_LDADD = \
+	server/libvarved.la $(FUZZ_CORE) $(LIBUV_LIBS) $(JANSSON_LIBS) $(GNUTLS_LIBS)
 
 check_PROGRAMS += %D%/replay-identity
 %C%_replay_identity_SOURCES = %D%/replay.c %D%/fuzz.h %D%/identity.c %D%/world.c %D%/world.h
@@ -88,18 +92,22 @@ EXTRA_PROGRAMS += %D%/fuzz-link
 %C%_fuzz_link_LDADD = $(FUZZ_CORE)
 
 check_PROGRAMS += %D%/replay-nbd
-%C%_replay_nbd_SOURCES = %D%/replay.c %D%/fuzz.h %D%/nbd.c %D%/nbd-check.c %D%/nbd-check.h %D%/alloc.c %D%/alloc.h %D%/peer.c %D%/peer.h
+%C%_replay_nbd_SOURCES = %D%/replay.c %D%/fuzz.h \
+	%D%/nbd.c %D%/nbd-check.c %D%/nbd-check.h \
+	%D%/alloc.c %D%/alloc.h %D%/peer.c %D%/peer.h %D%/peer-tls.c %D%/peer-tls.h
 %C%_replay_nbd_CPPFLAGS = $(AM_CPPFLAGS) -DFUZZ_TARGET='"nbd"'
 %C%_replay_nbd_CFLAGS = $(FUZZ_CFLAGS)
 %C%_replay_nbd_LDFLAGS = $(AM_LDFLAGS) $(FUZZ_WRAP)
-%C%_replay_nbd_LDADD = server/libnbdserver.la $(FUZZ_CORE) $(LIBUV_LIBS)
+%C%_replay_nbd_LDADD = server/libnbdserver.la $(FUZZ_CORE) $(LIBUV_LIBS) $(GNUTLS_LIBS)
 TESTS += %D%/replay-nbd
 FUZZERS += %D%/fuzz-nbd
 EXTRA_PROGRAMS += %D%/fuzz-nbd
-%C%_fuzz_nbd_SOURCES = %D%/fuzz.h %D%/nbd.c %D%/nbd-check.c %D%/nbd-check.h %D%/alloc.c %D%/alloc.h %D%/peer.c %D%/peer.h
+%C%_fuzz_nbd_SOURCES = %D%/fuzz.h \
+	%D%/nbd.c %D%/nbd-check.c %D%/nbd-check.h \
+	%D%/alloc.c %D%/alloc.h %D%/peer.c %D%/peer.h %D%/peer-tls.c %D%/peer-tls.h
 %C%_fuzz_nbd_CFLAGS = $(FUZZ_CFLAGS)
 %C%_fuzz_nbd_LDFLAGS = $(AM_LDFLAGS) $(FUZZ_WRAP) -fsanitize=fuzzer
-%C%_fuzz_nbd_LDADD = server/libnbdserver.la $(FUZZ_CORE) $(LIBUV_LIBS)
+%C%_fuzz_nbd_LDADD = server/libnbdserver.la $(FUZZ_CORE) $(LIBUV_LIBS) $(GNUTLS_LIBS)
 
 check_PROGRAMS += %D%/replay-nbd-proto
 %C%_replay_nbd_proto_SOURCES = %D%/replay.c %D%/fuzz.h %D%/nbd-proto.c

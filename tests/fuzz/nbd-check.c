@@ -9,7 +9,6 @@
 #include "lib/nbd-proto.h"
 #include "tests/fuzz/fuzz.h"
 
-#include <stdbool.h>
 #include <string.h>
 
 /* More than any message of these exports. */
@@ -31,13 +30,14 @@ struct nbd_check {
     size_t sent_len;
     uint32_t max_request;
     uint8_t (*byte_at)(uint64_t off);
+    const struct nbd_check_guard *guard;
 
     uint8_t *buf; /* what came and was not judged yet */
     size_t len, cap;
 
     enum check_phase phase;
     size_t at; /* in sent: the option that is being answered */
-    bool structured;
+    bool structured, tls;
     bool blind; /* the length of what comes cannot be known any more */
     uint64_t size;
     struct check_request *reqs;
@@ -47,7 +47,8 @@ struct nbd_check {
 };
 
 struct nbd_check *nbd_check_new(const uint8_t *sent, size_t sent_len, uint32_t max_request,
-                                uint8_t (*byte_at)(uint64_t off))
+                                uint8_t (*byte_at)(uint64_t off),
+                                const struct nbd_check_guard *guard)
 {
     struct nbd_check *c = calloc(1, sizeof(*c));
 
@@ -56,6 +57,7 @@ struct nbd_check *nbd_check_new(const uint8_t *sent, size_t sent_len, uint32_t m
     c->sent_len = sent_len;
     c->max_request = max_request;
     c->byte_at = byte_at;
+    c->guard = guard;
     c->at = VARVE_NBD_CLIENT_FLAGS_LEN;
     return c;
 }
@@ -114,6 +116,46 @@ static struct varve_nbd_option option_sent(const struct nbd_check *c)
     return opt;
 }
 
+static bool may_see(const struct nbd_check *c, const uint8_t *name, size_t len)
+{
+    const char *const *names = c->guard->names;
+
+    for (; names && *names; names++) {
+        if (strlen(*names) == len && memcmp(*names, name, len) == 0)
+            return true;
+    }
+    return !names;
+}
+
+/* Nothing was told but errors, of what this client may not know, nor anything before TLS. */
+static void judge_guard(const struct nbd_check *c, const struct varve_nbd_option *opt,
+                        uint32_t reply, const uint8_t *p)
+{
+    const uint8_t *sent = c->sent + c->at + VARVE_NBD_OPTION_LEN;
+    uint32_t len;
+
+    if (reply >> 31 == 1)
+        return;
+    if (c->guard->tls_required && !c->tls)
+        FUZZ_CHECK(opt->type == VARVE_NBD_OPT_STARTTLS || opt->type == VARVE_NBD_OPT_ABORT);
+    switch (opt->type) {
+    case VARVE_NBD_OPT_LIST:
+        if (reply == VARVE_NBD_REP_SERVER)
+            FUZZ_CHECK(may_see(c, p + 4, varve_nbd_get32(p)));
+        break;
+    case VARVE_NBD_OPT_INFO:
+    case VARVE_NBD_OPT_GO:
+    case VARVE_NBD_OPT_LIST_META_CONTEXT:
+    case VARVE_NBD_OPT_SET_META_CONTEXT:
+        FUZZ_CHECK(c->sent_len - (size_t)(sent - c->sent) >= opt->len && opt->len >= 4);
+        len = varve_nbd_get32(sent);
+        FUZZ_CHECK(len <= opt->len - 4 && (len == 0 || may_see(c, sent + 4, len)));
+        break;
+    default:
+        break;
+    }
+}
+
 static bool reply_fits(uint32_t reply, uint32_t option)
 {
     switch (reply) {
@@ -170,12 +212,18 @@ static size_t judge_option_reply(struct nbd_check *c)
     FUZZ_CHECK(varve_nbd_get32(c->buf + 8) == opt.type);
     FUZZ_CHECK(reply_fits(reply, opt.type));
     judge_payload(c, reply, c->buf + VARVE_NBD_OPTION_REPLY_LEN, len);
+    judge_guard(c, &opt, reply, c->buf + VARVE_NBD_OPTION_REPLY_LEN);
     if (reply == VARVE_NBD_REP_ACK || reply >> 31 == 1)
         c->at += VARVE_NBD_OPTION_LEN + (size_t)opt.len;
     if (reply == VARVE_NBD_REP_ACK && opt.type == VARVE_NBD_OPT_EXTENDED_HEADERS)
         c->extended = true;
     if (reply == VARVE_NBD_REP_ACK && opt.type == VARVE_NBD_OPT_STRUCTURED_REPLY)
         c->structured = true;
+    if (reply == VARVE_NBD_REP_ACK && opt.type == VARVE_NBD_OPT_STARTTLS) {
+        c->tls = true;
+        c->structured = false;
+        c->blind = !c->guard->tls_inside;
+    }
     if (reply == VARVE_NBD_REP_ACK && opt.type == VARVE_NBD_OPT_GO)
         transmission_begins(c);
     return VARVE_NBD_OPTION_REPLY_LEN + len;
@@ -191,6 +239,9 @@ static size_t judge_export_name(struct nbd_check *c)
         return 0;
     opt = option_sent(c);
     FUZZ_CHECK(opt.type == VARVE_NBD_OPT_EXPORT_NAME);
+    FUZZ_CHECK(c->tls || !c->guard->tls_required);
+    FUZZ_CHECK(c->sent_len - c->at - VARVE_NBD_OPTION_LEN >= opt.len);
+    FUZZ_CHECK(opt.len == 0 || may_see(c, c->sent + c->at + VARVE_NBD_OPTION_LEN, opt.len));
     for (size_t i = VARVE_NBD_EXPORT_NAME_LEN; i < len; i++)
         FUZZ_CHECK(c->buf[i] == 0);
     c->size = varve_nbd_get64(c->buf);

@@ -7,14 +7,23 @@
 #ifndef VARVE_TESTS_FUZZ_NBD_CHECK_H
 #define VARVE_TESTS_FUZZ_NBD_CHECK_H
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
 struct nbd_check;
 
+/* What a guarded server must keep to. */
+struct nbd_check_guard {
+    const char *const *names; /* of exports that this client may see, ended by NULL; NULL: all */
+    bool tls_required;
+    bool tls_inside; /* what is fed behind STARTTLS' ACK was decrypted; else it cannot be judged */
+};
+
 /* The client's stream is borrowed; byte_at is the content of all exports. */
 struct nbd_check *nbd_check_new(const uint8_t *sent, size_t sent_len, uint32_t max_request,
-                                uint8_t (*byte_at)(uint64_t off));
+                                uint8_t (*byte_at)(uint64_t off),
+                                const struct nbd_check_guard *guard);
 void nbd_check_free(struct nbd_check *c);
 
 /* What came from the server. */

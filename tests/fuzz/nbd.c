@@ -8,19 +8,26 @@
  *     2   the event, if any, happens after so many writes
  *     3   the stream
  *
+ * A guarded server has TLS and shows only some exports.  With TLS inside, the client says STARTTLS
+ * behind the stream's flags, shakes hands, and sends the rest under TLS.
+ *
  * Each input has a server of its own, which must be gone afterwards, without its deadline's help.
  */
+#include "lib/nbd-proto.h"
 #include "server/export.h"
 #include "server/nbd-server.h"
 #include "tests/fuzz/alloc.h"
 #include "tests/fuzz/fuzz.h"
 #include "tests/fuzz/nbd-check.h"
+#include "tests/fuzz/peer-tls.h"
 #include "tests/fuzz/peer.h"
 #include "tests/lib/tmpdir.h"
 
 #include <errno.h>
 #include <limits.h>
 #include <signal.h>
+#include <stdarg.h>
+#include <string.h>
 
 #define FLAG_LAZY     0x01 /* reads nothing while it can write */
 #define FLAG_WITHDRAW 0x02 /* event: the exports are withdrawn */
@@ -29,6 +36,11 @@
 #define FLAG_ONE      0x10 /* one export is listed, so that the empty name finds it */
 #define FLAG_MEMORY   0x20 /* the server runs out of memory at the allocation that byte 2 tells, */
 #define FLAG_NO_MORE  0x40 /* and gets no more until the client has gone */
+#define FLAG_GUARDED  0x80 /* the seed's two lowest bits say more: */
+#define SEED_OFFERED  0x01 /* TLS is offered, else required */
+#define SEED_INSIDE   0x02 /* TLS inside */
+
+#define KEY "00112233445566778899aabbccddeeff"
 
 /* Longer than VARVE_EXPORT_READ_MAX, so that reads are done in parts. */
 #define MAX_REQUEST (320u * 1024u)
@@ -151,16 +163,36 @@ struct run {
     struct varve_nbd_server *server;
     bool closing, closed;
     struct fuzz_peer peer;
+    struct nbd_check_guard guard;
     struct nbd_check *check;
 };
 
 static uv_loop_t loop;
-static char *top; /* holds the socket */
+static char *top; /* holds the socket and the key */
+static struct varve_tls *tls[2]; /* required, offered */
 
 static void fuzz_end(void)
 {
+    varve_tls_unref(tls[0]);
+    varve_tls_unref(tls[1]);
     uv_loop_close(&loop);
     tmpdir_remove(top);
+}
+
+static void load_tls(void)
+{
+    char path[PATH_MAX];
+    FILE *f;
+
+    snprintf(path, sizeof(path), "%s/keys.psk", top);
+    f = fopen(path, "w");
+    FUZZ_CHECK(f && fprintf(f, "alice:%s\n", KEY) > 0 && fclose(f) == 0);
+    for (unsigned i = 0; i < 2; i++) {
+        struct varve_tls_options o = {.mode = i ? VARVE_TLS_ON : VARVE_TLS_REQUIRE, .psk = path};
+        struct varve_err err = VARVE_ERR_INIT;
+
+        FUZZ_CHECK(varve_tls_load(&o, &tls[i], &err) == 0);
+    }
 }
 
 static void fuzz_begin(void)
@@ -171,6 +203,7 @@ static void fuzz_begin(void)
     setenv("UV_THREADPOOL_SIZE", "4", 0);
     FUZZ_CHECK(uv_loop_init(&loop) == 0);
     top = tmpdir_new();
+    load_tls();
     atexit(fuzz_end);
 }
 
@@ -214,6 +247,17 @@ static void on_bytes(void *arg, const uint8_t *buf, size_t len)
     fuzz_alloc_exempt = false;
 }
 
+/* The server's log goes nowhere, but is put together. */
+__attribute__((format(printf, 1, 2))) static void log_line(const char *fmt, ...)
+{
+    char line[2048];
+    va_list ap;
+
+    va_start(ap, fmt);
+    vsnprintf(line, sizeof(line), fmt, ap);
+    va_end(ap);
+}
+
 static void server_begin(struct run *r, const char *where)
 {
     struct varve_err err = VARVE_ERR_INIT;
@@ -230,8 +274,38 @@ static void server_begin(struct run *r, const char *where)
     varve_nbd_options_default(&o);
     o.max_request = MAX_REQUEST;
     o.handshake_timeout_ms = DEADLINE_MS;
+    o.log = log_line;
     FUZZ_CHECK(varve_nbd_server_new(&loop, r->exports, &o, &r->server, &err) == 0);
     FUZZ_CHECK(varve_nbd_server_listen(r->server, where, NULL, 0, &err) == 0);
+}
+
+/* Shows what visible[] has. */
+static void server_guard(struct run *r, bool offered)
+{
+    static const char rules[] = "any a bad\n";
+    struct varve_err err = VARVE_ERR_INIT;
+    struct varve_access *access;
+
+    FUZZ_CHECK(varve_access_parse("rules", rules, sizeof(rules) - 1, &access, &err) == 0);
+    varve_nbd_server_set_access(r->server, access);
+    varve_nbd_server_set_tls(r->server, varve_tls_ref(tls[offered]));
+}
+
+/* The stream with STARTTLS behind its flags; free() it. */
+static uint8_t *with_starttls(const uint8_t *data, size_t *size)
+{
+    uint8_t *stream = malloc(*size + VARVE_NBD_OPTION_LEN);
+    uint8_t *opt = stream + VARVE_NBD_CLIENT_FLAGS_LEN;
+
+    FUZZ_CHECK(stream);
+    memcpy(stream, data, VARVE_NBD_CLIENT_FLAGS_LEN);
+    varve_nbd_put64(opt, VARVE_NBD_OPTION_MAGIC);
+    varve_nbd_put32(opt + 8, VARVE_NBD_OPT_STARTTLS);
+    varve_nbd_put32(opt + 12, 0);
+    memcpy(opt + VARVE_NBD_OPTION_LEN, data + VARVE_NBD_CLIENT_FLAGS_LEN,
+           *size - VARVE_NBD_CLIENT_FLAGS_LEN);
+    *size += VARVE_NBD_OPTION_LEN;
+    return stream;
 }
 
 static void server_end(struct run *r)
@@ -248,14 +322,19 @@ static void server_end(struct run *r)
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
+    static const char *const visible[] = {"a", "bad", NULL};
+    uint8_t *stream = NULL;
     char where[PATH_MAX];
     struct run r = {0};
+    bool offered, inside;
 
     if (size < 3)
         return -1;
     fuzz_begin();
     r.flags = data[0];
-    r.check = nbd_check_new(data + 3, size - 3, MAX_REQUEST, byte_at);
+    offered = data[1] & SEED_OFFERED;
+    inside = (r.flags & FLAG_GUARDED) && (data[1] & SEED_INSIDE) &&
+             size - 3 >= VARVE_NBD_CLIENT_FLAGS_LEN;
     r.peer = (struct fuzz_peer){
         .loop = &loop,
         .stream = data + 3,
@@ -268,8 +347,19 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
         .arg = &r,
         .disturbed = r.flags & FLAG_MEMORY,
     };
+    if (inside) {
+        r.peer.stream = stream = with_starttls(data + 3, &r.peer.len);
+        r.peer.tls = fuzz_tls_new(KEY);
+        r.peer.plain_len = VARVE_NBD_CLIENT_FLAGS_LEN + VARVE_NBD_OPTION_LEN;
+        r.peer.plain_replies = VARVE_NBD_GREETING_LEN + VARVE_NBD_OPTION_REPLY_LEN;
+    }
+    if (r.flags & FLAG_GUARDED)
+        r.guard = (struct nbd_check_guard){visible, !offered, inside};
+    r.check = nbd_check_new(r.peer.stream, r.peer.len, MAX_REQUEST, byte_at, &r.guard);
     snprintf(where, sizeof(where), "unix:%s/s", top);
     server_begin(&r, where);
+    if (r.flags & FLAG_GUARDED)
+        server_guard(&r, offered);
     if (r.flags & FLAG_MEMORY)
         fuzz_alloc_fail(data[2] + 1u, r.flags & FLAG_NO_MORE);
     fuzz_peer_run(&r.peer, where + 5);
@@ -278,5 +368,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
         nbd_check_answered(r.check);
     server_end(&r);
     nbd_check_free(r.check);
+    fuzz_tls_free(r.peer.tls);
+    free(stream);
     return 0;
 }

@@ -1,6 +1,8 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 #include "tests/fuzz/peer.h"
 
+#include "tests/fuzz/peer-tls.h"
+
 #include <errno.h>
 #include <fcntl.h>
 #include <poll.h>
@@ -36,6 +38,34 @@ void fuzz_peer_hang_up(struct fuzz_peer *p)
     p->fd = -1;
 }
 
+/* Sends len bytes if they may go now, -1 with EAGAIN: they may not. */
+static ssize_t peer_send(struct fuzz_peer *p, size_t len)
+{
+    const uint8_t *data = p->stream + p->sent;
+
+    if (!p->tls)
+        return send(p->fd, data, len, MSG_NOSIGNAL);
+    if (p->sent < p->plain_len) {
+        len = len < p->plain_len - p->sent ? len : p->plain_len - p->sent;
+        return send(p->fd, data, len, MSG_NOSIGNAL);
+    }
+    return fuzz_tls_send(p->tls, p->fd, data, len);
+}
+
+static ssize_t peer_recv(struct fuzz_peer *p, uint8_t *buf, size_t len)
+{
+    ssize_t n;
+
+    if (!p->tls)
+        return recv(p->fd, buf, len, 0);
+    if (p->plain_replies == 0)
+        return fuzz_tls_recv(p->tls, p->fd, buf, len);
+    n = recv(p->fd, buf, len < p->plain_replies ? len : p->plain_replies, 0);
+    if (n > 0)
+        p->plain_replies -= (size_t)n;
+    return n;
+}
+
 /* Writes a piece.  True: something happened. */
 static bool peer_write(struct fuzz_peer *p)
 {
@@ -44,12 +74,16 @@ static bool peer_write(struct fuzz_peer *p)
 
     if (p->said_all)
         return false;
+    if (p->tls && p->sent >= p->plain_len && p->plain_replies > 0)
+        return false;
     if (p->sent == p->len) {
+        if (p->tls)
+            fuzz_tls_bye(p->tls, p->fd);
         shutdown(p->fd, SHUT_WR);
         p->said_all = true;
         return true;
     }
-    n = send(p->fd, p->stream + p->sent, fuzz_cut(&p->cuts, p->len - p->sent), MSG_NOSIGNAL);
+    n = peer_send(p, fuzz_cut(&p->cuts, p->len - p->sent));
     p->blocked = n < 0 && errno == EAGAIN;
     if (p->blocked) {
         p->cuts = before;
@@ -73,9 +107,9 @@ static bool peer_read(struct fuzz_peer *p)
     bool some = false;
     ssize_t n;
 
-    if (p->lazy && !p->said_all && !p->blocked)
+    if (p->lazy && !p->tls && !p->said_all && !p->blocked)
         return false;
-    while ((n = recv(p->fd, buf, sizeof(buf), 0)) > 0) {
+    while ((n = peer_recv(p, buf, sizeof(buf))) > 0) {
         p->got(p->arg, buf, (size_t)n);
         some = true;
     }

@@ -14,6 +14,8 @@
 /* A connection that nobody keeps must end within this, on a busy machine. */
 #define FUZZ_HANG_MS 15000u
 
+struct fuzz_tls; /* see peer-tls.h */
+
 struct fuzz_peer {
     /* set by the caller, the rest zero */
     uv_loop_t *loop;
@@ -25,6 +27,9 @@ struct fuzz_peer {
     void (*event)(void *arg);
     void (*got)(void *arg, const uint8_t *buf, size_t len);
     void *arg;
+    struct fuzz_tls *tls; /* NULL: none; else the first plain_len bytes go in plain, and the rest */
+    size_t plain_len;     /* under TLS once plain_replies bytes have come */
+    size_t plain_replies;
 
     int fd; /* -1: it has hung up */
     size_t sent;
