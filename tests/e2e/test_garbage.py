@@ -72,7 +72,8 @@ class Unmoved:
         assert self.seen() == self.before
         assert backups.pull(self.s.nbd, "vda") == self.image
         grown = peak(self.s.daemon.pid) - self.peak
-        assert grown < 64 * M, "the daemon's memory grew by %d MiB" % (grown // M)
+        # AddressSanitizer keeps what was freed for a while, up to 256 MiB.
+        assert grown < (384 if os.environ.get("SANITIZER") else 64) * M, "the daemon's memory grew by %d MiB" % (grown // M)
 
 
 @test

@@ -399,7 +399,7 @@ def bad_directories_and_options_are_named():
                 (["--runtime-dir", root + "/no/such"], "runtime directory"),
                 (["--state-dir", "/dev/null"], "state directory"),
                 (["--tls", "require"], "tls"),
-                (["--access", "x"], "not available"),
+                (["--access", root + "/no/such"], "no/such"),
                 (["--threads", "0"], "threads"),
                 (["--idle-timeout", "soon"], "idle-timeout"),
                 (["--max-request", "1T"], "max-request"),
@@ -460,6 +460,7 @@ def the_service_manager_is_told():
             assert s.recv(100) == b"READY=1"
             d.process.terminate()
             assert s.recv(100) == b"STOPPING=1"
+            d.process.wait(WAIT)  # a second SIGTERM at its very end would be its end
     finally:
         s.close()
         shutil.rmtree(root)
