@@ -450,6 +450,22 @@ def garbage_where_tls_should_begin(s):
 
 
 @test(house=True)
+def refused_clients_cannot_flood_the_log(s):
+    """Not more than ten lines in a second."""
+    with TlsFixture() as f:
+        began = time.monotonic()
+        for _ in range(300):
+            with f.hello() as c:
+                ask_starttls(c)
+                c.send(b"garbage" * 10)
+                c.half_close()
+                read_all(c)
+        lines = f.last_words(1 << 20).count("NBD client")
+        allowed = 10 * (int(time.monotonic() - began) + 2)
+        must(0 < lines <= min(allowed, 299), "%d lines, %d are allowed", lines, allowed)
+
+
+@test(house=True)
 def endless_handshake_messages_are_refused(s):
     """A ClientHello that claims 16 MiB, in records that are all right."""
     with TlsFixture() as f:
