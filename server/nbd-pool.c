@@ -179,6 +179,13 @@ static size_t pool_part(const struct varve_nbd_pool *p)
     return part < VARVE_NBD_HELD_MIN ? VARVE_NBD_HELD_MIN : part;
 }
 
+size_t varve_nbd_pool_room(const struct varve_nbd_conn *c)
+{
+    size_t part = pool_part(&c->host->pool);
+
+    return c->tx.held < part ? part - c->tx.held : 0;
+}
+
 bool varve_nbd_pool_fits(const struct varve_nbd_conn *c, size_t cost)
 {
     if (!cost || c->tx.held + cost <= pool_part(&c->host->pool))

@@ -338,17 +338,17 @@ static void on_job_done(uv_work_t *work, int status)
 
 /* --- launching ------------------------------------------------------------------------------ */
 
-/* Extents that the reply may have.  Where others hold the memory for a long one it is cut to what
- * every connection may have. */
+/* Extents that the reply may have.  Where another holds the memory for a long one it is cut to what
+ * this connection may have now: more than there ever are on most disks. */
 static size_t status_extents(const struct varve_nbd_conn *c, const struct varve_nbd_req *req)
 {
     size_t most = varve_nbd_status_extents_max(&req->hdr);
-    size_t least = VARVE_EXPORT_READ_MAX / varve_nbd_status_cost(c, req->nctx, 1);
+    size_t now = varve_nbd_pool_room(c) / varve_nbd_status_cost(c, req->nctx, 1);
 
-    if (most <= least || c->tx.held ||
+    if (most <= now || c->tx.held ||
         varve_nbd_pool_fits(c, varve_nbd_status_cost(c, req->nctx, most)))
         return most;
-    return least;
+    return now;
 }
 
 /* Bytes that the next job of the request takes from the budget. */
