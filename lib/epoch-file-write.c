@@ -132,12 +132,12 @@ static int bits_write(struct varve_world *w, int fd, const char *path,
                       struct varve_bitmap *zero_chunks, struct varve_err *err)
 {
     uint64_t bytes = varve_map_bytes(g);
-    uint8_t *now = malloc(2 * CHUNK);
-    uint8_t *was = now + CHUNK;
+    uint8_t *now = malloc(2 * CHUNK), *was;
     int rc = 0;
 
     if (!now)
         return varve_err_sys(err, ENOMEM, "cannot write %s", path);
+    was = now + CHUNK;
     for (uint64_t at = 0; at < bytes && rc == 0; at += CHUNK) {
         size_t len = bytes - at < CHUNK ? (size_t)(bytes - at) : CHUNK;
         size_t whole = (len + PAGE - 1) / PAGE * PAGE;
