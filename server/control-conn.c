@@ -89,7 +89,12 @@ static void conn_maybe_free(struct varve_control_conn *conn)
         conn->next->at = conn->at;
     c->nconns--;
     varve_qmp_reader_free(conn->reader);
-    free(conn);
+    if (c->spare)
+        free(conn);
+    else
+        c->spare = conn;
+    if (c->starved && !c->stopped)
+        varve_control_conn_accept(c);
     varve_control_maybe_closed(c);
 }
 
@@ -486,10 +491,30 @@ static void conn_say(struct varve_control_conn *conn, json_t *message /* taken o
     conn_write(conn, text, len);
 }
 
+struct varve_control_conn *varve_control_conn_spare(void)
+{
+    return calloc(1, sizeof(struct varve_control_conn));
+}
+
+/* libuv listens no more until the connection that waits is taken, so there is always memory for one;
+ * where it is in use the next is taken when one goes. */
+static struct varve_control_conn *conn_new(struct varve_control *c)
+{
+    struct varve_control_conn *conn = varve_control_conn_spare();
+
+    if (!conn && c->spare) {
+        conn = c->spare;
+        c->spare = NULL;
+        memset(conn, 0, sizeof(*conn));
+    }
+    return conn;
+}
+
 void varve_control_conn_accept(struct varve_control *c)
 {
-    struct varve_control_conn *conn = calloc(1, sizeof(*conn));
+    struct varve_control_conn *conn = conn_new(c);
 
+    c->starved = !conn;
     if (!conn)
         return;
     conn->control = c;

@@ -24,11 +24,16 @@ struct varve_control {
     uv_timer_t hurry;
     struct varve_control_conn *conns;
     unsigned nconns;
+    struct varve_control_conn *spare; /* memory for one more; NULL only while one is open */
+    bool starved;                     /* a connection waits for memory */
     void (*closed)(void *arg);
     void *closed_arg;
 };
 
-/* Takes the next connection of the listener. */
+/* Memory for a connection.  NULL: there is none. */
+struct varve_control_conn *varve_control_conn_spare(void);
+
+/* Takes the next connection of the listener, or once there is memory for it. */
 void varve_control_conn_accept(struct varve_control *c);
 
 void varve_control_conn_event(struct varve_control_conn *conn, const char *text, size_t len);

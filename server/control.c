@@ -26,8 +26,11 @@ int varve_control_new(uv_loop_t *loop, struct varve_daemon *d, void (*quit)(void
     c->daemon = d;
     c->quit = quit;
     c->quit_arg = arg;
-    rc = varve_mailbox_new(loop, &c->mailbox, err);
+    c->spare = varve_control_conn_spare();
+    rc = c->spare ? varve_mailbox_new(loop, &c->mailbox, err)
+                  : varve_err_set(err, ENOMEM, "no memory for the control socket");
     if (rc < 0) {
+        free(c->spare);
         free(c);
         return rc;
     }
@@ -119,6 +122,7 @@ static void control_on_timer_closed(uv_handle_t *timer)
     struct varve_control *c = timer->data;
 
     c->closed(c->closed_arg);
+    free(c->spare);
     free(c);
 }
 
