@@ -12,6 +12,7 @@
  */
 #include "server/control.h"
 #include "server/log.h"
+#include "tests/fuzz/alloc.h"
 #include "tests/fuzz/fuzz.h"
 #include "tests/fuzz/peer.h"
 #include "tests/fuzz/world.h"
@@ -27,6 +28,9 @@
 #define FLAG_LAZY    0x01 /* reads nothing while it can write */
 #define FLAG_STOP    0x02 /* event: the daemon ends */
 #define FLAG_HANG_UP 0x04 /* event: the client closes its socket */
+#define FLAG_MEMORY  0x08 /* the daemon runs out of memory at the allocation that byte 2 tells, */
+#define FLAG_NO_MORE 0x10 /* and gets no more until the client has gone */
+#define FLAG_LATER   0x20 /* at one 256 later */
 
 /* As of server/control-conn.c: it hangs up after so many refused messages in a row. */
 #define GARBAGE_MAX 16u
@@ -218,9 +222,8 @@ static void judge_reply(struct run *r, json_t *reply)
     r->refused = rc == -E2BIG || ++r->garbage == GARBAGE_MAX;
 }
 
-static void on_bytes(void *arg, const uint8_t *buf, size_t len)
+static void judge_bytes(struct run *r, const uint8_t *buf, size_t len)
 {
-    struct run *r = arg;
     struct varve_err err = VARVE_ERR_INIT;
     json_t *reply;
     int rc;
@@ -235,6 +238,13 @@ static void on_bytes(void *arg, const uint8_t *buf, size_t len)
         r->greeted = true;
         json_decref(reply);
     }
+}
+
+static void on_bytes(void *arg, const uint8_t *buf, size_t len)
+{
+    fuzz_alloc_exempt = true;
+    judge_bytes(arg, buf, len);
+    fuzz_alloc_exempt = false;
 }
 
 static void judge_end(struct run *r)
@@ -279,10 +289,14 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
         .event = r.flags & (FLAG_STOP | FLAG_HANG_UP) ? on_event : NULL,
         .got = on_bytes,
         .arg = &r,
+        .disturbed = r.flags & FLAG_MEMORY,
     };
     make_state(&r);
     daemon_begin(&r);
+    if (r.flags & FLAG_MEMORY)
+        fuzz_alloc_fail(data[2] + (r.flags & FLAG_LATER ? 257u : 1u), r.flags & FLAG_NO_MORE);
     fuzz_peer_run(&r.peer, control_path);
+    fuzz_alloc_works();
     if (r.peer.in_full)
         judge_end(&r);
     daemon_end(&r);

@@ -50,18 +50,21 @@ EXTRA_PROGRAMS += %D%/fuzz-client-status
 
 check_PROGRAMS += %D%/replay-control
 %C%_replay_control_SOURCES = %D%/replay.c %D%/fuzz.h \
-	%D%/control.c %D%/peer.c %D%/peer.h %D%/peer-tls.c %D%/peer-tls.h %D%/world.c %D%/world.h
+	%D%/control.c %D%/alloc.c %D%/alloc.h %D%/peer.c %D%/peer.h \
+	%D%/peer-tls.c %D%/peer-tls.h %D%/world.c %D%/world.h
 %C%_replay_control_CPPFLAGS = $(AM_CPPFLAGS) -DFUZZ_TARGET='"control"'
 %C%_replay_control_CFLAGS = $(FUZZ_CFLAGS)
+%C%_replay_control_LDFLAGS = $(AM_LDFLAGS) $(FUZZ_WRAP)
 %C%_replay_control_LDADD = \
 	server/libvarved.la $(FUZZ_CORE) $(LIBUV_LIBS) $(JANSSON_LIBS) $(GNUTLS_LIBS)
 TESTS += %D%/replay-control
 FUZZERS += %D%/fuzz-control
 EXTRA_PROGRAMS += %D%/fuzz-control
 %C%_fuzz_control_SOURCES = %D%/fuzz.h \
-	%D%/control.c %D%/peer.c %D%/peer.h %D%/peer-tls.c %D%/peer-tls.h %D%/world.c %D%/world.h
+	%D%/control.c %D%/alloc.c %D%/alloc.h %D%/peer.c %D%/peer.h \
+	%D%/peer-tls.c %D%/peer-tls.h %D%/world.c %D%/world.h
 %C%_fuzz_control_CFLAGS = $(FUZZ_CFLAGS)
-%C%_fuzz_control_LDFLAGS = $(AM_LDFLAGS) -fsanitize=fuzzer
+%C%_fuzz_control_LDFLAGS = $(AM_LDFLAGS) $(FUZZ_WRAP) -fsanitize=fuzzer
 %C%_fuzz_control_LDADD = \
 	server/libvarved.la $(FUZZ_CORE) $(LIBUV_LIBS) $(JANSSON_LIBS) $(GNUTLS_LIBS)
 
