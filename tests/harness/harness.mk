@@ -18,10 +18,18 @@ AM_TESTS_ENVIRONMENT = \
 	SANITIZER='$(SANITIZER)'; export SANITIZER; \
 	VARVE_NBDKIT='$(NBDKIT)'; export VARVE_NBDKIT; \
 	VARVE_PRELOAD='$(SANITIZER_PRELOAD)'; export VARVE_PRELOAD; \
+	test -z "$$VARVE_PRELOAD" || \
+		VARVE_PRELOAD="$$VARVE_PRELOAD:$(abs_top_builddir)/tests/harness/.libs/keep-locale.so"; \
 	test -z "$$VARVE_PRELOAD" || PATH="$(abs_top_srcdir)/tests/harness:$$PATH"; \
 	ASAN_OPTIONS="$${ASAN_OPTIONS-detect_stack_use_after_return=1}"; export ASAN_OPTIONS; \
 	UBSAN_OPTIONS="$${UBSAN_OPTIONS-print_stacktrace=1}"; export UBSAN_OPTIONS; \
 	TSAN_OPTIONS="suppressions=$(abs_top_srcdir)/tests/harness/tsan.supp:second_deadlock_stack=1"; export TSAN_OPTIONS;
+
+# Preloaded by %D%/nbdkit; the -rpath makes libtool build it shared.
+check_LTLIBRARIES += tests/harness/keep-locale.la
+tests_harness_keep_locale_la_SOURCES = %D%/keep-locale.c
+tests_harness_keep_locale_la_CFLAGS = $(WARN_CFLAGS)
+tests_harness_keep_locale_la_LDFLAGS = -module -avoid-version -shared -rpath /nowhere
 
 # The tests that are about threads: what ThreadSanitizer is asked to judge.
 THREAD_TESTS =
