@@ -9,4 +9,7 @@
 #define NBDKIT_API_VERSION 2
 #include <nbdkit-plugin.h>
 
+/* What NBDKIT_REGISTER_PLUGIN defines and the header does not declare. */
+struct nbdkit_plugin *plugin_init(void);
+
 #endif
