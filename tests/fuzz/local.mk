@@ -58,6 +58,7 @@ check_PROGRAMS += %D%/replay-control
 %C%_replay_control_LDADD = \
 	server/libvarved.la $(FUZZ_CORE) $(LIBUV_LIBS) $(JANSSON_LIBS) $(GNUTLS_LIBS)
 TESTS += %D%/replay-control
+THREAD_TESTS += %D%/replay-control
 FUZZERS += %D%/fuzz-control
 EXTRA_PROGRAMS += %D%/fuzz-control
 %C%_fuzz_control_SOURCES = %D%/fuzz.h \
@@ -103,6 +104,7 @@ check_PROGRAMS += %D%/replay-nbd
 %C%_replay_nbd_LDFLAGS = $(AM_LDFLAGS) $(FUZZ_WRAP)
 %C%_replay_nbd_LDADD = server/libnbdserver.la $(FUZZ_CORE) $(LIBUV_LIBS) $(GNUTLS_LIBS)
 TESTS += %D%/replay-nbd
+THREAD_TESTS += %D%/replay-nbd
 FUZZERS += %D%/fuzz-nbd
 EXTRA_PROGRAMS += %D%/fuzz-nbd
 %C%_fuzz_nbd_SOURCES = %D%/fuzz.h \
