@@ -91,6 +91,9 @@ static int slot_read(struct varve_world *w, struct slot *s, struct varve_err *er
                want, &end) != 4 ||
         head[end] != '\n' || len > VARVE_SLOT_TEXT_MAX)
         return 0;
+    /* Before memory is taken for a text that is not there. */
+    if (st.size < SLOT_HEAD || len > st.size - SLOT_HEAD)
+        return 0;
     s->text = malloc(len + 1);
     if (!s->text)
         return varve_err_set(err, ENOMEM, "%s: no memory", s->path);
