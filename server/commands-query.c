@@ -61,11 +61,12 @@ static uint64_t disk_scratch_used(struct varve_disk *disk, uint64_t live)
 
 static uint64_t disk_live_dirty(struct varve_disk *disk)
 {
+    struct varve_err unsaid = VARVE_ERR_INIT; /* it takes no NULL */
     const struct varve_geometry *g = &disk->identity.geometry;
     struct varve_bitmap *map = varve_bitmap_new(g->nblks);
     uint64_t bytes = 0;
 
-    if (map && varve_disk_or_live(disk, map, NULL) == 0)
+    if (map && varve_disk_or_live(disk, map, &unsaid) == 0)
         bytes = varve_dirty_bytes(g, map);
     free(map);
     return bytes;

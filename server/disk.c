@@ -381,7 +381,7 @@ static bool disk_source_is_current(struct varve_disk *disk)
 
 void varve_disk_refresh(struct varve_disk *disk)
 {
-    struct varve_err err = VARVE_ERR_INIT;
+    struct varve_err err = VARVE_ERR_INIT, unsaid = VARVE_ERR_INIT;
     struct stat st;
 
     if (!disk->known) {
@@ -399,7 +399,7 @@ void varve_disk_refresh(struct varve_disk *disk)
     if (!disk->peer)
         disk_try_peer(disk);
     if (!disk->peer && !disk_source_is_current(disk))
-        varve_disk_open_source(disk, NULL); /* no page yet: a boundary makes one */
+        varve_disk_open_source(disk, &unsaid); /* no page yet: a boundary makes one */
     if (disk->source && varve_disk_fetch_epochs(disk, varve_disk_oldest_view(disk), &err) < 0 &&
         err.code != ESTALE)
         varve_log("Disk '%s': cannot get the files of its epochs: %s", disk->name, err.msg);
