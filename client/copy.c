@@ -186,7 +186,7 @@ static int worker_issue(struct copy_worker *w, struct varve_err *err)
         slot->off = off;
         slot->len = len;
         if (nbd_aio_pread(w->h, slot->buf, len, off, cb, 0) == -1)
-            return varve_nbd_error(err, "reading from the server");
+            return varve_nbd_failed(err, "reading from the server");
     }
     return 0;
 }
@@ -227,7 +227,7 @@ static void *worker_main(void *opaque)
             if (!state_wait(s))
                 break;
         } else if (rc == 0 && nbd_poll(w->h, TICK_MS) == -1) {
-            rc = varve_nbd_error(&err, "reading from the server");
+            rc = varve_nbd_failed(&err, "reading from the server");
         }
     }
     if (rc != 0)
@@ -330,7 +330,7 @@ static int lead(struct copy_worker *w, struct copy_state *s, struct varve_err *e
             continue;
         }
         if (nbd_poll(w->h, TICK_MS) == -1)
-            rc = varve_nbd_error(err, "reading from the server");
+            rc = varve_nbd_failed(err, "reading from the server");
         pthread_mutex_lock(&s->lock);
         done = s->head < s->tail ? s->runs[s->head].off : a.known;
         moved = s->data_bytes;
@@ -359,7 +359,7 @@ int varve_copy_run(struct varve_copy *c, struct nbd_handle *h, struct varve_err 
 
     c->dirty_bytes = c->data_bytes = c->zero_bytes = 0;
     if (export_size < 0)
-        return varve_nbd_error(err, "the export's size");
+        return varve_nbd_failed(err, "the export's size");
     s.export_size = (uint64_t)export_size;
     if (block_max > 0 && block_max < PIECE_MAX)
         s.piece_max = (uint32_t)block_max;

@@ -204,7 +204,7 @@ static int map_export(const struct varve_cli *cli, const struct varve_nbd_target
         goto out;
     export_size = nbd_get_size(h);
     if (export_size < 0) {
-        rc = varve_nbd_error(err, target->uri);
+        rc = varve_nbd_failed(err, target->uri);
         goto out;
     }
     if (cli->json) {

@@ -17,7 +17,7 @@
 /* How often a wait looks at its stop flag. */
 #define TICK_MS 100
 
-int varve_nbd_error(struct varve_err *err, const char *what)
+int varve_nbd_failed(struct varve_err *err, const char *what)
 {
     const char *text = nbd_get_error();
     int code = nbd_get_errno();
@@ -63,7 +63,7 @@ static int open_wait(struct nbd_handle *h, const char *uri, const atomic_bool *s
                                  "another client?)",
                                  uri);
         if (nbd_poll(h, TICK_MS) == -1)
-            return varve_nbd_error(err, uri);
+            return varve_nbd_failed(err, uri);
     }
     return 0;
 }
@@ -79,7 +79,7 @@ static int open_since(struct nbd_handle *h, const struct varve_nbd_target *t, st
     if (name && since && asprintf(&whole, "%s@%s", name, since) >= 0) {
         rc = 0;
         if (nbd_set_export_name(h, whole) == -1)
-            rc = varve_nbd_error(err, t->uri);
+            rc = varve_nbd_failed(err, t->uri);
         free(whole);
     } else {
         varve_err_set(err, ENOMEM, "no memory");
@@ -98,13 +98,13 @@ int varve_nbd_dial(struct nbd_handle **out, const struct varve_nbd_target *t,
 
     *out = NULL;
     if (!h)
-        return varve_nbd_error(err, t->uri);
+        return varve_nbd_failed(err, t->uri);
     /* Bounds and flags stay checked by the library; alignment is left to the server, which knows
      * whether the odd end of its export can be read. */
     if (nbd_set_opt_mode(h, true) == -1 || nbd_set_full_info(h, true) == -1 || nbd_set_uri_allow_local_file(h, true) == -1 ||
         nbd_set_strict_mode(h, nbd_get_strict_mode(h) & ~(uint32_t)LIBNBD_STRICT_ALIGN) == -1 ||
         nbd_set_pread_initialize(h, false) == -1 || nbd_aio_connect_uri(h, t->uri) == -1)
-        rc = varve_nbd_error(err, t->uri);
+        rc = varve_nbd_failed(err, t->uri);
     else
         rc = open_wait(h, t->uri, stop, err);
     if (rc == 0 && t->since) {
@@ -183,7 +183,7 @@ static int open_go(struct nbd_handle *h, const struct varve_nbd_target *t, const
     int rc;
 
     if (nbd_aio_opt_go(h, cb) == -1)
-        return varve_nbd_error(err, t->uri);
+        return varve_nbd_failed(err, t->uri);
     rc = open_wait(h, t->uri, stop, err);
     if (rc != 0)
         return rc;
@@ -214,7 +214,7 @@ int varve_nbd_go(struct nbd_handle *h, const struct varve_nbd_target *t, const c
             offered = varve_nbd_list(h, "");
         for (int i = 0; i < 2; i++)
             if (ctx[i] && nbd_add_meta_context(h, ctx[i]) == -1)
-                rc = varve_nbd_error(err, t->uri);
+                rc = varve_nbd_failed(err, t->uri);
         if (rc == 0)
             rc = open_go(h, t, stop, err);
     }

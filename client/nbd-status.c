@@ -127,7 +127,7 @@ int varve_status_ask(struct varve_status *s, struct nbd_handle *h, uint64_t off,
 
     cookie = nbd_aio_block_status(h, len, off, extents, done, 0);
 #endif
-    return cookie == -1 ? varve_nbd_error(err, "asking for the block status") : 0;
+    return cookie == -1 ? varve_nbd_failed(err, "asking for the block status") : 0;
 }
 
 /* Checks one context's answer; *end is lowered to where it ends. */
@@ -210,6 +210,6 @@ int varve_status_get(struct varve_status *s, struct nbd_handle *h, uint64_t off,
 
     while (rc == 0 && !s->done)
         if (nbd_poll(h, -1) == -1)
-            rc = varve_nbd_error(err, "waiting for the block status");
+            rc = varve_nbd_failed(err, "waiting for the block status");
     return rc == 0 ? varve_status_finish(s, err) : rc;
 }

@@ -47,7 +47,7 @@ int varve_nbd_go(struct nbd_handle *h, const struct varve_nbd_target *t, const c
 bool varve_nbd_is_dirty_context(const char *context);
 
 /* -code with libnbd's last error of this thread, "what: " before it. */
-int varve_nbd_error(struct varve_err *err, const char *what);
+int varve_nbd_failed(struct varve_err *err, const char *what);
 
 #define VARVE_STATUS_CONTEXTS 2
 

@@ -51,7 +51,7 @@ static int pull_connect(struct pull *p, struct varve_err *err)
         return rc;
     export_size = nbd_get_size(p->h);
     if (export_size < 0)
-        return varve_nbd_error(err, p->target.uri);
+        return varve_nbd_failed(err, p->target.uri);
     p->description = nbd_get_export_description(p->h);
     base = p->description ? strstr(p->description, VARVE_DESC_CHANGES) : NULL;
     p->want = (struct varve_sink_want){

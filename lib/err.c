@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 #include "lib/err.h"
 
+#include <errno.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
@@ -53,6 +54,8 @@ int varve_err_prefix(struct varve_err *err, const char *fmt, ...)
     va_list ap;
     size_t used;
 
+    if (!err)
+        return -EIO;
     memcpy(was, err->msg, sizeof(was));
     va_start(ap, fmt);
     vsnprintf(err->msg, sizeof(err->msg), fmt, ap);

@@ -22,7 +22,8 @@ int varve_err_set(struct varve_err *err, int code, const char *fmt, ...)
 int varve_err_sys(struct varve_err *err, int code, const char *fmt, ...)
     __attribute__((format(printf, 3, 4)));
 
-/* Puts "prefix: " before the sentence that is there; returns -err->code. */
+/* Puts "prefix: " before the sentence that is there; returns -err->code.  err NULL: -EIO, the code
+ * is not known. */
 int varve_err_prefix(struct varve_err *err, const char *fmt, ...)
     __attribute__((format(printf, 2, 3)));
 

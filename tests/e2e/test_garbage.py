@@ -73,7 +73,8 @@ class Unmoved:
         assert backups.pull(self.s.nbd, "vda") == self.image
         grown = peak(self.s.daemon.pid) - self.peak
         # AddressSanitizer keeps what was freed for a while, up to 256 MiB.
-        assert grown < (384 if os.environ.get("SANITIZER") else 64) * M, "the daemon's memory grew by %d MiB" % (grown // M)
+        bound = (384 if os.environ.get("SANITIZER") else 64) * M
+        assert grown < bound, "the daemon's memory grew by %d MiB" % (grown // M)
 
 
 @test

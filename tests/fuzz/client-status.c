@@ -23,7 +23,7 @@ static struct {
     nbd_completion_callback done;
 } fake;
 
-int varve_nbd_error(struct varve_err *err, const char *what)
+int varve_nbd_failed(struct varve_err *err, const char *what)
 {
     return varve_err_set(err, EIO, "%s", what);
 }
