@@ -36,6 +36,8 @@ CASES = [
      ["PASS a", "FAIL ended with exit status 1"]),
     ("skip_has_its_reason", "echo 1..1; echo 'ok 1 - a # SKIP no b'", {}, ["SKIP a # SKIP no b"]),
     ("skip_of_all_is_one_skip", "echo '1..0 # SKIP no b'", {}, ["SKIP all # SKIP no b"]),
+    ("cmocka_skips_in_its_own_way", "echo 1..2; echo 'not ok 1 - # SKIP b'; echo 'not ok 2 - c # SKIP d'", {},
+     ["SKIP # SKIP b", "FAIL c # SKIP d"]),
     ("bail_out_fails", "echo 1..1; echo ok 1 - a; echo 'Bail out! disk on fire'", {},
      ["PASS a", "FAIL bailed out: disk on fire"]),
     ("hung_test_is_ended", "sleep 30", {}, ["FAIL not ended after 2 s"]),
