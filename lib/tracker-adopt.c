@@ -90,9 +90,7 @@ static int give_up_prepared(struct varve_tracker *t, uint64_t number, struct var
     atomic_store(&slot->flags, 0);
     atomic_store(&slot->scratch_bytes, 0);
     atomic_store(&slot->number, number);
-    t->w->unlink(t->w, varve_path_live(&t->paths, number, path));
-    t->w->unlink(t->w, varve_path_lost(&t->paths, number, path));
-    t->w->unlink(t->w, varve_path_scratch(&t->paths, number, path));
+    varve_tracked_epoch_unlink(t, number);
     if (unsealed)
         t->w->unlink(t->w, varve_path_epoch(&t->paths, number, number, path));
     return 0;

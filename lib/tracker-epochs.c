@@ -102,7 +102,7 @@ void varve_tracker_forget(struct varve_tracker *t)
     atomic_store(&t->scratch_used, 0);
 }
 
-static void epoch_unlink(struct varve_tracker *t, uint64_t number)
+void varve_tracked_epoch_unlink(struct varve_tracker *t, uint64_t number)
 {
     char path[PATH_MAX];
 
@@ -149,7 +149,7 @@ int varve_tracked_epoch_create(struct varve_tracker *t, uint64_t number, bool ar
         r = epoch_make_armed(t, e, &scratch_ino, err);
     if (r < 0) {
         varve_tracked_epoch_free(t, e);
-        epoch_unlink(t, number);
+        varve_tracked_epoch_unlink(t, number);
         return r;
     }
     atomic_store(&e->preserve, armed);
@@ -259,7 +259,7 @@ void varve_tracked_epoch_drop(struct varve_tracker *t, struct varve_tracked_epoc
     atomic_store(&slot->flags, 0);
     atomic_store(&slot->number, 0);
     varve_tracked_epoch_free(t, e);
-    epoch_unlink(t, number);
+    varve_tracked_epoch_unlink(t, number);
 }
 
 uint64_t varve_tracker_oldest_view(struct varve_tracker *t)

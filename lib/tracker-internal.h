@@ -90,6 +90,9 @@ void varve_tracked_epoch_disarm(struct varve_tracker *t, struct varve_tracked_ep
 /* Removes its runtime files and its slot.  Nobody may be writing in it. */
 void varve_tracked_epoch_drop(struct varve_tracker *t, struct varve_tracked_epoch *e);
 
+/* Removes the runtime files of that number, whoever made them. */
+void varve_tracked_epoch_unlink(struct varve_tracker *t, uint64_t number);
+
 /* Closes and unmaps; the files stay. */
 void varve_tracked_epoch_free(struct varve_tracker *t, struct varve_tracked_epoch *e);
 
