@@ -10,6 +10,7 @@ server_libnbdserver_la_SOURCES = \
 	%D%/nbd-conn.h \
 	%D%/nbd-handshake.c \
 	%D%/nbd-handshake.h \
+	%D%/nbd-job.c \
 	%D%/nbd-listener.c \
 	%D%/nbd-listener.h \
 	%D%/nbd-metactx.c \

@@ -145,6 +145,28 @@ size_t varve_nbd_status_extents_max(const struct varve_nbd_request *hdr);
 size_t varve_nbd_status_cost(const struct varve_nbd_conn *c, unsigned ncontexts,
                              size_t extents_max);
 
+/* --- between nbd-transmit.c and nbd-job.c --------------------------------------------------- */
+
+/* The reply comes in one piece: it is known to be good before its first byte is sent. */
+bool varve_nbd_req_is_whole(const struct varve_nbd_conn *c, const struct varve_nbd_req *req);
+
+/* Bytes before the data of a read. */
+size_t varve_nbd_data_header_len(const struct varve_nbd_conn *c);
+
+/* It has failed at off: nothing more of it is launched. */
+void varve_nbd_req_fail(struct varve_nbd_conn *c, struct varve_nbd_req *req,
+                        const struct varve_err *err, uint64_t off);
+
+/* Adds a piece that is a hole to the one before or behind it; a large hole is sent as one chunk. */
+void varve_nbd_req_add_hole(struct varve_nbd_conn *c, struct varve_nbd_req *req, uint64_t off,
+                            uint64_t len);
+
+/* Ends a request that has nothing to launch and nothing in the pool.  `replied`: its last message
+ * has been sent already. */
+void varve_nbd_req_finish(struct varve_nbd_conn *c, struct varve_nbd_req *req, bool replied);
+
+void varve_nbd_req_free(struct varve_nbd_req *req);
+
 /* What the headers of all chunks to c are longer by. */
 size_t varve_nbd_extension(const struct varve_nbd_conn *c);
 
