@@ -2,10 +2,10 @@
 #include "server/options.h"
 
 #include "include/varve.h"
+#include "lib/parse.h"
 
 #include <errno.h>
 #include <getopt.h>
-#include <inttypes.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -15,6 +15,9 @@
 
 #define THREADS_DEFAULT 16u
 #define THREADS_MAX     512u
+
+#define MAX_REQUEST_MIN (UINT64_C(1) << 20)
+#define MAX_REQUEST_MAX (UINT64_C(1) << 26)
 
 static const char usage_text[] =
     "Usage: varved [--state-dir DIR] [--runtime-dir DIR] [--control PATH] [--listen WHERE]...\n"
@@ -87,70 +90,40 @@ static const struct option long_options[] = {
     {NULL, 0, NULL, 0},
 };
 
-/* A decimal number; *rest is what stands behind it. */
-static int parse_digits(const char *text, uint64_t *value, const char **rest)
-{
-    char *end;
-
-    if (text[0] < '0' || text[0] > '9')
-        return -EINVAL;
-    errno = 0;
-    *value = strtoull(text, &end, 10);
-    *rest = end;
-    return errno ? -ERANGE : 0;
-}
-
 static int parse_count(const char *what, const char *text, unsigned min, unsigned max,
                        unsigned *out, struct varve_err *err)
 {
-    const char *rest = "";
-    uint64_t value = 0;
+    bool digits = text[0] >= '0' && text[0] <= '9'; /* no sign, no blank */
+    unsigned long value;
+    char *end;
 
-    if (parse_digits(text, &value, &rest) < 0 || *rest || value < min || value > max)
+    errno = 0;
+    value = strtoul(text, &end, 10);
+    if (!digits || errno || *end || value < min || value > max)
         return varve_err_set(err, EINVAL, "--%s '%s': expected a number from %u to %u", what, text,
                              min, max);
     *out = (unsigned)value;
     return 0;
 }
 
-/* 10, 10s, 500ms; to milliseconds. */
 static int parse_time(const char *what, const char *text, unsigned *out_ms, struct varve_err *err)
 {
-    const char *rest = "";
-    uint64_t value = 0, unit = 0;
+    int rc = varve_parse_time_ms(text, out_ms, err);
 
-    if (parse_digits(text, &value, &rest) == 0) {
-        if (*rest == '\0' || strcmp(rest, "s") == 0)
-            unit = 1000;
-        else if (strcmp(rest, "ms") == 0)
-            unit = 1;
-    }
-    if (unit == 0 || value > UINT32_MAX / unit)
-        return varve_err_set(err, EINVAL, "--%s '%s': expected a time like 10s or 500ms", what,
-                             text);
-    *out_ms = (unsigned)(value * unit);
-    return 0;
+    return rc < 0 ? varve_err_prefix(err, "--%s", what) : 0;
 }
 
-/* 65536, 64K, 32M. */
 static int parse_request_size(const char *what, const char *text, uint32_t *out,
                               struct varve_err *err)
 {
-    const uint64_t min = UINT64_C(1) << 20, max = UINT64_C(1) << 26;
-    const char *rest = "";
-    uint64_t value = 0, unit = 0;
+    uint64_t bytes;
+    int rc = varve_parse_size(text, &bytes, err);
 
-    if (parse_digits(text, &value, &rest) == 0) {
-        if (*rest == '\0' || strcmp(rest, "b") == 0)
-            unit = 1;
-        else if (strcmp(rest, "K") == 0 || strcmp(rest, "k") == 0)
-            unit = 1024;
-        else if (strcmp(rest, "M") == 0 || strcmp(rest, "m") == 0)
-            unit = 1024 * 1024;
-    }
-    if (unit == 0 || value > max / unit || value * unit < min)
+    if (rc < 0)
+        return varve_err_prefix(err, "--%s", what);
+    if (bytes < MAX_REQUEST_MIN || bytes > MAX_REQUEST_MAX)
         return varve_err_set(err, EINVAL, "--%s '%s': expected a size from 1M to 64M", what, text);
-    *out = (uint32_t)(value * unit);
+    *out = (uint32_t)bytes;
     return 0;
 }
 

@@ -110,6 +110,12 @@ check_PROGRAMS += %D%/unit/test-tracker
 %C%_unit_test_tracker_LDADD = %D%/lib/libtest.la lib/libvarve.la $(CMOCKA_LIBS)
 TESTS += %D%/unit/test-tracker
 
+check_PROGRAMS += %D%/unit/test-parse
+%C%_unit_test_parse_SOURCES = %D%/unit/test-parse.c
+%C%_unit_test_parse_CFLAGS = $(AM_CFLAGS) $(LIBUV_CFLAGS) $(GNUTLS_CFLAGS) $(CMOCKA_CFLAGS)
+%C%_unit_test_parse_LDADD = server/libvarved.la $(CMOCKA_LIBS)
+TESTS += %D%/unit/test-parse
+
 check_PROGRAMS += %D%/unit/test-access
 %C%_unit_test_access_SOURCES = %D%/unit/test-access.c
 %C%_unit_test_access_CFLAGS = $(AM_CFLAGS) $(CMOCKA_CFLAGS)
