@@ -4,14 +4,8 @@
  * strings.  Keys that are not known are left alone: a change that old versions must not overlook
  * gets a new VARVE_CATALOGUE_FORMAT.
  */
-#include "lib/catalogue.h"
+#include "lib/catalogue-json.h"
 
-#include "lib/paths.h"
-#include "lib/qmp.h"
-
-#include <errno.h>
-#include <inttypes.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -24,61 +18,16 @@ static const char *const state_names[] = {
 
 /* --- writing -------------------------------------------------------------------------------- */
 
-static json_t *hex_dump(const uint8_t *bytes, size_t n)
-{
-    char text[33];
-
-    for (size_t i = 0; i < n && i < 16; i++)
-        snprintf(text + 2 * i, 3, "%02x", bytes[i]);
-    return json_string(text);
-}
-
-static json_t *u64_dump(uint64_t value)
-{
-    char text[17];
-
-    snprintf(text, sizeof(text), "%016" PRIx64, value);
-    return json_string(text);
-}
-
-/* What cannot be added for want of memory is noticed: *bad. */
-static void put(json_t *object, const char *key, json_t *value, bool *bad)
-{
-    if (json_object_set_new(object, key, value) < 0)
-        *bad = true;
-}
-
-static void put_text(json_t *object, const char *key, const char *text, bool *bad)
-{
-    if (text[0])
-        put(object, key, json_string(text), bad);
-}
-
-static void push(json_t *array, json_t *value, bool *bad)
-{
-    if (json_array_append_new(array, value) < 0)
-        *bad = true;
-}
-
 static json_t *checkpoint_dump(const struct varve_cat_checkpoint *p, bool *bad)
 {
-    json_t *o = json_object(), *heal;
+    json_t *o = json_object();
 
     put(o, "name", json_string(p->name), bad);
     put(o, "time", json_integer((json_int_t)p->time_ns), bad);
     put(o, "epoch", json_integer((json_int_t)p->epoch), bad);
     put_text(o, "backup", p->backup, bad);
-    if (p->nheal == 0)
-        return o;
-    heal = json_array();
-    for (size_t i = 0; i < p->nheal; i++) {
-        json_t *range = json_array();
-
-        push(range, json_integer((json_int_t)p->heal[i].off), bad);
-        push(range, json_integer((json_int_t)p->heal[i].len), bad);
-        push(heal, range, bad);
-    }
-    put(o, "heal", heal, bad);
+    if (p->nheal > 0)
+        put(o, "heal", varve_cat_ranges_dump(p->heal, p->nheal, bad), bad);
     return o;
 }
 
@@ -91,6 +40,12 @@ static json_t *disk_dump(const struct varve_cat_disk *d, bool *bad)
     for (size_t i = 0; i < d->ncheckpoints; i++)
         push(list, checkpoint_dump(&d->checkpoints[i], bad), bad);
     put(o, "checkpoints", list, bad);
+    if (d->nbitmaps == 0)
+        return o;
+    list = json_array();
+    for (size_t i = 0; i < d->nbitmaps; i++)
+        push(list, varve_cat_bitmap_dump(&d->bitmaps[i], bad), bad);
+    put(o, "bitmaps", list, bad);
     return o;
 }
 
@@ -110,6 +65,8 @@ static json_t *backup_disk_dump(const struct varve_cat_backup_disk *d, bool *bad
     put(o, "bytes-read", json_integer((json_int_t)d->bytes_read), bad);
     if (d->restarted)
         put(o, "restarted", json_true(), bad);
+    if (d->bitmap)
+        put(o, "from", varve_cat_from_dump(d, bad), bad);
     return o;
 }
 
@@ -151,79 +108,11 @@ char *varve_catalogue_dump(const struct varve_catalogue *c)
 
 /* --- reading: each function returns 0 or a negative errno with err -------------------------- */
 
-static int bad_value(const char *key, struct varve_err *err)
-{
-    return varve_err_set(err, EUCLEAN, "the value of \"%s\" is missing or not as it must be", key);
-}
-
-static int get_u63(json_t *object, const char *key, uint64_t *out, struct varve_err *err)
-{
-    json_t *value = json_object_get(object, key);
-
-    if (!json_is_integer(value) || json_integer_value(value) < 0)
-        return bad_value(key, err);
-    *out = (uint64_t)json_integer_value(value);
-    return 0;
-}
-
-/* A name, or nothing where optional. */
-static int get_name(json_t *object, const char *key, bool optional, char out[VARVE_NAME_MAX + 1],
-                    struct varve_err *err)
-{
-    const char *text = json_string_value(json_object_get(object, key));
-
-    if (!text && optional)
-        return 0;
-    if (!text || varve_name_check(text, key, NULL) < 0)
-        return bad_value(key, err);
-    snprintf(out, VARVE_NAME_MAX + 1, "%s", text);
-    return 0;
-}
-
-static int get_hex(json_t *object, const char *key, uint8_t *out, size_t nbytes,
-                   struct varve_err *err)
-{
-    const char *text = json_string_value(json_object_get(object, key));
-
-    if (!text || strlen(text) != 2 * nbytes || strspn(text, "0123456789abcdef") != 2 * nbytes)
-        return bad_value(key, err);
-    for (size_t i = 0; i < nbytes; i++) {
-        unsigned byte = 0;
-
-        sscanf(text + 2 * i, "%2x", &byte);
-        out[i] = (uint8_t)byte;
-    }
-    return 0;
-}
-
-static int checkpoint_heal_parse(json_t *list, struct varve_cat_checkpoint *p,
-                                 struct varve_err *err)
-{
-    size_t n = json_array_size(list);
-
-    if (n == 0)
-        return 0;
-    p->heal = calloc(n, sizeof(*p->heal));
-    if (!p->heal)
-        return varve_err_set(err, ENOMEM, "no memory");
-    for (size_t i = 0; i < n; i++) {
-        json_t *range = json_array_get(list, i);
-        json_int_t off = json_integer_value(json_array_get(range, 0));
-        json_int_t len = json_integer_value(json_array_get(range, 1));
-
-        if (json_array_size(range) != 2 || off < 0 || len <= 0)
-            return bad_value("heal", err);
-        p->heal[i].off = (uint64_t)off;
-        p->heal[i].len = (uint64_t)len;
-    }
-    p->nheal = n;
-    return 0;
-}
-
 static int checkpoint_parse(json_t *o, struct varve_cat_disk *d, struct varve_err *err)
 {
     char name[VARVE_NAME_MAX + 1] = "", backup[VARVE_NAME_MAX + 1] = "";
-    uint64_t time_ns, epoch;
+    struct varve_cat_checkpoint *p = NULL;
+    uint64_t time_ns = 0, epoch = 0;
     int rc = get_name(o, "name", false, name, err);
 
     if (rc == 0)
@@ -237,8 +126,9 @@ static int checkpoint_parse(json_t *o, struct varve_cat_disk *d, struct varve_er
     if (rc == 0)
         rc = varve_catalogue_add_checkpoint(d, name, backup, time_ns, epoch, err);
     if (rc == 0)
-        rc = checkpoint_heal_parse(json_object_get(o, "heal"), varve_catalogue_checkpoint(d, name),
-                                   err);
+        p = varve_catalogue_checkpoint(d, name);
+    if (rc == 0)
+        rc = varve_cat_ranges_parse(json_object_get(o, "heal"), &p->heal, &p->nheal, err);
     return rc;
 }
 
@@ -263,6 +153,12 @@ static int disk_parse(json_t *o, struct varve_catalogue *c, struct varve_err *er
     json_array_foreach(json_object_get(o, "checkpoints"), i, item)
     {
         rc = checkpoint_parse(item, d, err);
+        if (rc < 0)
+            return rc;
+    }
+    json_array_foreach(json_object_get(o, "bitmaps"), i, item)
+    {
+        rc = varve_cat_bitmap_parse(item, d, err);
         if (rc < 0)
             return rc;
     }
@@ -299,7 +195,9 @@ static int backup_disk_parse(json_t *o, struct varve_cat_backup_disk *d, struct 
     if (!bitmap || strlen(bitmap) > VARVE_BITMAP_NAME_MAX)
         return bad_value("exportbitmap", err);
     d->exportbitmap = strdup(bitmap);
-    return d->exportbitmap ? 0 : varve_err_set(err, ENOMEM, "no memory");
+    if (!d->exportbitmap)
+        return varve_err_set(err, ENOMEM, "no memory");
+    return varve_cat_from_parse(json_object_get(o, "from"), d, err);
 }
 
 static int backup_state_parse(json_t *o, struct varve_cat_backup *b, struct varve_err *err)

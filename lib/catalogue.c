@@ -26,9 +26,18 @@ struct varve_catalogue *varve_catalogue_new(void)
 
 static void backup_fini(struct varve_cat_backup *b)
 {
-    for (size_t i = 0; i < b->ndisks; i++)
+    for (size_t i = 0; i < b->ndisks; i++) {
         free(b->disks[i].exportbitmap);
+        free(b->disks[i].bitmap);
+        varve_change_set_clear(&b->disks[i].set);
+    }
     free(b->disks);
+}
+
+static void bitmap_fini(struct varve_cat_bitmap *b)
+{
+    free(b->name);
+    varve_change_set_clear(&b->set);
 }
 
 void varve_catalogue_free(struct varve_catalogue *c)
@@ -38,7 +47,10 @@ void varve_catalogue_free(struct varve_catalogue *c)
     for (size_t i = 0; i < c->ndisks; i++) {
         for (size_t k = 0; k < c->disks[i].ncheckpoints; k++)
             free(c->disks[i].checkpoints[k].heal);
+        for (size_t k = 0; k < c->disks[i].nbitmaps; k++)
+            bitmap_fini(&c->disks[i].bitmaps[k]);
         free(c->disks[i].checkpoints);
+        free(c->disks[i].bitmaps);
     }
     for (size_t i = 0; i < c->nbackups; i++)
         backup_fini(&c->backups[i]);
@@ -73,6 +85,15 @@ struct varve_cat_checkpoint *varve_catalogue_checkpoint(const struct varve_cat_d
     for (size_t i = 0; d && i < d->ncheckpoints; i++) {
         if (strcmp(d->checkpoints[i].name, name) == 0)
             return &d->checkpoints[i];
+    }
+    return NULL;
+}
+
+struct varve_cat_bitmap *varve_catalogue_bitmap(const struct varve_cat_disk *d, const char *name)
+{
+    for (size_t i = 0; d && i < d->nbitmaps; i++) {
+        if (strcmp(d->bitmaps[i].name, name) == 0)
+            return &d->bitmaps[i];
     }
     return NULL;
 }
@@ -145,6 +166,59 @@ bool varve_catalogue_remove_checkpoint(struct varve_cat_disk *d, const char *nam
     d->ncheckpoints--;
     memmove(p, p + 1, (size_t)(d->checkpoints + d->ncheckpoints - p) * sizeof(*p));
     return true;
+}
+
+int varve_catalogue_add_bitmap(struct varve_cat_disk *d, const char *name, uint64_t granularity,
+                               struct varve_cat_bitmap **out, struct varve_err *err)
+{
+    struct varve_cat_bitmap *b;
+    char *copy;
+
+    if (varve_catalogue_bitmap(d, name))
+        return varve_err_set(err, EEXIST,
+                             "Bitmap already exists: %.300s: choose another name on disk '%s'",
+                             name, d->name);
+    b = realloc(d->bitmaps, (d->nbitmaps + 1) * sizeof(*b));
+    copy = strdup(name);
+    if (b)
+        d->bitmaps = b;
+    if (!b || !copy) {
+        free(copy);
+        return varve_err_set(err, ENOMEM, "no memory for a bitmap");
+    }
+    b = &d->bitmaps[d->nbitmaps++];
+    memset(b, 0, sizeof(*b));
+    b->name = copy;
+    b->granularity = granularity;
+    *out = b;
+    return 0;
+}
+
+bool varve_catalogue_remove_bitmap(struct varve_cat_disk *d, const char *name)
+{
+    struct varve_cat_bitmap *b = varve_catalogue_bitmap(d, name);
+
+    if (!b)
+        return false;
+    bitmap_fini(b);
+    d->nbitmaps--;
+    memmove(b, b + 1, (size_t)(d->bitmaps + d->nbitmaps - b) * sizeof(*b));
+    return true;
+}
+
+bool varve_catalogue_remove_transient(struct varve_catalogue *c)
+{
+    bool any = false;
+
+    for (size_t i = 0; i < c->ndisks; i++) {
+        struct varve_cat_disk *d = &c->disks[i];
+
+        for (size_t k = d->nbitmaps; k-- > 0;) {
+            if (d->bitmaps[k].transient)
+                any = varve_catalogue_remove_bitmap(d, d->bitmaps[k].name);
+        }
+    }
+    return any;
 }
 
 struct varve_cat_backup *varve_catalogue_add_backup(struct varve_catalogue *c, const char *id,

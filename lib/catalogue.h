@@ -11,6 +11,7 @@
 #define VARVE_LIB_CATALOGUE_H
 
 #include "include/varve.h"
+#include "lib/change-set.h"
 #include "lib/err.h"
 #include "lib/world.h"
 
@@ -18,24 +19,32 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#define VARVE_CATALOGUE_FORMAT 1u
+/* 2: there are bitmaps, whose epochs an older version would free.  Catalogues of format 1 are read. */
+#define VARVE_CATALOGUE_FORMAT 2u
 
 /* Ended backups that are kept for queries. */
 #define VARVE_CATALOGUE_ENDED_MAX 100u
-
-/* Bytes [off, off+len) that count as dirty since a checkpoint although no epoch says so: its backup
- * answered an error for them. */
-struct varve_cat_range {
-    uint64_t off, len;
-};
 
 struct varve_cat_checkpoint {
     char name[VARVE_NAME_MAX + 1];
     char backup[VARVE_NAME_MAX + 1]; /* id of the backup whose boundary it names; empty: none */
     uint64_t time_ns;                /* since 1970; equal for what one command made */
     uint64_t epoch;                  /* the first after the boundary */
+    /* What counts as dirty since it although no epoch says so: its backup answered errors there. */
     struct varve_cat_range *heal;
     size_t nheal;
+};
+
+/* Bytes of a bitmap's granularity: a power of two within these. */
+#define VARVE_BITMAP_GRANULARITY_MIN UINT64_C(512)
+#define VARVE_BITMAP_GRANULARITY_MAX (UINT64_C(1) << 31)
+
+/* A dirty bitmap as QEMU has them.  It records while its set's last span is open. */
+struct varve_cat_bitmap {
+    char *name;           /* 1 to VARVE_BITMAP_NAME_MAX bytes of UTF-8, owned */
+    uint64_t granularity; /* bytes, as its readers see it; not less than a block */
+    bool transient;       /* goes when the daemon ends */
+    struct varve_change_set set;
 };
 
 struct varve_cat_disk {
@@ -43,6 +52,8 @@ struct varve_cat_disk {
     char name[VARVE_NAME_MAX + 1];            /* as it was last seen */
     struct varve_cat_checkpoint *checkpoints; /* oldest first */
     size_t ncheckpoints;
+    struct varve_cat_bitmap *bitmaps; /* in the order in which they were made */
+    size_t nbitmaps;
 };
 
 enum varve_cat_backup_state {
@@ -52,14 +63,26 @@ enum varve_cat_backup_state {
     VARVE_BACKUP_FAILED,
 };
 
+/* What becomes of a backup's bitmap at its end. */
+enum varve_bitmap_mode {
+    VARVE_BITMAP_ON_SUCCESS, /* moves to the backup's boundary if that has succeeded */
+    VARVE_BITMAP_NEVER,      /* stays as it is */
+    VARVE_BITMAP_ALWAYS,     /* as on success; else what was copied leaves it */
+};
+
 struct varve_cat_backup_disk {
     uint8_t uuid[16];
     char disk[VARVE_NAME_MAX + 1];
-    char since[VARVE_NAME_MAX + 1]; /* checkpoint; empty: a full backup */
+    /* What it is based on: a checkpoint, a bitmap, or nothing, for a full backup. */
+    char since[VARVE_NAME_MAX + 1]; /* checkpoint; may be empty */
+    char *bitmap;                   /* owned; may be NULL */
+    enum varve_bitmap_mode mode;    /* with bitmap only, as are the next two */
+    uint64_t granularity;
+    struct varve_change_set set; /* what the bitmap was at the boundary */
     char export[VARVE_NAME_MAX + 1];
     char *exportbitmap; /* bitmap name, owned */
     uint64_t view;      /* id in the disk's control page */
-    uint64_t base;      /* first epoch after `since`; 0: full */
+    uint64_t base;      /* first epoch after `since`; 0: there is no `since` */
     uint64_t boundary;  /* first epoch after the backup's instant */
     uint64_t dirty_bytes;
     uint64_t bytes_read; /* by clients, once it has ended */
@@ -94,6 +117,7 @@ struct varve_cat_disk *varve_catalogue_disk(const struct varve_catalogue *c,
                                             const uint8_t uuid[16]);
 struct varve_cat_checkpoint *varve_catalogue_checkpoint(const struct varve_cat_disk *d,
                                                         const char *name);
+struct varve_cat_bitmap *varve_catalogue_bitmap(const struct varve_cat_disk *d, const char *name);
 struct varve_cat_backup *varve_catalogue_backup(const struct varve_catalogue *c, const char *id);
 
 /* Neither completed nor failed. */
@@ -107,6 +131,13 @@ int varve_catalogue_add_checkpoint(struct varve_cat_disk *d, const char *name, c
                                    uint64_t time_ns, uint64_t epoch, struct varve_err *err);
 /* false: there is none. */
 bool varve_catalogue_remove_checkpoint(struct varve_cat_disk *d, const char *name);
+/* An empty bitmap that records nothing.  -EEXIST: the disk has one of that name.  -ENOMEM */
+int varve_catalogue_add_bitmap(struct varve_cat_disk *d, const char *name, uint64_t granularity,
+                               struct varve_cat_bitmap **out, struct varve_err *err);
+/* false: there is none. */
+bool varve_catalogue_remove_bitmap(struct varve_cat_disk *d, const char *name);
+/* Forgets the transient bitmaps of all disks; false: there was none. */
+bool varve_catalogue_remove_transient(struct varve_catalogue *c);
 /* A zeroed backup of that id with room for ndisks zeroed disks.  NULL: no memory. */
 struct varve_cat_backup *varve_catalogue_add_backup(struct varve_catalogue *c, const char *id,
                                                     size_t ndisks);

@@ -4,9 +4,15 @@ lib_libvarve_la_SOURCES = \
 	%D%/bitmap.h \
 	%D%/block.c \
 	%D%/block.h \
+	%D%/blocks-file.c \
+	%D%/blocks-file.h \
+	%D%/catalogue-json-set.c \
 	%D%/catalogue-json.c \
+	%D%/catalogue-json.h \
 	%D%/catalogue.c \
 	%D%/catalogue.h \
+	%D%/change-set.c \
+	%D%/change-set.h \
 	%D%/control.c \
 	%D%/control.h \
 	%D%/digest.c \

@@ -93,6 +93,15 @@ char *varve_path_epoch(const struct varve_paths *p, uint64_t first, uint64_t las
     return path_below(buf, p->state, "epoch-%" PRIu64 "-%" PRIu64 ".map", first, last);
 }
 
+char *varve_path_blocks(const struct varve_paths *p, const uint8_t digest[32], char *buf)
+{
+    char hex[33];
+
+    for (size_t i = 0; i < 16; i++)
+        snprintf(hex + 2 * i, 3, "%02x", digest[i]);
+    return path_below(buf, p->state, "blocks-%s.map", hex);
+}
+
 char *varve_path_scratch(const struct varve_paths *p, uint64_t epoch, char *buf)
 {
     return path_below(buf, p->scratch, "epoch-%" PRIu64 ".scratch", epoch);

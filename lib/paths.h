@@ -6,6 +6,7 @@
  *     STATE/NAME/disk.json             who the disk is
  *     STATE/NAME/lock                  held by the disk's one server
  *     STATE/NAME/epoch-F-L.map         what was written in epochs F..L (lib/epoch-file.h)
+ *     STATE/NAME/blocks-HEX.map        blocks that no epoch tells (lib/blocks-file.h)
  *     SCRATCH/NAME/epoch-N.scratch     preimages of epoch N, at their own offsets
  *     RUNTIME/NAME/control             lib/control.h
  *     RUNTIME/NAME/epoch-N.live        bits of epoch N as they are set
@@ -39,6 +40,8 @@ int varve_paths_init(struct varve_paths *p, const char *state_dir, const char *r
 char *varve_path_identity(const struct varve_paths *p, char *buf);
 char *varve_path_lock(const struct varve_paths *p, char *buf);
 char *varve_path_epoch(const struct varve_paths *p, uint64_t first, uint64_t last, char *buf);
+/* Of the file of explicit blocks with that SHA-256. */
+char *varve_path_blocks(const struct varve_paths *p, const uint8_t digest[32], char *buf);
 char *varve_path_scratch(const struct varve_paths *p, uint64_t epoch, char *buf);
 char *varve_path_control(const struct varve_paths *p, char *buf);
 char *varve_path_live(const struct varve_paths *p, uint64_t epoch, char *buf);

@@ -4,6 +4,7 @@
  */
 #include "server/disk.h"
 
+#include "lib/blocks-file.h"
 #include "server/log.h"
 
 #include <errno.h>
@@ -89,29 +90,62 @@ static int add_number(uint64_t **list, size_t *n, uint64_t number)
     return 0;
 }
 
-/* Boundaries that the catalogue refers to.  Exports NAME@BASE of open backups go by checkpoints:
- * one that is deleted takes its exports' answers along. */
-static int disk_needed(struct varve_disk *disk, uint64_t **list, size_t *n)
+/* What the catalogue refers to, of one disk. */
+struct needed {
+    uint64_t *boundaries;
+    size_t nboundaries;
+    uint8_t (*blocks)[VARVE_DIGEST_LEN];
+    size_t nblocks;
+};
+
+static int need_set(struct needed *n, const struct varve_change_set *s)
+{
+    int rc = 0;
+
+    for (size_t i = 0; rc == 0 && i < s->nspans; i++) {
+        rc = add_number(&n->boundaries, &n->nboundaries, s->spans[i].first);
+        if (rc == 0 && s->spans[i].end != VARVE_SPAN_OPEN)
+            rc = add_number(&n->boundaries, &n->nboundaries, s->spans[i].end);
+    }
+    if (rc == 0 && s->has_blocks) {
+        uint8_t(*more)[VARVE_DIGEST_LEN] =
+            realloc(n->blocks, (n->nblocks + 1) * sizeof(*n->blocks));
+
+        if (!more)
+            return -ENOMEM;
+        n->blocks = more;
+        memcpy(more[n->nblocks++], s->blocks, sizeof(s->blocks));
+    }
+    return rc;
+}
+
+static int need_backup_disk(struct needed *n, const struct varve_cat_backup_disk *bd)
+{
+    int rc = add_number(&n->boundaries, &n->nboundaries, bd->boundary);
+
+    if (rc == 0 && bd->base != 0)
+        rc = add_number(&n->boundaries, &n->nboundaries, bd->base);
+    return rc < 0 ? rc : need_set(n, &bd->set);
+}
+
+/* Exports NAME@BASE of open backups go by checkpoints and bitmaps: one that is deleted takes its
+ * exports' answers along. */
+static int disk_needed(struct varve_disk *disk, struct needed *n)
 {
     const struct varve_catalogue *c = disk->daemon->catalogue;
     const struct varve_cat_disk *cd = varve_catalogue_disk(c, disk->identity.uuid);
     int rc = 0;
 
-    *list = NULL;
-    *n = 0;
     for (size_t i = 0; cd && rc == 0 && i < cd->ncheckpoints; i++)
-        rc = add_number(list, n, cd->checkpoints[i].epoch);
+        rc = add_number(&n->boundaries, &n->nboundaries, cd->checkpoints[i].epoch);
+    for (size_t i = 0; cd && rc == 0 && i < cd->nbitmaps; i++)
+        rc = need_set(n, &cd->bitmaps[i].set);
     for (size_t i = 0; i < c->nbackups; i++) {
         const struct varve_cat_backup *b = &c->backups[i];
 
         for (size_t k = 0; varve_cat_backup_open(b) && rc == 0 && k < b->ndisks; k++) {
-            const struct varve_cat_backup_disk *bd = &b->disks[k];
-
-            if (memcmp(bd->uuid, disk->identity.uuid, 16) != 0)
-                continue;
-            rc = add_number(list, n, bd->boundary);
-            if (rc == 0 && bd->base != 0)
-                rc = add_number(list, n, bd->base);
+            if (memcmp(b->disks[k].uuid, disk->identity.uuid, 16) == 0)
+                rc = need_backup_disk(n, &b->disks[k]);
         }
     }
     return rc;
@@ -121,17 +155,19 @@ void varve_disk_tidy(struct varve_disk *disk)
 {
     const struct varve_identity *id = &disk->identity;
     struct varve_err err = VARVE_ERR_INIT;
-    uint64_t *needed;
-    size_t n;
+    struct needed n = {.boundaries = NULL};
 
     if (!disk->known || disk->gone)
         return;
-    if (disk_needed(disk, &needed, &n) == 0) {
+    if (disk_needed(disk, &n) == 0) {
         pthread_mutex_lock(&disk->timeline_lock);
-        if (varve_timeline_tidy(disk->daemon->w, &disk->paths, id->uuid, &id->geometry, needed, n,
-                                &err) < 0)
+        if (varve_timeline_tidy(disk->daemon->w, &disk->paths, id->uuid, &id->geometry,
+                                n.boundaries, n.nboundaries, &err) < 0)
             varve_log("Disk '%s': cannot free old epochs: %s", disk->name, err.msg);
+        varve_blocks_tidy(disk->daemon->w, &disk->paths,
+                          (const uint8_t(*)[VARVE_DIGEST_LEN])n.blocks, n.nblocks);
         pthread_mutex_unlock(&disk->timeline_lock);
     }
-    free(needed);
+    free(n.boundaries);
+    free(n.blocks);
 }

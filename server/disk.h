@@ -100,7 +100,7 @@ int varve_disk_union(struct varve_disk *disk, uint64_t first, uint64_t end,
 /* ORs what was written in the live epoch so far. */
 int varve_disk_or_live(struct varve_disk *disk, struct varve_bitmap *into, struct varve_err *err);
 
-/* Frees and merges what neither a checkpoint nor an open backup of the catalogue needs. */
+/* Frees and merges what no checkpoint, bitmap or open backup of the catalogue needs. */
 void varve_disk_tidy(struct varve_disk *disk);
 
 /* Bytes of the blocks in the map: the last block counts what it has. */

@@ -91,6 +91,18 @@ check_PROGRAMS += %D%/unit/test-catalogue
 %C%_unit_test_catalogue_LDADD = %D%/lib/libtest.la lib/libvarve.la $(CMOCKA_LIBS)
 TESTS += %D%/unit/test-catalogue
 
+check_PROGRAMS += %D%/unit/test-change-set
+%C%_unit_test_change_set_SOURCES = %D%/unit/test-change-set.c
+%C%_unit_test_change_set_CFLAGS = $(AM_CFLAGS) $(CMOCKA_CFLAGS)
+%C%_unit_test_change_set_LDADD = %D%/lib/libtest.la lib/libvarve.la $(CMOCKA_LIBS)
+TESTS += %D%/unit/test-change-set
+
+check_PROGRAMS += %D%/unit/test-blocks-file
+%C%_unit_test_blocks_file_SOURCES = %D%/unit/test-blocks-file.c
+%C%_unit_test_blocks_file_CFLAGS = $(AM_CFLAGS) $(CMOCKA_CFLAGS)
+%C%_unit_test_blocks_file_LDADD = %D%/lib/libtest.la lib/libvarve.la $(CMOCKA_LIBS)
+TESTS += %D%/unit/test-blocks-file
+
 check_PROGRAMS += %D%/unit/test-digest
 %C%_unit_test_digest_SOURCES = %D%/unit/test-digest.c
 %C%_unit_test_digest_CFLAGS = $(AM_CFLAGS) $(CMOCKA_CFLAGS)

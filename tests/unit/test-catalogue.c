@@ -25,6 +25,7 @@ static struct varve_catalogue *sample(void)
     struct varve_cat_disk *a, *b;
     struct varve_cat_backup *backup;
     struct varve_cat_checkpoint *p;
+    struct varve_cat_bitmap *m;
 
     assert_non_null(c);
     assert_non_null(varve_catalogue_add_disk(c, uuid_a, "vda"));
@@ -39,6 +40,14 @@ static struct varve_catalogue *sample(void)
     p->nheal = 2;
     p->heal[0] = (struct varve_cat_range){65536, 4096};
     p->heal[1] = (struct varve_cat_range){1 << 20, 1 << 20};
+    assert_int_equal(varve_catalogue_add_bitmap(a, "b\xc3\xa4r/@+\n", 65536, &m, NULL), 0);
+    assert_int_equal(varve_change_set_add_span(&m->set, 2, 4), 0);
+    assert_int_equal(varve_change_set_add_span(&m->set, 7, VARVE_SPAN_OPEN), 0);
+    assert_int_equal(varve_change_set_add_ranges(&m->set, p->heal, 2), 0);
+    assert_int_equal(varve_catalogue_add_bitmap(b, "t", 512, &m, NULL), 0);
+    m->transient = true;
+    m->set.has_blocks = true;
+    memset(m->set.blocks, 0xe7, sizeof(m->set.blocks));
     backup = varve_catalogue_add_backup(c, "b1", 1);
     assert_non_null(backup);
     backup->time_ns = 2000;
@@ -53,6 +62,10 @@ static struct varve_catalogue *sample(void)
     backup->disks[0].base = 2;
     backup->disks[0].boundary = 5;
     backup->disks[0].dirty_bytes = 123;
+    backup->disks[0].bitmap = strdup("other");
+    backup->disks[0].mode = VARVE_BITMAP_ALWAYS;
+    backup->disks[0].granularity = 1 << 20;
+    assert_int_equal(varve_change_set_add_span(&backup->disks[0].set, 3, 5), 0);
     return c;
 }
 
@@ -81,6 +94,65 @@ static void what_is_kept_comes_back(void **state)
     assert_string_equal(b->disks[0].since, "monday");
     assert_memory_equal(b->disks[0].uuid, uuid_a, 16);
     varve_catalogue_free(again);
+    varve_catalogue_free(c);
+}
+
+static void bitmaps_come_back(void **state)
+{
+    struct varve_catalogue *c = sample(), *again = varve_catalogue_clone(c);
+    struct varve_cat_disk *a, *b;
+    struct varve_cat_bitmap *m;
+    struct varve_cat_backup *backup;
+
+    (void)state;
+    assert_non_null(again);
+    a = varve_catalogue_disk(again, uuid_a);
+    b = varve_catalogue_disk(again, uuid_b);
+    m = varve_catalogue_bitmap(a, "b\xc3\xa4r/@+\n");
+    assert_non_null(m);
+    assert_int_equal(m->granularity, 65536);
+    assert_false(m->transient || m->set.has_blocks);
+    assert_int_equal(m->set.nspans, 2);
+    assert_int_equal(m->set.spans[0].end, 4);
+    assert_true(varve_change_set_records(&m->set));
+    assert_int_equal(m->set.nranges, 2);
+    assert_int_equal(m->set.ranges[1].len, 1 << 20);
+    m = varve_catalogue_bitmap(b, "t");
+    assert_true(m->transient && m->set.has_blocks);
+    assert_int_equal(m->set.blocks[31], 0xe7);
+    assert_int_equal(m->set.nspans, 0);
+    backup = varve_catalogue_backup(again, "b1");
+    assert_string_equal(backup->disks[0].bitmap, "other");
+    assert_int_equal(backup->disks[0].mode, VARVE_BITMAP_ALWAYS);
+    assert_int_equal(backup->disks[0].granularity, 1 << 20);
+    assert_int_equal(backup->disks[0].set.spans[0].first, 3);
+
+    assert_int_equal(varve_catalogue_add_bitmap(b, "t", 512, &m, NULL), -EEXIST);
+    assert_true(varve_catalogue_remove_transient(again));
+    assert_null(varve_catalogue_bitmap(b, "t"));
+    assert_int_equal(a->nbitmaps, 1);
+    assert_false(varve_catalogue_remove_transient(again));
+    varve_catalogue_free(again);
+    varve_catalogue_free(c);
+}
+
+/* What a version without bitmaps wrote. */
+static void an_old_catalogue_is_read(void **state)
+{
+    static const char text[] =
+        "{\"next-backup\":2,\"disks\":[{\"uuid\":\"aa010000000000000000000000000000\","
+        "\"name\":\"vda\",\"checkpoints\":[{\"name\":\"m\",\"time\":1,\"epoch\":2}]}],"
+        "\"backups\":[{\"id\":\"b\",\"state\":\"running\",\"time\":1,\"ended\":0,\"ttl\":0,"
+        "\"disks\":[{\"uuid\":\"aa010000000000000000000000000000\",\"disk\":\"vda\","
+        "\"since\":\"m\",\"export\":\"vda\",\"exportbitmap\":\"x\",\"view\":"
+        "\"0000000000000007\",\"base\":2,\"boundary\":3,\"dirty-bytes\":0,\"bytes-read\":0}]}]}";
+    struct varve_catalogue *c = NULL;
+
+    (void)state;
+    assert_int_equal(varve_catalogue_parse(text, &c, NULL), 0);
+    assert_int_equal(c->disks[0].ncheckpoints, 1);
+    assert_int_equal(c->disks[0].nbitmaps, 0);
+    assert_null(c->backups[0].disks[0].bitmap);
     varve_catalogue_free(c);
 }
 
@@ -135,6 +207,21 @@ static void what_dump_does_not_make_is_refused(void **state)
         "{\"next-backup\":1,\"disks\":[{\"uuid\":\"zz\",\"name\":\"vda\"}]}",
         "{\"next-backup\":1,\"disks\":[{\"uuid\":\"00000000000000000000000000000000\","
         "\"name\":\"../x\"}]}",
+        "{\"next-backup\":1,\"disks\":[{\"uuid\":\"00000000000000000000000000000000\","
+        "\"name\":\"vda\",\"bitmaps\":[7]}]}",
+        "{\"next-backup\":1,\"disks\":[{\"uuid\":\"00000000000000000000000000000000\","
+        "\"name\":\"vda\",\"bitmaps\":[{\"name\":\"\",\"granularity\":512,\"spans\":[]}]}]}",
+        "{\"next-backup\":1,\"disks\":[{\"uuid\":\"00000000000000000000000000000000\","
+        "\"name\":\"vda\",\"bitmaps\":[{\"name\":\"x\",\"granularity\":768,\"spans\":[]}]}]}",
+        "{\"next-backup\":1,\"disks\":[{\"uuid\":\"00000000000000000000000000000000\","
+        "\"name\":\"vda\",\"bitmaps\":[{\"name\":\"x\",\"granularity\":512,\"spans\":[[3,3]]}]}]}",
+        "{\"next-backup\":1,\"disks\":[{\"uuid\":\"00000000000000000000000000000000\","
+        "\"name\":\"vda\",\"bitmaps\":[{\"name\":\"x\",\"granularity\":512,\"spans\":[[0]]}]}]}",
+        "{\"next-backup\":1,\"disks\":[{\"uuid\":\"00000000000000000000000000000000\","
+        "\"name\":\"vda\",\"bitmaps\":[{\"name\":\"x\",\"granularity\":512,\"spans\":[[]]}]}]}",
+        "{\"next-backup\":1,\"disks\":[{\"uuid\":\"00000000000000000000000000000000\","
+        "\"name\":\"vda\",\"bitmaps\":[{\"name\":\"x\",\"granularity\":512,\"spans\":[],\"blocks\":"
+        "\"7f\"}]}]}",
         "{\"next-backup\":1,\"backups\":[{\"id\":\"b\",\"state\":\"new\",\"time\":1,\"ended\":0,"
         "\"ttl\":0,\"disks\":[]}]}",
         "{\"next-backup\":1,\"backups\":[{\"id\":\"b\",\"state\":\"running\",\"time\":1,"
@@ -232,6 +319,8 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         TEST(what_is_kept_comes_back),
+        TEST(bitmaps_come_back),
+        TEST(an_old_catalogue_is_read),
         TEST(checkpoints_keep_the_order_of_epochs),
         TEST(the_last_hundred_ended_backups_stay),
         TEST(what_dump_does_not_make_is_refused),

@@ -1,0 +1,163 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+#include "lib/blocks-file.h"
+
+#include "lib/whole-file.h"
+
+#include <assert.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define BLOCKS_MAGIC   "varveset"
+#define BLOCKS_VERSION 1u
+
+/* All integers little-endian. */
+struct blocks_head {
+    char magic[8];
+    uint32_t version;
+    uint32_t shift;
+    uint8_t uuid[16];
+    uint64_t size;
+    uint8_t zero[24];
+};
+
+static_assert(sizeof(struct blocks_head) == 64, "the format's head");
+
+static struct blocks_head head_make(const uint8_t uuid[16], const struct varve_geometry *g)
+{
+    struct blocks_head head = {
+        .magic = BLOCKS_MAGIC, .version = BLOCKS_VERSION, .shift = g->shift, .size = g->size};
+
+    memcpy(head.uuid, uuid, sizeof(head.uuid));
+    return head;
+}
+
+static int digest_of(const void *buf, size_t len, uint8_t digest[VARVE_DIGEST_LEN],
+                     struct varve_err *err)
+{
+    struct varve_digest d;
+    int rc = varve_digest_init(&d, err);
+
+    if (rc < 0)
+        return rc;
+    varve_digest_update(&d, buf, len);
+    return varve_digest_final(&d, digest, err);
+}
+
+int varve_blocks_write(struct varve_world *w, const struct varve_paths *p, const uint8_t uuid[16],
+                       const struct varve_geometry *g, const struct varve_bitmap *bits,
+                       uint8_t digest[VARVE_DIGEST_LEN], struct varve_err *err)
+{
+    struct blocks_head head = head_make(uuid, g);
+    size_t len = sizeof(head) + (size_t)varve_map_bytes(g);
+    char path[PATH_MAX], *buf = malloc(len);
+    int rc;
+
+    assert(bits->nbits == g->nblks);
+    if (!buf)
+        return varve_err_set(err, ENOMEM, "no memory for a file of blocks");
+    memcpy(buf, &head, sizeof(head));
+    memcpy(buf + sizeof(head), bits->words, len - sizeof(head));
+    rc = digest_of(buf, len, digest, err);
+    if (rc == 0)
+        rc = varve_whole_file_replace(w, p->state, varve_path_blocks(p, digest, path), buf, len,
+                                      err);
+    free(buf);
+    return rc;
+}
+
+static int unusable(const char *path, const char *why, struct varve_err *err)
+{
+    return varve_err_set(err, EUCLEAN, "the file of blocks %s %s", path, why);
+}
+
+int varve_blocks_load(struct varve_world *w, const struct varve_paths *p, const uint8_t uuid[16],
+                      const struct varve_geometry *g, const uint8_t digest[VARVE_DIGEST_LEN],
+                      struct varve_bitmap *into, struct varve_err *err)
+{
+    struct blocks_head head = head_make(uuid, g);
+    size_t want = sizeof(head) + (size_t)varve_map_bytes(g), len;
+    uint8_t found[VARVE_DIGEST_LEN];
+    char path[PATH_MAX], *buf;
+    int rc;
+
+    assert(into->nbits == g->nblks);
+    varve_path_blocks(p, digest, path);
+    rc = varve_whole_file_read(w, path, want, &buf, &len, err);
+    if (rc == -ENOENT)
+        return unusable(path, "is missing", err);
+    if (rc == -EFBIG)
+        return unusable(path, "is damaged", err);
+    if (rc < 0)
+        return rc;
+    rc = digest_of(buf, len, found, err);
+    if (rc == 0 && (len != want || memcmp(found, digest, sizeof(found)) != 0))
+        rc = unusable(path, "is damaged", err);
+    /* The digest stands in the catalogue, but a catalogue may have been moved. */
+    if (rc == 0 && memcmp(buf, &head, sizeof(head)) != 0)
+        rc = unusable(path, "is of another disk", err);
+    for (size_t i = 0; rc == 0 && i < varve_bitmap_nwords(into); i++) {
+        uint64_t word;
+
+        memcpy(&word, buf + sizeof(head) + 8 * i, 8);
+        into->words[i] |= word;
+    }
+    free(buf);
+    /* A writer's rest bits are 0; this is for one that had another idea. */
+    if (rc == 0 && into->nbits % 64 != 0)
+        into->words[into->nbits / 64] &= ((uint64_t)1 << (into->nbits % 64)) - 1;
+    return rc;
+}
+
+int varve_blocks_look(struct varve_world *w, const struct varve_paths *p,
+                      const uint8_t digest[VARVE_DIGEST_LEN], struct varve_err *err)
+{
+    char path[PATH_MAX];
+    int fd = w->open(w, varve_path_blocks(p, digest, path), O_RDONLY, 0);
+
+    if (fd == -ENOENT)
+        return unusable(path, "is missing", err);
+    if (fd < 0)
+        return varve_err_sys(err, -fd, "cannot open %s", path);
+    w->close(w, fd);
+    return 0;
+}
+
+/* --- tidy ----------------------------------------------------------------------------------- */
+
+struct tidy {
+    struct varve_world *w;
+    const struct varve_paths *p;
+    const uint8_t (*keep)[VARVE_DIGEST_LEN];
+    size_t n;
+};
+
+static int tidy_look(void *arg, const char *name)
+{
+    const struct tidy *t = arg;
+    size_t len = strlen(name);
+    char path[PATH_MAX];
+    const char *base;
+
+    if (strncmp(name, "blocks-", 7) != 0 || len > NAME_MAX ||
+        !(len > 4 && (strcmp(name + len - 4, ".map") == 0 || strcmp(name + len - 4, ".tmp") == 0)))
+        return 0;
+    for (size_t i = 0; i < t->n; i++) {
+        base = strrchr(varve_path_blocks(t->p, t->keep[i], path), '/') + 1;
+        if (strcmp(base, name) == 0)
+            return 0;
+    }
+    if (snprintf(path, sizeof(path), "%s/%s", t->p->state, name) < (int)sizeof(path))
+        t->w->unlink(t->w, path);
+    return 0;
+}
+
+void varve_blocks_tidy(struct varve_world *w, const struct varve_paths *p,
+                       const uint8_t (*keep)[VARVE_DIGEST_LEN], size_t n)
+{
+    struct tidy t = {.w = w, .p = p, .keep = keep, .n = n};
+
+    w->list(w, p->state, tidy_look, &t);
+}
