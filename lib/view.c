@@ -33,6 +33,9 @@
 /* Blocks of one answer about holes. */
 #define HOLE_BLKS_MAX ((uint64_t)16384)
 
+/* What a disk that fails at a byte fails at, at least. */
+#define READ_PAGE UINT64_C(4096)
+
 /* Slots of the control page copied at once. */
 #define SLOTS_AT_ONCE 32u
 
@@ -155,29 +158,58 @@ struct request {
     uint64_t *lost_off;
 };
 
+/* A read of [start, stop) failed: reads it again by as little as a disk fails at, so that *bad is
+ * where it fails.  The bytes read (all of them, if it does not fail this time) or -errno. */
+static ssize_t read_by_pages(struct varve_source *s, int fd, char *buf, uint64_t start,
+                             uint64_t stop, uint64_t *bad)
+{
+    uint64_t at, end;
+
+    for (at = start; at < stop; at = end) {
+        ssize_t n;
+
+        end = at - at % READ_PAGE + READ_PAGE;
+        if (end > stop)
+            end = stop;
+        *bad = at;
+        n = s->w->pread(s->w, fd, buf + (at - start), (size_t)(end - at), at);
+        if (n < 0)
+            return n;
+        if ((uint64_t)n != end - at)
+            return (ssize_t)(at - start) + n;
+    }
+    return (ssize_t)(stop - start);
+}
+
 /* Reads the blocks [from, to) of the look into the request's buffer, from the image or a scratch. */
 static int read_blocks(struct varve_source *s, const struct look *l, const struct request *rq,
                        uint64_t from, uint64_t to, const struct epoch_files *f,
                        struct varve_err *err)
 {
     uint64_t start = (l->blk + from) << s->g.shift, stop = varve_block_end(&s->g, l->blk + to - 1);
+    int fd = f ? f->fds[FILE_SCRATCH] : s->image_fd;
+    uint64_t bad = start;
     ssize_t n;
 
     if (start < rq->off)
         start = rq->off;
     if (stop > rq->end)
         stop = rq->end;
-    n = s->w->pread(s->w, f ? f->fds[FILE_SCRATCH] : s->image_fd, rq->buf + (start - rq->off),
-                    (size_t)(stop - start), start);
+    n = s->w->pread(s->w, fd, rq->buf + (start - rq->off), (size_t)(stop - start), start);
+    if (n < 0)
+        n = read_by_pages(s, fd, rq->buf + (start - rq->off), start, stop, &bad);
     if (n < 0) {
         if (rq->lost_off)
-            *rq->lost_off = start;
+            *rq->lost_off = bad;
         return varve_err_sys(err, (int)-n, "cannot read the %s at offset %" PRIu64,
-                             f ? "scratch file" : "image", start);
+                             f ? "scratch file" : "image", bad);
     }
-    if ((uint64_t)n != stop - start)
+    if ((uint64_t)n != stop - start) {
+        if (rq->lost_off)
+            *rq->lost_off = start + (uint64_t)n;
         return varve_err_set(err, EIO, "the %s ends before offset %" PRIu64,
                              f ? "scratch file" : "image", stop);
+    }
     return 0;
 }
 

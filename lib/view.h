@@ -52,7 +52,7 @@ struct varve_view {
 };
 
 /* Fills buf with [off, off+len) of the view; len at most 1 MiB.
- * -EIO: some of it could not be kept, err says where; *lost_off (may be NULL) its first byte.
+ * -EIO: some of it could not be kept or read, err says where; *lost_off (may be NULL) its first byte.
  * -ESTALE: the view has ended or is broken, for good.
  * -EAGAIN: the disk is in an epoch whose files the source does not have yet. */
 int varve_view_read(struct varve_source *s, const struct varve_view *v, void *buf, uint64_t off,
