@@ -26,8 +26,9 @@ struct varve_extent {
 struct varve_export_ops {
     /* Fills buf with [off, off+len), which lies within the export and is at most
      * VARVE_EXPORT_READ_MAX long.  Called in pool threads, may wait for the disk.
-     * 0 or -errno with the reason in err; on error buf's content is undefined. */
-    int (*read)(struct varve_export *e, void *buf, uint64_t off, uint32_t len,
+     * 0 or -errno with the reason in err; on error buf's content is undefined, and *bad_off is the
+     * first byte that cannot be read, or off where nobody knows. */
+    int (*read)(struct varve_export *e, void *buf, uint64_t off, uint32_t len, uint64_t *bad_off,
                 struct varve_err *err);
 
     /* Status of [off, off+len) in meta context number ctx: at most max runs into out, at least one,

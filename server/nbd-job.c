@@ -84,9 +84,11 @@ static void job_done(struct varve_nbd_conn *c, struct varve_nbd_job *job)
      * lack of memory and close the connection, which drops the requests that wait. */
     assert(req->running > 0);
     if (job->err.code) {
-        if (job->out)
+        if (job->out && job->len)
+            deliver_piece(c, job, false);
+        else if (job->out)
             varve_nbd_pool_release(c, job->out->held);
-        varve_nbd_req_fail(c, req, &job->err, job->off);
+        varve_nbd_req_fail(c, req, &job->err, job->off + job->len);
     } else {
         replied = job_deliver(c, job, !req->left && req->running == 1 && !req->err.code);
     }

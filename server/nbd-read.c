@@ -4,6 +4,7 @@
  */
 #include "server/nbd-conn.h"
 
+#include <assert.h>
 #include <string.h>
 
 static bool all_zero(const uint8_t *p, size_t len)
@@ -68,16 +69,26 @@ static void encode_chunks(struct varve_nbd_job *job)
     out->len = pos;
 }
 
+/* Where not all can be read, what stands before that is read by itself: of a read that failed the
+ * buffer tells nothing.  Each time there is less to read. */
 void varve_nbd_read_run(struct varve_nbd_job *job)
 {
     struct varve_export *e = job->export;
-    int rc = e->ops->read(e, job->data, job->off, (uint32_t)job->len, &job->err);
+    struct varve_err err = VARVE_ERR_INIT;
+    int code = 0, rc;
 
-    if (rc) {
-        job->err.code = -rc;
-        return;
-    }
-    job->err.code = 0;
-    if (job->out)
+    do {
+        uint64_t bad_off = job->off;
+
+        rc = e->ops->read(e, job->data, job->off, (uint32_t)job->len, &bad_off, &err);
+        if (!rc)
+            break;
+        assert(bad_off >= job->off && bad_off < job->off + job->len);
+        code = -rc;
+        job->err = err;
+        job->len = bad_off - job->off;
+    } while (job->len && job->out);
+    job->err.code = code;
+    if (job->out && job->len)
         encode_chunks(job);
 }

@@ -67,7 +67,7 @@ struct varve_nbd_job {
     struct varve_nbd_req *req;
     struct varve_export *export;
     void (*run)(struct varve_nbd_job *job); /* in the pool */
-    uint64_t off, len;
+    uint64_t off, len; /* of a read that failed len is what could be read */
     size_t held; /* bytes of the budget that it took and no `out` has yet */
     /* reads: where the data goes (`out` or the request's whole reply) */
     uint8_t *data;
@@ -132,7 +132,8 @@ void varve_nbd_transmit_drop(struct varve_nbd_conn *c);
 /* Lets go of the export.  No job is left. */
 void varve_nbd_transmit_end(struct varve_nbd_conn *c);
 
-/* In the pool, nbd-read.c: reads job's range to job->data; encodes chunks if there is job->out. */
+/* In the pool, nbd-read.c: reads job's range to job->data; encodes chunks of what could be read if
+ * there is job->out. */
 void varve_nbd_read_run(struct varve_nbd_job *job);
 
 /* In the pool, nbd-status.c: makes job->chunks. */

@@ -97,13 +97,13 @@ int varve_served_view_check(struct varve_served_view *v, struct varve_err *err)
 }
 
 int varve_served_view_read(struct varve_served_view *v, void *buf, uint64_t off, uint32_t len,
-                           struct varve_err *err)
+                           uint64_t *bad_off, struct varve_err *err)
 {
     uint64_t deadline = 0;
     int rc;
 
     do
-        rc = varve_view_read(v->source, &v->view, buf, off, len, NULL, err);
+        rc = varve_view_read(v->source, &v->view, buf, off, len, bad_off, err);
     while (rc == -EAGAIN && served_view_wait(v, &deadline, err));
     if (rc == 0)
         rc = served_view_check_image(v, err);

@@ -36,9 +36,9 @@ static struct varve_view_export *of(struct varve_export *e)
 }
 
 static int view_export_read(struct varve_export *e, void *buf, uint64_t off, uint32_t len,
-                            struct varve_err *err)
+                            uint64_t *bad_off, struct varve_err *err)
 {
-    return varve_served_view_read(of(e)->view, buf, off, len, err);
+    return varve_served_view_read(of(e)->view, buf, off, len, bad_off, err);
 }
 
 static void view_export_read_failed(struct varve_export *e, uint64_t off, uint64_t len)

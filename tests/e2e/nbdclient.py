@@ -60,11 +60,12 @@ class NBDError(Exception):
 
 class Reply:
     """What came back for one request."""
-    __slots__ = ("cookie", "cmd", "off", "len", "error", "text", "buf", "status", "chunks")
+    __slots__ = ("cookie", "cmd", "off", "len", "error", "text", "error_off", "buf",
+                 "status", "chunks")
 
     def __init__(self, cookie, cmd, off, length, buf):
         self.cookie, self.cmd, self.off, self.len, self.buf = cookie, cmd, off, length, buf
-        self.error, self.text = 0, ""
+        self.error, self.text, self.error_off = 0, "", None
         self.status = {}   # context name -> [(length, flags)]
         self.chunks = []   # (type, payload length), in order of arrival
 
@@ -249,6 +250,8 @@ class NBD:
             err, tlen = struct.unpack(">IH", payload[:6])
             r.error = r.error or err
             r.text = payload[6:6 + tlen].decode(errors="replace")
+            if kind == CHUNK_ERROR_OFFSET:
+                r.error_off, = struct.unpack(">Q", payload[6 + tlen:])
 
     def call(self, cmd, off=0, length=0, flags=0, data=None, into=None):
         """One request at a time; raises NBDError."""

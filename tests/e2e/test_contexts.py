@@ -190,7 +190,8 @@ def lost_names_the_unreadable_blocks_and_grows():
 
 @test
 def read_across_a_lost_block_fails_alone():
-    """64 reads in flight, some of which touch lost blocks: those fail, the others are right."""
+    """64 reads in flight, some of which touch lost blocks: those fail, the others are right.  Of one
+    that fails the client learns the first byte that is lost, and has what is in front of it."""
     content = b"".join(bytes([i % 251 + 1]) * BLOCK for i in range(SIZE // BLOCK))
     with Stack() as s:
         disk = s.start("vda", SIZE, content, granularity="64K", scratch_max="64K",
@@ -206,8 +207,11 @@ def read_across_a_lost_block_fails_alone():
                 while wanted:
                     r = c.recv()
                     off = wanted.pop(r.cookie)
-                    if lost & set(range(off, off + 256 * K, BLOCK)):
+                    gone = lost & set(range(off, off + 256 * K, BLOCK))
+                    if gone:
                         assert r.error == errno.EIO, (off, r.error)
+                        assert r.error_off == min(gone), (off, r.error_off)
+                        assert r.buf[:min(gone) - off] == content[off:min(gone)], off
                     else:
                         assert not r.error and r.buf == content[off:off + 256 * K], off
             backups.end(q, ident, success=False)

@@ -79,11 +79,14 @@ static bool is_bad(const struct varve_export *e, uint64_t off, uint64_t len)
 }
 
 static int fuzz_read(struct varve_export *e, void *buf, uint64_t off, uint32_t len,
-                     struct varve_err *err)
+                     uint64_t *bad_off, struct varve_err *err)
 {
     FUZZ_CHECK(len > 0 && len <= VARVE_EXPORT_READ_MAX && off <= e->size && len <= e->size - off);
-    if (is_bad(e, off, len))
+    if (is_bad(e, off, len)) {
+        *bad_off = off > 64 * 1024 ? off : 64 * 1024;
+        memset(buf, 0xff, len); /* nobody may send this */
         return varve_err_set(err, EIO, "lost");
+    }
     for (uint32_t i = 0; i < len; i++)
         ((uint8_t *)buf)[i] = byte_at(off + i);
     return 0;

@@ -292,6 +292,34 @@ def content_beside_a_read_error_is_right_before_its_offset(s):
 
 
 @test
+def read_error_has_the_offset_of_the_first_byte_that_failed(s):
+    """NBD_REPLY_TYPE_ERROR_OFFSET: to that offset a request had success; what is in front of it is
+    delivered, though it was read in one piece with what failed (the fixture leaves 0xff there)."""
+    ranges = ((65536, 4096), (300000, 1), (524288, 10), (700001, 3))
+    spec = ":1M:%s," + ",".join("errors=%d+%d" % r for r in ranges)
+    with Fixture(["p" + spec % "pattern", "h" + spec % "striped"]) as f:
+        for name in f.exports:
+            e = f.exports[name]
+            for mode in (dict(structured=True), dict(extended=True)):
+                with f.open(name, **mode) as c:
+                    for off, n in ((0, M), (65536, 1), (65535, 2), (65537, 9), (69632, M - 69632),
+                                   (300000, 1), (299999, 100), (300001, 300000), (262144, 300000),
+                                   (4096 * 70 + 1, 400000), (524298, 200000), (65530, 100)):
+                        first = min(max(b, off) for b, l in ranges if b < off + n and off < b + l)
+                        for flags in (0, DF):
+                            r = c.read(off, n, flags)
+                            must([x[::2] for x in r.errors] == [(EIO, first)],
+                                 "[%d, +%d) got %s, not %d", off, n, r.errors, first)
+                            got = sorted(r.parts)
+                            for at, data in got:
+                                must(data == e.content(at, len(data)), "wrong bytes at %d", at)
+                            front = b"".join(d for at, d in got if at < first)
+                            must(flags or front == e.content(off, first - off),
+                                 "[%d, +%d): %d bytes in front of %d", off, n, len(front), first)
+                    c.disc()
+
+
+@test
 def read_error_with_df_is_one_reply(s):
     """NBD_CMD_READ: with DF at most one content chunk, and error chunks."""
     with s.open("bad") as c:

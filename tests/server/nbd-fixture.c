@@ -199,17 +199,28 @@ static void slow_wait(const char *path)
 }
 
 static int fixture_read(struct varve_export *e, void *buf, uint64_t off, uint32_t len,
-                        struct varve_err *err)
+                        uint64_t *bad_off, struct varve_err *err)
 {
     struct fixture_export *f = fixture_export(e);
     uint64_t data_end = 0;
+    bool bad = false;
 
     assert(len > 0 && len <= VARVE_EXPORT_READ_MAX && off <= e->size && len <= e->size - off);
     if (f->slow)
         slow_wait(f->slow);
-    for (unsigned i = 0; i < f->nerrors; i++)
-        if (touches(&f->errors[i], off, len))
-            return varve_err_set(err, EIO, "lost");
+    for (unsigned i = 0; i < f->nerrors; i++) {
+        uint64_t at = f->errors[i].off > off ? f->errors[i].off : off;
+
+        if (!touches(&f->errors[i], off, len))
+            continue;
+        if (!bad || at < *bad_off)
+            *bad_off = at;
+        bad = true;
+    }
+    if (bad) {
+        memset(buf, 0xff, len); /* nobody may send this */
+        return varve_err_set(err, EIO, "lost");
+    }
     if (f->content == CONTENT_PATTERN)
         data_end = e->size;
     else if (f->content == CONTENT_HALF)
