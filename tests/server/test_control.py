@@ -422,7 +422,7 @@ def a_state_directory_of_another_format_is_left_alone():
         with open(path, "r+b") as f:
             head = f.readline()
             f.seek(0)
-            f.write(head.replace(b"varve-slot 1 ", b"varve-slot 9 "))
+            f.write(re.sub(rb"^varve-slot \d ", b"varve-slot 9 ", head))
         before = open(path, "rb").read()
         fails_to_start(Daemon(root=root, ready=False), "format 9")
         assert open(path, "rb").read() == before
