@@ -29,6 +29,13 @@ static const struct varve_option begin_options[] = {
     {NULL, NULL, NULL},
 };
 
+enum { ESTIMATE_SINCE };
+
+static const struct varve_option estimate_options[] = {
+    {"since", "NAME", "as of a backup since this checkpoint\n(default: a full backup)"},
+    {NULL, NULL, NULL},
+};
+
 enum { END_FAILED };
 
 static const struct varve_option end_options[] = {
@@ -187,6 +194,48 @@ static int backup_end(const struct varve_cli *cli, const struct varve_args *args
     return 0;
 }
 
+static int backup_estimate(const struct varve_cli *cli, const struct varve_args *args,
+                           struct varve_err *err)
+{
+    static const char *const heading[] = {"DISK",    "SIZE",         "DIRTY",
+                                          "EXTENTS", "SCRATCH-FREE", "DIRTIED/S"};
+    json_t *disks = json_array(), *value = NULL;
+    const json_t *disk;
+    struct varve_table t;
+    bool utf8 = disks != NULL;
+    size_t i;
+    int rc;
+
+    for (int w = 0; w < args->nwords && utf8; w++)
+        utf8 = json_array_append_new(disks, json_pack("{s:s, s:s*}", "disk", args->words[w],
+                                                      "since", args->option[ESTIMATE_SINCE])) == 0;
+    if (!utf8) {
+        json_decref(disks);
+        return varve_cli_usage(err, "names must be UTF-8");
+    }
+    rc = varve_control_once(cli->control, "backup-estimate", json_pack("{s:o}", "disks", disks),
+                            &value, err);
+    if (rc != 0)
+        return rc;
+    if (cli->json) {
+        varve_out_json(value);
+    } else {
+        varve_table_init(&t, 6, heading);
+        json_array_foreach(json_object_get(value, "disks"), i, disk)
+        {
+            varve_table_add(&t, varve_get_string(disk, "disk"));
+            varve_table_size(&t, json_object_get(disk, "size"));
+            varve_table_size(&t, json_object_get(disk, "dirty-bytes"));
+            varve_table_number(&t, json_object_get(disk, "extents"));
+            varve_table_size(&t, json_object_get(disk, "scratch-free"));
+            varve_table_size(&t, json_object_get(disk, "dirty-bytes-per-second"));
+        }
+        varve_table_print(&t);
+    }
+    json_decref(value);
+    return 0;
+}
+
 static void list_row(struct varve_table *t, const json_t *backup, const json_t *disk)
 {
     const char *reason = json_string_value(json_object_get(backup, "reason"));
@@ -255,6 +304,14 @@ const struct varve_verb varve_backup_verbs[] = {
      .words_min = 1,
      .words_max = 1,
      .run = backup_end},
+    {.name = "backup",
+     .sub = "estimate",
+     .synopsis = "[--since NAME] DISK...",
+     .summary = "Tells what a backup would have to read, and begins none",
+     .options = estimate_options,
+     .words_min = 1,
+     .words_max = -1,
+     .run = backup_estimate},
     {.name = "backup",
      .sub = "list",
      .synopsis = "",

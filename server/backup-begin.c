@@ -54,8 +54,8 @@ static int check_export_name(struct varve_daemon *d, const struct varve_backup_p
     return 0;
 }
 
-static int check_since(struct varve_daemon *d, const struct varve_plan_disk *pd, uint64_t *base,
-                       struct varve_err *err)
+int varve_backup_check_since(struct varve_daemon *d, const struct varve_plan_disk *pd,
+                             uint64_t *base, struct varve_err *err)
 {
     const struct varve_cat_disk *cd = varve_catalogue_disk(d->catalogue, pd->disk->identity.uuid);
     const struct varve_cat_checkpoint *p = varve_catalogue_checkpoint(cd, pd->since);
@@ -91,17 +91,13 @@ static int plan_check(struct varve_daemon *d, const struct varve_backup_plan *pl
 
         work[i].plan = pd;
         work[i].disk = pd->disk;
-        for (size_t k = 0; k < i; k++) {
-            if (plan->disks[k].disk == pd->disk)
-                return varve_err_set(err, EINVAL, "Disk '%s' is named twice", pd->disk->name);
-        }
         if (plan->checkpoint[0] && varve_catalogue_checkpoint(cd, plan->checkpoint))
             return varve_err_set(err, EEXIST,
                                  "Disk '%s' has a checkpoint '%s' already: choose another name",
                                  pd->disk->name, plan->checkpoint);
         rc = check_export_name(d, plan, i, err);
         if (rc == 0 && pd->since[0])
-            rc = check_since(d, pd, &work[i].base, err);
+            rc = varve_backup_check_since(d, pd, &work[i].base, err);
     }
     return rc;
 }

@@ -8,6 +8,7 @@
 #define VARVE_SERVER_BACKUP_H
 
 #include "lib/catalogue.h"
+#include "lib/qmp.h"
 #include "server/changes.h"
 #include "server/daemon.h"
 #include "server/disk.h"
@@ -48,6 +49,15 @@ struct varve_backup_plan {
         char exportbitmap[VARVE_BITMAP_NAME_MAX + 1];
     } * disks;
 };
+
+/* The argument `disks` of backup-begin.  free() plan->disks in either case.  The daemon's disks were
+ * refreshed. */
+int varve_backup_parse_disks(struct varve_daemon *d, json_t *args, struct varve_backup_plan *plan,
+                             struct varve_err *err);
+
+/* The first epoch after the disk's `since`, which must be there and usable. */
+int varve_backup_check_since(struct varve_daemon *d, const struct varve_plan_disk *pd,
+                             uint64_t *base, struct varve_err *err);
 
 /* Checks the plan, makes the boundary, commits, publishes.  plan->id is filled in. */
 int varve_backup_begin(struct varve_daemon *d, struct varve_backup_plan *plan,

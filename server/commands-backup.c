@@ -97,6 +97,35 @@ static int parse_plan_disk(struct varve_daemon *d, json_t *o, struct varve_plan_
     return 0;
 }
 
+int varve_backup_parse_disks(struct varve_daemon *d, json_t *args, struct varve_backup_plan *plan,
+                             struct varve_err *err)
+{
+    json_t *disks, *item;
+    size_t i;
+    int rc = varve_args_list(args, "disks", true, &disks, err);
+
+    if (rc < 0)
+        return rc;
+    if (json_array_size(disks) > DISKS_MAX)
+        return varve_err_set(err, EINVAL, "A backup has at most %u disks", DISKS_MAX);
+    plan->disks = calloc(json_array_size(disks), sizeof(*plan->disks));
+    if (!plan->disks)
+        return varve_err_set(err, ENOMEM, "no memory");
+    plan->ndisks = json_array_size(disks);
+    json_array_foreach(disks, i, item)
+    {
+        rc = parse_plan_disk(d, item, &plan->disks[i], err);
+        if (rc < 0)
+            return rc;
+        for (size_t k = 0; k < i; k++) {
+            if (plan->disks[k].disk == plan->disks[i].disk)
+                return varve_err_set(err, EINVAL, "Disk '%s' is named twice",
+                                     plan->disks[i].disk->name);
+        }
+    }
+    return 0;
+}
+
 static int parse_plan(struct varve_daemon *d, json_t *args, struct varve_backup_plan *plan,
                       struct varve_err *err)
 {
@@ -104,8 +133,6 @@ static int parse_plan(struct varve_daemon *d, json_t *args, struct varve_backup_
                                         "release", "preserve", "freeze", NULL};
     static const char *const later[] = {"speed", NULL};
     const char *id, *checkpoint;
-    json_t *disks, *item;
-    size_t i;
     int rc = varve_args_check(args, known, later, err);
 
     if (rc == 0)
@@ -120,26 +147,12 @@ static int parse_plan(struct varve_daemon *d, json_t *args, struct varve_backup_
         rc = parse_false(args, "freeze", err);
     if (rc == 0)
         rc = parse_preserve(args, err);
-    if (rc == 0)
-        rc = varve_args_list(args, "disks", true, &disks, err);
     if (rc < 0)
         return rc;
-    if (json_array_size(disks) > DISKS_MAX)
-        return varve_err_set(err, EINVAL, "A backup has at most %u disks", DISKS_MAX);
     snprintf(plan->id, sizeof(plan->id), "%s", id ? id : "");
     snprintf(plan->checkpoint, sizeof(plan->checkpoint), "%s", checkpoint ? checkpoint : "");
-    plan->disks = calloc(json_array_size(disks), sizeof(*plan->disks));
-    if (!plan->disks)
-        return varve_err_set(err, ENOMEM, "no memory");
-    plan->ndisks = json_array_size(disks);
     varve_disks_refresh(d);
-    json_array_foreach(disks, i, item)
-    {
-        rc = parse_plan_disk(d, item, &plan->disks[i], err);
-        if (rc < 0)
-            return rc;
-    }
-    return 0;
+    return varve_backup_parse_disks(d, args, plan, err);
 }
 
 json_t *varve_command_backup_begin(struct varve_daemon *d, json_t *args, struct varve_err *err)

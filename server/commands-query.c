@@ -39,39 +39,6 @@ static json_t *disk_backups(struct varve_disk *disk)
     return list;
 }
 
-/* Preimages that are kept now: those of the epochs since the oldest open view. */
-static uint64_t disk_scratch_used(struct varve_disk *disk, uint64_t live)
-{
-    uint64_t first = varve_disk_oldest_view(disk), used = 0;
-    struct varve_ctl_epoch_copy *slots;
-
-    if (disk->ctl_fd < 0 || first > live || live - first >= VARVE_CTL_EPOCHS)
-        return 0;
-    slots = calloc(live - first + 1, sizeof(*slots));
-    if (slots &&
-        varve_ctl_read_epochs(disk->daemon->w, disk->ctl_fd, first, live, slots, NULL) == 0) {
-        for (uint64_t i = 0; i <= live - first; i++) {
-            if (slots[i].number == first + i && (slots[i].flags & VARVE_EPOCH_ARMED))
-                used += slots[i].scratch_bytes;
-        }
-    }
-    free(slots);
-    return used;
-}
-
-static uint64_t disk_live_dirty(struct varve_disk *disk)
-{
-    struct varve_err unsaid = VARVE_ERR_INIT; /* it takes no NULL */
-    const struct varve_geometry *g = &disk->identity.geometry;
-    struct varve_bitmap *map = varve_bitmap_new(g->nblks);
-    uint64_t bytes = 0;
-
-    if (map && varve_disk_or_live(disk, map, &unsaid) == 0)
-        bytes = varve_dirty_bytes(g, map);
-    free(map);
-    return bytes;
-}
-
 /* What the epoch files tell: how many there are, and whether they reach from the newest checkpoint
  * to now; if not, nothing that changed since any checkpoint can be told. */
 static size_t disk_epochs(struct varve_disk *disk, uint64_t live, bool *broken, uint64_t *missing)
@@ -119,15 +86,19 @@ static json_t *disk_describe(struct varve_disk *disk)
     uint64_t live = disk->known ? varve_disk_live_epoch(disk) : 0, missing = 0;
     bool broken = false;
     size_t epochs = disk->known ? disk_epochs(disk, live, &broken, &missing) : 0;
-    json_t *o = json_pack(
-        "{s:s, s:s, s:I, s:I, s:I, s:I, s:s, s:I, s:I, s:[], s:o, s:o}", "name", disk->name,
-        "image", disk->identity.image, "size", (json_int_t)g->size, "granularity",
-        (json_int_t)(disk->known ? varve_block_size(g) : 0), "epoch", (json_int_t)live, "epochs",
-        (json_int_t)epochs, "durability", disk->durable ? "host" : "process", "dirty-bytes",
-        (json_int_t)(disk->known ? disk_live_dirty(disk) : 0), "intent-regions", (json_int_t)0,
-        "bitmaps", "checkpoints", disk_checkpoints(disk), "backups", disk_backups(disk));
-    json_t *scratch = json_pack("{s:I}", "used", (json_int_t)disk_scratch_used(disk, live));
+    uint64_t dirty = 0;
+    json_t *scratch, *o;
 
+    if (disk->known)
+        varve_disk_live_dirty(disk, &dirty);
+    o = json_pack("{s:s, s:s, s:I, s:I, s:I, s:I, s:s, s:I, s:I, s:[], s:o, s:o}", "name",
+                  disk->name, "image", disk->identity.image, "size", (json_int_t)g->size,
+                  "granularity", (json_int_t)(disk->known ? varve_block_size(g) : 0), "epoch",
+                  (json_int_t)live, "epochs", (json_int_t)epochs, "durability",
+                  disk->durable ? "host" : "process", "dirty-bytes", (json_int_t)dirty,
+                  "intent-regions", (json_int_t)0, "bitmaps", "checkpoints", disk_checkpoints(disk),
+                  "backups", disk_backups(disk));
+    scratch = json_pack("{s:I}", "used", (json_int_t)varve_disk_scratch_used(disk, live));
     if (!o) { /* an image's name that is not UTF-8 cannot stand in JSON */
         json_decref(scratch);
         return json_pack("{s:s, s:s, s:s}", "name", disk->name, "state",

@@ -6,6 +6,7 @@
 static const struct varve_command commands[] = {
     {"backup-begin", varve_command_backup_begin},
     {"backup-end", varve_command_backup_end},
+    {"backup-estimate", varve_command_backup_estimate},
     {"checkpoint-create", varve_command_checkpoint_create},
     {"checkpoint-delete", varve_command_checkpoint_delete},
     {"qmp_capabilities", NULL},

@@ -37,5 +37,7 @@ json_t *varve_command_query_checkpoints(struct varve_daemon *d, json_t *args,
 json_t *varve_command_backup_begin(struct varve_daemon *d, json_t *args, struct varve_err *err);
 json_t *varve_command_backup_end(struct varve_daemon *d, json_t *args, struct varve_err *err);
 json_t *varve_command_query_backups(struct varve_daemon *d, json_t *args, struct varve_err *err);
+/* commands-estimate.c */
+json_t *varve_command_backup_estimate(struct varve_daemon *d, json_t *args, struct varve_err *err);
 
 #endif

@@ -57,6 +57,8 @@ void varve_daemon_tick(void *daemon)
 
     varve_disks_refresh(d);
     varve_backups_tick(d);
+    for (struct varve_disk *disk = d->disks; disk; disk = disk->next)
+        varve_disk_note_dirt(disk);
 }
 
 void varve_daemon_fini(struct varve_daemon *d)

@@ -79,6 +79,30 @@ int varve_disk_or_live(struct varve_disk *disk, struct varve_bitmap *into, struc
     return rc < 0 ? varve_err_prefix(err, "Disk '%s'", disk->name) : 0;
 }
 
+int varve_disk_live_dirty(struct varve_disk *disk, uint64_t *bytes)
+{
+    struct varve_err unsaid = VARVE_ERR_INIT; /* it takes no NULL */
+    const struct varve_geometry *g = &disk->identity.geometry;
+    struct varve_bitmap *map = varve_bitmap_new(g->nblks);
+    int rc = map ? varve_disk_or_live(disk, map, &unsaid) : -ENOMEM;
+
+    *bytes = rc == 0 ? varve_dirty_bytes(g, map) : 0;
+    free(map);
+    return rc;
+}
+
+void varve_disk_note_dirt(struct varve_disk *disk)
+{
+    struct varve_world *w = disk->daemon->w;
+    uint64_t now = w->monotonic_ns(w), live, bytes;
+
+    if (disk->gone || !disk->source)
+        return;
+    live = varve_disk_live_epoch(disk);
+    if (varve_dirt_rate_due(&disk->dirt, live, now) && varve_disk_live_dirty(disk, &bytes) == 0)
+        varve_dirt_rate_note(&disk->dirt, live, now, bytes);
+}
+
 static int add_number(uint64_t **list, size_t *n, uint64_t number)
 {
     uint64_t *more = realloc(*list, (*n + 1) * sizeof(**list));

@@ -15,6 +15,7 @@
 #include "lib/view.h"
 #include "server/clerk.h"
 #include "server/daemon.h"
+#include "server/dirt-rate.h"
 #include "server/peer.h"
 
 #include <pthread.h>
@@ -51,6 +52,7 @@ struct varve_disk {
     bool durable; /* as the last plugin said; true before there was one */
     uint64_t scratch_max;
     uint64_t retry_ns; /* monotonic: not asked again before */
+    struct varve_dirt_rate dirt;
 
     struct varve_source *source; /* NULL: there is no control page */
     int ctl_fd;                  /* the page that source reads; -1 */
@@ -99,6 +101,16 @@ int varve_disk_union(struct varve_disk *disk, uint64_t first, uint64_t end,
                      struct varve_bitmap *into, struct varve_err *err);
 /* ORs what was written in the live epoch so far. */
 int varve_disk_or_live(struct varve_disk *disk, struct varve_bitmap *into, struct varve_err *err);
+/* Bytes of that.  On error they are 0. */
+int varve_disk_live_dirty(struct varve_disk *disk, uint64_t *bytes);
+
+/* Once a second: counts for disk->dirt, when that is due. */
+void varve_disk_note_dirt(struct varve_disk *disk);
+
+/* Bytes of preimages that are kept now: those of the epochs since the oldest open view. */
+uint64_t varve_disk_scratch_used(struct varve_disk *disk, uint64_t live);
+/* Bytes that more preimages could take. */
+uint64_t varve_disk_scratch_free(struct varve_disk *disk, uint64_t live);
 
 /* Frees and merges what no checkpoint, bitmap or open backup of the catalogue needs. */
 void varve_disk_tidy(struct varve_disk *disk);

@@ -57,6 +57,7 @@ server_libvarved_la_SOURCES = \
 	%D%/clerk.h \
 	%D%/commands-backup.c \
 	%D%/commands-checkpoint.c \
+	%D%/commands-estimate.c \
 	%D%/commands-query.c \
 	%D%/commands.c \
 	%D%/commands.h \
@@ -66,7 +67,10 @@ server_libvarved_la_SOURCES = \
 	%D%/control.h \
 	%D%/daemon.c \
 	%D%/daemon.h \
+	%D%/dirt-rate.c \
+	%D%/dirt-rate.h \
 	%D%/disk-changes.c \
+	%D%/disk-scratch.c \
 	%D%/disk.c \
 	%D%/disk.h \
 	%D%/disks.c \

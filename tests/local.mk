@@ -128,6 +128,12 @@ check_PROGRAMS += %D%/unit/test-parse
 %C%_unit_test_parse_LDADD = server/libvarved.la $(CMOCKA_LIBS)
 TESTS += %D%/unit/test-parse
 
+check_PROGRAMS += %D%/unit/test-dirt-rate
+%C%_unit_test_dirt_rate_SOURCES = %D%/unit/test-dirt-rate.c
+%C%_unit_test_dirt_rate_CFLAGS = $(AM_CFLAGS) $(CMOCKA_CFLAGS)
+%C%_unit_test_dirt_rate_LDADD = server/libvarved.la $(CMOCKA_LIBS)
+TESTS += %D%/unit/test-dirt-rate
+
 check_PROGRAMS += %D%/unit/test-access
 %C%_unit_test_access_SOURCES = %D%/unit/test-access.c
 %C%_unit_test_access_CFLAGS = $(AM_CFLAGS) $(CMOCKA_CFLAGS)
@@ -142,7 +148,8 @@ TESTS += %D%/unit/test-tls-session
 
 server_tests = \
 	%D%/server/test_backup_life.py \
-	%D%/server/test_control.py
+	%D%/server/test_control.py \
+	%D%/server/test_estimate.py
 TESTS += $(server_tests)
 EXTRA_DIST += $(server_tests)
 THREAD_TESTS += $(server_tests)

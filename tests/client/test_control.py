@@ -64,10 +64,10 @@ class Cli(Folder):
 def help_names_every_verb_and_ends_well():
     told = good("--help")
     for verb in ("status", "checkpoint create", "checkpoint delete", "checkpoint list",
-                 "backup begin", "backup end", "backup list", "map", "pull", "qmp"):
+                 "backup begin", "backup end", "backup estimate", "backup list", "map", "pull", "qmp"):
         assert "\n  " + verb in told, verb
         assert good(*verb.split(), "--help").startswith("usage: varve "), verb
-    assert good("backup", "--help").count("\n  backup ") == 3
+    assert good("backup", "--help").count("\n  backup ") == 4
     assert good("--version").startswith("varve ")
 
 
@@ -234,6 +234,23 @@ def backup_end_and_list():
         assert len(lines) == 3 and lines[2].endswith("broken: scratch is full"), lines
         assert all(" 2023-11-1" in x for x in lines[1:]), lines
         assert "3M" in lines[1] and "monday" in lines[1], lines
+
+
+@test
+def backup_estimate_says_what_was_asked():
+    told = {"disk": "vda", "size": 64 * M, "dirty-bytes": 448 * K, "extents": 5,
+            "scratch-free": 3 * M, "dirty-bytes-per-second": 12 * K}
+    with Cli({"backup-estimate": {"disks": [told, {"disk": "vdb"}]}}) as c:
+        r = c.good("backup", "estimate", "vda", "vdb", "--since", "monday")
+        assert c.last() == ("backup-estimate", {"disks": [
+            {"disk": "vda", "since": "monday"}, {"disk": "vdb", "since": "monday"}]})
+        rows = [line.split() for line in r.splitlines()[1:]]
+        assert rows == [["vda", "64M", "448K", "5", "3M", "12K"],
+                        ["vdb", "-", "-", "-", "-", "-"]], rows
+        c.good("backup", "estimate", "vda")
+        assert c.last()[1] == {"disks": [{"disk": "vda"}]}
+        assert json.loads(c.good("--json", "backup", "estimate", "vda"))["disks"][0] == told
+        misused("backup", "estimate")
 
 
 @test
