@@ -37,9 +37,9 @@ int varve_ctl_read_head(struct varve_world *w, int fd, struct varve_ctl_head *he
         return r;
     if (head->magic != VARVE_CTL_MAGIC)
         return varve_err_set(err, EIO, "the control page has no magic number");
-    if (head->layout != VARVE_CTL_LAYOUT)
+    if (head->layout != VARVE_CTL_LAYOUT && head->layout != VARVE_CTL_LAYOUT_DONE)
         return varve_err_set(err, ENOTSUP, "the control page has layout %u, this program knows %u",
-                             head->layout, VARVE_CTL_LAYOUT);
+                             head->layout, VARVE_CTL_LAYOUT_DONE);
     r = w->stat(w, fd, &st);
     if (r < 0)
         return varve_err_sys(err, -r, "cannot stat the control page");

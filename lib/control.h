@@ -19,6 +19,8 @@
 
 #define VARVE_CTL_MAGIC  UINT64_C(0x314c544356524156) /* "VARVCTL1" */
 #define VARVE_CTL_LAYOUT 1u
+/* While an open view has a done map: who does not know of them would read what is gone. */
+#define VARVE_CTL_LAYOUT_DONE 2u
 
 /* Epochs that readers may need at once: those since the oldest open view, and the next one. */
 #define VARVE_CTL_EPOCHS 1024u
@@ -54,13 +56,23 @@ struct varve_ctl_view {
     _Atomic uint64_t id; /* chosen by the daemon, unique per disk for ever, not 0 */
     _Atomic uint64_t state;
     _Atomic uint64_t boundary; /* the first epoch after it */
-    uint64_t reserved;
+    _Atomic uint64_t done_ino; /* inode of its done map; 0: none, so it needs every block */
+};
+
+/* A view's done map, RUNTIME/NAME/view-ID.done: this head, then two maps of the disk's blocks.  Bits
+ * are only ever set: what a view needs only shrinks.
+ *   first map   not needed: nothing is kept for it any more, what was kept may be gone.  The block can
+ *               be read while it was not overwritten.
+ *   second map  released: it is not to be read, whatever may still be there.  Then it is not needed.
+ * Whoever sets bits does so before he acts on them; who reads looks after his reads. */
+struct varve_done_head {
+    _Atomic uint64_t released_bytes;
+    uint64_t reserved[511];
 };
 
 struct varve_ctl {
-    /* constant after creation */
     uint64_t magic;
-    uint32_t layout;
+    uint32_t layout; /* VARVE_CTL_LAYOUT or VARVE_CTL_LAYOUT_DONE; the rest is constant */
     uint32_t shift; /* of a block */
     uint64_t size;  /* of the disk, bytes */
     uint8_t boot_id[16];
@@ -101,7 +113,7 @@ struct varve_ctl_epoch_copy {
 };
 
 struct varve_ctl_view_copy {
-    uint64_t id, state, boundary, reserved;
+    uint64_t id, state, boundary, done_ino;
 };
 
 /* Copies.  -EIO: the file is too short or is no control page; -ESTALE: it was removed (a reader must

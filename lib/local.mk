@@ -47,13 +47,17 @@ lib_libvarve_la_SOURCES = \
 	%D%/tracker-adopt.c \
 	%D%/tracker-attach.c \
 	%D%/tracker-boundary.c \
+	%D%/tracker-done.c \
 	%D%/tracker-epochs.c \
 	%D%/tracker-internal.h \
 	%D%/tracker-preserve.c \
 	%D%/tracker-rebuild.c \
+	%D%/tracker-release.c \
 	%D%/tracker.c \
 	%D%/tracker.h \
+	%D%/view-holes.c \
 	%D%/view-internal.h \
+	%D%/view-known.c \
 	%D%/view.c \
 	%D%/view.h \
 	%D%/whole-file.c \

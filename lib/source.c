@@ -30,6 +30,8 @@ void varve_source_table_unref(struct varve_source *s, struct epoch_table *t)
         return;
     for (size_t i = 0; i < t->count; i++)
         files_unref(s, t->epochs[i]);
+    for (size_t i = 0; i < t->ndone; i++)
+        files_unref(s, t->done[i]);
     free(t);
 }
 
@@ -61,6 +63,15 @@ struct epoch_files *varve_source_find(const struct epoch_table *t, uint64_t numb
     return NULL;
 }
 
+struct epoch_files *varve_source_find_done(const struct epoch_table *t, uint64_t view)
+{
+    for (size_t i = 0; i < t->ndone; i++) {
+        if (t->done[i]->number == view)
+            return t->done[i];
+    }
+    return NULL;
+}
+
 static struct epoch_table *table_new(size_t count)
 {
     struct epoch_table *t = calloc(1, sizeof(*t) + count * sizeof(t->epochs[0]));
@@ -68,6 +79,28 @@ static struct epoch_table *table_new(size_t count)
     if (t)
         atomic_store(&t->refs, 1);
     return t;
+}
+
+static void table_take_done(struct epoch_table *t, struct epoch_files *f)
+{
+    atomic_fetch_add(&f->refs, 1);
+    t->done[t->ndone++] = f;
+}
+
+static void table_take_all_done(struct epoch_table *t, const struct epoch_table *from)
+{
+    for (size_t i = 0; i < from->ndone; i++)
+        table_take_done(t, from->done[i]);
+}
+
+static void table_take_epochs(struct epoch_table *t, const struct epoch_table *from, uint64_t first)
+{
+    for (size_t i = 0; i < from->count; i++) {
+        if (from->epochs[i]->number < first)
+            continue;
+        atomic_fetch_add(&from->epochs[i]->refs, 1);
+        t->epochs[t->count++] = from->epochs[i];
+    }
 }
 
 static void source_publish(struct varve_source *s, struct epoch_table *t)
@@ -202,6 +235,7 @@ int varve_source_add_epoch(struct varve_source *s, uint64_t number, int fds[3],
     }
     if (!placed)
         t->epochs[t->count++] = f;
+    table_take_all_done(t, old);
     source_publish(s, t);
     varve_source_table_unref(s, old);
     return 0;
@@ -221,14 +255,62 @@ void varve_source_drop_before(struct varve_source *s, uint64_t number)
     struct epoch_table *old = varve_source_table(s), *t = table_new(old->count);
 
     /* Without memory for a shorter table the old epochs stay a little longer. */
-    for (size_t i = 0; t && i < old->count; i++) {
-        if (old->epochs[i]->number >= number) {
-            atomic_fetch_add(&old->epochs[i]->refs, 1);
-            t->epochs[t->count++] = old->epochs[i];
+    if (t) {
+        table_take_epochs(t, old, number);
+        table_take_all_done(t, old);
+        source_publish(s, t);
+    }
+    varve_source_table_unref(s, old);
+}
+
+int varve_source_add_done(struct varve_source *s, uint64_t view, int fd, struct varve_err *err)
+{
+    int fds[FILE_COUNT] = {[FILE_LIVE] = fd, [FILE_LOST] = -1, [FILE_SCRATCH] = -1};
+    struct epoch_table *old = varve_source_table(s), *t = table_new(old->count);
+    struct epoch_files *f = NULL;
+    int r = t ? files_new(s, view, fds, &f, err) : varve_err_set(err, ENOMEM, "no memory for a view");
+
+    if (r < 0) {
+        s->w->close(s->w, fd);
+        free(t);
+        varve_source_table_unref(s, old);
+        return r;
+    }
+    table_take_epochs(t, old, 0);
+    t->done[t->ndone++] = f;
+    for (size_t i = 0; i < old->ndone && t->ndone < VARVE_CTL_VIEWS; i++) {
+        if (old->done[i]->number != view)
+            table_take_done(t, old->done[i]);
+    }
+    source_publish(s, t);
+    varve_source_table_unref(s, old);
+    return 0;
+}
+
+bool varve_source_has_done(struct varve_source *s, uint64_t view, uint64_t ino)
+{
+    struct epoch_table *t = varve_source_table(s);
+    const struct epoch_files *f = varve_source_find_done(t, view);
+    bool has = f && f->map_ino == ino;
+
+    varve_source_table_unref(s, t);
+    return has;
+}
+
+void varve_source_drop_done(struct varve_source *s, const struct varve_ctl_view_copy *views)
+{
+    struct epoch_table *old = varve_source_table(s), *t = old->ndone ? table_new(old->count) : NULL;
+
+    for (size_t i = 0; t && i < old->ndone; i++) {
+        for (unsigned k = 0; k < VARVE_CTL_VIEWS; k++) {
+            if (views[k].state == VARVE_VIEW_OPEN && views[k].id == old->done[i]->number)
+                table_take_done(t, old->done[i]);
         }
     }
-    if (t)
+    if (t) {
+        table_take_epochs(t, old, 0);
         source_publish(s, t);
+    }
     varve_source_table_unref(s, old);
 }
 

@@ -50,12 +50,12 @@ static int control_fits(struct varve_tracker *t, const uint8_t boot_id[16], stru
 
     if (c->magic != VARVE_CTL_MAGIC)
         return varve_err_set(err, EUCLEAN, "the control page was not finished");
-    if (c->layout > VARVE_CTL_LAYOUT)
+    if (c->layout > VARVE_CTL_LAYOUT_DONE)
         return varve_err_set(err, ENOTSUP,
                              "the runtime folder %s was made by a newer varve (layout %u, known is "
                              "%u): use that version",
-                             t->paths.runtime, c->layout, VARVE_CTL_LAYOUT);
-    if (c->layout != VARVE_CTL_LAYOUT || memcmp(c->boot_id, boot_id, 16) != 0 ||
+                             t->paths.runtime, c->layout, VARVE_CTL_LAYOUT_DONE);
+    if (c->layout < VARVE_CTL_LAYOUT || memcmp(c->boot_id, boot_id, 16) != 0 ||
         memcmp(c->disk_uuid, t->id.uuid, 16) != 0 || c->size != t->id.geometry.size ||
         c->shift != t->id.geometry.shift)
         return varve_err_set(err, EUCLEAN, "the control page is of another boot or disk");
@@ -163,6 +163,9 @@ static int adopt_epochs(struct varve_tracker *t, struct varve_err *err)
         if (atomic_load(&v->state) == VARVE_VIEW_OPEN && atomic_load(&v->boundary) > live)
             atomic_store(&v->state, VARVE_VIEW_FREE);
     }
+    r = varve_tracker_adopt_done(t, err);
+    if (r < 0)
+        return r;
     return varve_tracker_find(t, live)
                ? 0
                : varve_err_set(err, EUCLEAN, "the control page does not know its live epoch");

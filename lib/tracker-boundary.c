@@ -202,14 +202,20 @@ int varve_tracker_seal(struct varve_tracker *t, struct varve_err *err)
 
 int varve_tracker_end_view(struct varve_tracker *t, uint64_t view_id, struct varve_err *err)
 {
+    bool any = false;
+
     if (view_id == 0)
         return varve_err_set(err, EINVAL, "0 is no view");
     for (unsigned i = 0; i < VARVE_CTL_VIEWS; i++) {
         struct varve_ctl_view *v = &t->ctl->views[i];
 
-        if (atomic_load(&v->id) == view_id && atomic_load(&v->state) == VARVE_VIEW_OPEN)
+        if (atomic_load(&v->id) == view_id && atomic_load(&v->state) == VARVE_VIEW_OPEN) {
             atomic_store(&v->state, VARVE_VIEW_ENDED);
+            any = true;
+        }
     }
     varve_tracker_tidy(t);
+    if (any && atomic_load(&t->has_done)) /* what it alone needed of epochs that stay */
+        varve_tracker_free_unneeded(t, 0, t->id.geometry.nblks);
     return 0;
 }

@@ -100,6 +100,7 @@ void varve_tracker_forget(struct varve_tracker *t)
             varve_tracked_epoch_free(t, t->epochs[i]);
     }
     atomic_store(&t->scratch_used, 0);
+    varve_tracker_forget_done(t);
 }
 
 void varve_tracked_epoch_unlink(struct varve_tracker *t, uint64_t number)
@@ -291,4 +292,5 @@ void varve_tracker_tidy(struct varve_tracker *t)
         else if (!e && atomic_load(&slot->number) < oldest)
             atomic_store(&slot->number, 0); /* was prepared and never entered */
     }
+    varve_tracker_tidy_done(t);
 }

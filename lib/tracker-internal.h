@@ -27,6 +27,15 @@ struct varve_tracked_epoch {
     struct varve_ctl_epoch *slot;
 };
 
+/* A view's done map, mapped. */
+struct varve_done {
+    uint64_t view;
+    int fd;
+    struct varve_done_head *head; /* the mapping */
+    _Atomic uint64_t *unneeded;
+    _Atomic uint64_t *released;
+};
+
 struct varve_tracker {
     struct varve_world *w;
     struct varve_identity id;
@@ -52,6 +61,12 @@ struct varve_tracker {
      * others are the control thread's. */
     struct varve_tracked_epoch *epochs[VARVE_CTL_EPOCHS];
     uint64_t next; /* the prepared epoch, 0: none */
+
+    /* As in the control page; NULL: the view needs every block, or there is none.  Stored by the
+     * control thread, read under a stripe's lock: who took one away and then had every stripe's lock
+     * once may free it.  has_done false: all are NULL. */
+    _Atomic(struct varve_done *) done[VARVE_CTL_VIEWS];
+    _Atomic bool has_done;
     _Atomic uint64_t scratch_used; /* bytes of preimages in all open scratch files */
 
     uint64_t closed_ns;   /* monotonic: when the gate was closed */
@@ -121,10 +136,36 @@ int varve_tracker_rebuild(struct varve_tracker *t, const uint8_t boot_id[16], bo
 /* Seals the file of an epoch whose bits nobody knows any more, with all of them set (I7). */
 int varve_tracker_seal_as_dirty(struct varve_tracker *t, uint64_t number, struct varve_err *err);
 
+/* --- tracker-done.c --- */
+
+/* Takes over the done maps of open views; a view whose map is gone ends, nobody knows what it may
+ * read.  Before that epochs are adopted. */
+int varve_tracker_adopt_done(struct varve_tracker *t, struct varve_err *err);
+
+/* Frees and removes the done maps of views that are not open.  True: some are left. */
+bool varve_tracker_tidy_done(struct varve_tracker *t);
+
+/* Closes and unmaps all; the files stay. */
+void varve_tracker_forget_done(struct varve_tracker *t);
+
+/* --- tracker-release.c --- */
+
+/* Whether an open view needs what block `from` held before `epoch`; the answer is the same up to
+ * *stop, from < *stop <= to.  The stripe's lock is held. */
+bool varve_tracker_needed(struct varve_tracker *t, uint64_t epoch, uint64_t from, uint64_t to,
+                          uint64_t *stop);
+
+/* Has every stripe's lock once: what was stored before is known to whoever keeps a block later. */
+void varve_tracker_pass_stripes(struct varve_tracker *t);
+
+/* Frees what is kept of the blocks [from, to) and no open view needs. */
+void varve_tracker_free_unneeded(struct varve_tracker *t, uint64_t from, uint64_t to);
+
 /* --- tracker-preserve.c --- */
 
-/* Keeps the blocks [from, to) of e: their preimages are in its scratch, or they are marked lost (or
- * the epoch broken), when it returns.  The stripe's lock is held. */
+/* Keeps those of the blocks [from, to) of e that an open view needs: their preimages are in its
+ * scratch, or they are marked lost (or the epoch broken), when it returns.  The stripe's lock is
+ * held. */
 void varve_tracker_preserve(struct varve_tracker *t, struct varve_tracked_epoch *e, uint64_t from,
                             uint64_t to, bool cheap_copy);
 

@@ -51,6 +51,25 @@ static int preserve_store(struct varve_tracker *t, struct varve_tracked_epoch *e
     return 0;
 }
 
+/* Bytes of [off, end) that the file holds as data. */
+static uint64_t data_bytes(struct varve_tracker *t, int fd, uint64_t off, uint64_t end)
+{
+    uint64_t sum = 0;
+
+    while (off < end) {
+        int64_t data = t->w->seek_data(t->w, fd, off), hole;
+
+        if (data == -ENXIO || (data >= 0 && (uint64_t)data >= end))
+            return sum;
+        if (data < 0)
+            return sum + (end - off);
+        hole = t->w->seek_hole(t->w, fd, (uint64_t)data);
+        off = hole > data && (uint64_t)hole < end ? (uint64_t)hole : end;
+        sum += off - (uint64_t)data;
+    }
+    return sum;
+}
+
 /* [off, end), at most COPY_BUFFER. */
 static int preserve_chunk(struct varve_tracker *t, struct varve_tracked_epoch *e, uint64_t off,
                           uint64_t end)
@@ -89,6 +108,7 @@ static int preserve_clone(struct varve_tracker *t, struct varve_tracked_epoch *e
                           uint64_t end)
 {
     int64_t data = t->w->seek_data(t->w, t->image_fd, off);
+    uint64_t stored;
 
     if (data == -ENXIO || (data >= 0 && (uint64_t)data >= end))
         return 0; /* one hole: zeroes */
@@ -103,8 +123,10 @@ static int preserve_clone(struct varve_tracker *t, struct varve_tracked_epoch *e
         }
         at += (uint64_t)n;
     }
-    atomic_fetch_add_explicit(&e->slot->scratch_bytes, end - off, memory_order_relaxed);
-    atomic_fetch_add_explicit(&t->ctl->preserved_bytes, end - off, memory_order_relaxed);
+    stored = data_bytes(t, e->scratch_fd, off, end);
+    atomic_fetch_sub(&t->scratch_used, end - off - stored);
+    atomic_fetch_add_explicit(&e->slot->scratch_bytes, stored, memory_order_relaxed);
+    atomic_fetch_add_explicit(&t->ctl->preserved_bytes, stored, memory_order_relaxed);
     return 0;
 }
 
@@ -123,8 +145,8 @@ static void preserve_failed(struct varve_tracker *t, struct varve_tracked_epoch 
     atomic_fetch_add_explicit(&t->ctl->lost_blks, newly, memory_order_relaxed);
 }
 
-void varve_tracker_preserve(struct varve_tracker *t, struct varve_tracked_epoch *e, uint64_t from,
-                            uint64_t to, bool cheap_copy)
+static void preserve_run(struct varve_tracker *t, struct varve_tracked_epoch *e, uint64_t from,
+                         uint64_t to, bool cheap_copy)
 {
     const struct varve_geometry *g = &t->id.geometry;
     uint64_t start = from << g->shift, end = varve_block_end(g, to - 1);
@@ -137,5 +159,17 @@ void varve_tracker_preserve(struct varve_tracker *t, struct varve_tracked_epoch 
         if (preserve_chunk(t, e, off, stop) < 0)
             preserve_failed(t, e, off >> g->shift, ((stop - 1) >> g->shift) + 1);
         off = stop;
+    }
+}
+
+void varve_tracker_preserve(struct varve_tracker *t, struct varve_tracked_epoch *e, uint64_t from,
+                            uint64_t to, bool cheap_copy)
+{
+    while (from < to) {
+        uint64_t stop;
+
+        if (varve_tracker_needed(t, e->number, from, to, &stop))
+            preserve_run(t, e, from, stop, cheap_copy);
+        from = stop;
     }
 }

@@ -45,7 +45,8 @@ static int remove_runtime_file(void *arg, const char *name)
     bool scratch = len > 8 && strcmp(name + len - 8, ".scratch") == 0;
     bool runtime = strcmp(name, "control") == 0 ||
                    (len > 5 && (strcmp(name + len - 5, ".live") == 0 ||
-                                strcmp(name + len - 5, ".lost") == 0));
+                                strcmp(name + len - 5, ".lost") == 0 ||
+                                strcmp(name + len - 5, ".done") == 0));
 
     if ((scratch || runtime) &&
         snprintf(path, sizeof(path), "%s/%s", s->dir, name) < (int)sizeof(path))

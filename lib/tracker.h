@@ -104,6 +104,22 @@ int varve_tracker_seal(struct varve_tracker *t, struct varve_err *err);
 /* Ends a view and frees what no open view needs any more.  An unknown id is not an error. */
 int varve_tracker_end_view(struct varve_tracker *t, uint64_t view_id, struct varve_err *err);
 
+/* --- what views need -------------------------------------------------------------------------- */
+
+/* From here on the view has a done map (lib/control.h), and the blocks set in the file map_fd (a map
+ * of the disk's blocks, read by copies, borrowed; -1: none) are not needed by it: they are readable
+ * until they are overwritten.  What was kept of them and nobody else needs is freed.  Guests wait for
+ * none of it.  Again is no error.  -ESTALE: there is no such open view; -EINVAL: map_fd is no such
+ * map; of the world: then only a part of the map may count, and the view should end. */
+int varve_tracker_narrow(struct varve_tracker *t, uint64_t view_id, int map_fd,
+                         struct varve_err *err);
+
+/* The view is done with the blocks that lie within [off, off+len): they read as errors, nothing is
+ * kept for it of them any more, and what was kept and nobody else needs is freed.  -ESTALE: no such
+ * open view; -EINVAL: it has no done map, or the range is not within the disk. */
+int varve_tracker_release(struct varve_tracker *t, uint64_t view_id, uint64_t off, uint64_t len,
+                          struct varve_err *err);
+
 /* --- for readers in other processes ----------------------------------------------------------- */
 
 /* Files of an epoch from the oldest that an open view needs to the prepared one, each opened
@@ -111,6 +127,9 @@ int varve_tracker_end_view(struct varve_tracker *t, uint64_t view_id, struct var
  * The caller closes them.  -ENOENT: no such epoch. */
 int varve_tracker_open_epoch(struct varve_tracker *t, uint64_t epoch, int fds[3],
                              struct varve_err *err);
+
+/* The done map of an open view, read-only.  -ENOENT: it has none. */
+int varve_tracker_open_done(struct varve_tracker *t, uint64_t view_id, struct varve_err *err);
 
 /* The control page, read-only. */
 int varve_tracker_open_control(struct varve_tracker *t, struct varve_err *err);

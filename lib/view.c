@@ -12,7 +12,9 @@
  * changes (I1).  So a bit that is clear after the image was read proves that the old content was
  * read; a set one proves that the preimage can be had.  Whoever takes a preimage away (the view ends,
  * the epoch is disarmed or broken, the block was lost) says so in shared memory first: looking after
- * the scratch was read proves that it was still there.  Bits are only ever set, and the epochs before
+ * the scratch was read proves that it was still there.  What a view released or does not need is
+ * told the same way, by its done map (control.h): that is looked at last, after the page has said that
+ * there is one, or that there was none when everything had been read.  Bits are only ever set, and the epochs before
  * the live one are sealed, so a block's first epoch never changes once it has one: each block is read
  * at most twice, and the loop ends.
  *
@@ -30,9 +32,6 @@
 #define READ_BLKS_MAX 258u
 #define READ_MAX      ((uint64_t)1 << 20)
 
-/* Blocks of one answer about holes. */
-#define HOLE_BLKS_MAX ((uint64_t)16384)
-
 /* What a disk that fails at a byte fails at, at least. */
 #define READ_PAGE UINT64_C(4096)
 
@@ -40,10 +39,11 @@
 #define SLOTS_AT_ONCE 32u
 
 static int view_is_open(const struct varve_view *v, const struct varve_ctl_view_copy *views,
-                        struct varve_err *err)
+                        uint64_t *done_ino, struct varve_err *err)
 {
     for (unsigned i = 0; i < VARVE_CTL_VIEWS; i++) {
         if (views[i].id == v->id && views[i].boundary == v->boundary) {
+            *done_ino = views[i].done_ino;
             if (views[i].state == VARVE_VIEW_OPEN)
                 return 0;
             break;
@@ -52,25 +52,26 @@ static int view_is_open(const struct varve_view *v, const struct varve_ctl_view_
     return varve_err_set(err, ESTALE, "the backup has ended or is broken: its point in time is gone");
 }
 
-/* Calls each() for the entered epochs from the view's boundary to the live one, oldest first, as the
- * control page says now.  It stops at a nonzero result and returns it. */
-static int view_walk(struct varve_source *s, const struct epoch_table *table,
-                     const struct varve_view *v,
-                     int (*each)(void *arg, struct epoch_files *f,
-                                 const struct varve_ctl_epoch_copy *c, struct varve_err *err),
-                     void *arg, struct varve_err *err)
+int varve_view_walk(struct varve_source *s, const struct epoch_table *table,
+                    const struct varve_view *v,
+                    int (*each)(void *arg, struct epoch_files *f,
+                                const struct varve_ctl_epoch_copy *c, struct varve_err *err),
+                    void *arg, struct epoch_files **done, struct varve_err *err)
 {
     struct varve_ctl_view_copy views[VARVE_CTL_VIEWS];
     struct varve_ctl_head head;
-    uint64_t live;
+    uint64_t live, done_ino = 0;
     int r = varve_ctl_read_head(s->w, s->ctl_fd, &head, err);
 
     if (r == 0)
         r = varve_ctl_read_views(s->w, s->ctl_fd, views, err);
     if (r == 0)
-        r = view_is_open(v, views, err);
+        r = view_is_open(v, views, &done_ino, err);
     if (r < 0)
         return r;
+    *done = done_ino == 0 ? NULL : varve_source_find_done(table, v->id);
+    if (done_ino != 0 && (!*done || (*done)->map_ino != done_ino))
+        return varve_err_set(err, EAGAIN, "the backup's map of what was released is not at hand yet");
     live = VARVE_NOW_EPOCH(head.now);
     if (live < v->boundary || live - v->boundary >= VARVE_CTL_EPOCHS)
         return varve_err_set(err, ESTALE, "the control page says epoch %" PRIu64
@@ -104,9 +105,8 @@ static int view_walk(struct varve_source *s, const struct epoch_table *table,
     return 0;
 }
 
-/* The bytes of a map file that hold the bits [blk, blk + count). */
-static int map_bits(struct varve_source *s, int fd, uint64_t blk, uint64_t count, uint8_t *bytes,
-                    size_t bytes_len, struct varve_err *err)
+int varve_view_map_bits(struct varve_source *s, int fd, uint64_t at, uint64_t blk, uint64_t count,
+                        uint8_t *bytes, size_t bytes_len, struct varve_err *err)
 {
     uint64_t from = blk / 8, to = (blk + count - 1) / 8 + 1;
     ssize_t n;
@@ -114,18 +114,10 @@ static int map_bits(struct varve_source *s, int fd, uint64_t blk, uint64_t count
     assert(to - from <= bytes_len);
     /* After what was read before, on any processor: image or scratch, and the map that is set later. */
     atomic_thread_fence(memory_order_seq_cst);
-    n = s->w->pread(s->w, fd, bytes, (size_t)(to - from), from);
+    n = s->w->pread(s->w, fd, bytes, (size_t)(to - from), at + from);
     if (n != (ssize_t)(to - from))
         return varve_err_set(err, EIO, "a map of the disk cannot be read or has been cut short");
     return 0;
-}
-
-/* Whether block blk + i is set in what map_bits() read for blk. */
-static bool map_bit(const uint8_t *bytes, uint64_t blk, uint64_t i)
-{
-    uint64_t bit = blk % 8 + i;
-
-    return bytes[bit / 8] >> (bit % 8) & 1;
 }
 
 /* --- reading -------------------------------------------------------------------------------------- */
@@ -142,11 +134,11 @@ static int look_at_epoch(void *arg, struct epoch_files *f, const struct varve_ct
 {
     struct look *l = arg;
     uint8_t bytes[READ_BLKS_MAX / 8 + 2];
-    int r = map_bits(l->s, f->fds[FILE_LIVE], l->blk, l->count, bytes, sizeof(bytes), err);
+    int r = varve_view_map_bits(l->s, f->fds[FILE_LIVE], 0, l->blk, l->count, bytes, sizeof(bytes), err);
 
     (void)c;
     for (uint64_t i = 0; r == 0 && i < l->count; i++) {
-        if (!l->first[i] && map_bit(bytes, l->blk, i))
+        if (!l->first[i] && varve_view_map_bit(bytes, l->blk, i))
             l->first[i] = f;
     }
     return r;
@@ -236,6 +228,19 @@ static int reread(struct varve_source *s, const struct look *l, const struct req
     return r;
 }
 
+/* The error for block l->blk + i, which cannot be had. */
+static int say_lost(struct varve_source *s, const struct look *l, const struct request *rq,
+                    uint64_t i, const char *why, struct varve_err *err)
+{
+    uint64_t off = (l->blk + i) << s->g.shift;
+
+    if (off < rq->off)
+        off = rq->off;
+    if (rq->lost_off)
+        *rq->lost_off = off;
+    return varve_err_set(err, EIO, "what was at offset %" PRIu64 " %s", off, why);
+}
+
 static int find_lost(struct varve_source *s, const struct look *l, const struct request *rq,
                      struct varve_err *err)
 {
@@ -249,23 +254,40 @@ static int find_lost(struct varve_source *s, const struct look *l, const struct 
             i++;
         if (!f)
             continue;
-        r = map_bits(s, f->fds[FILE_LOST], l->blk + from, i - from, bytes, sizeof(bytes), err);
+        r = varve_view_map_bits(s, f->fds[FILE_LOST], 0, l->blk + from, i - from, bytes, sizeof(bytes), err);
         if (r < 0)
             return r;
         for (uint64_t j = 0; j < i - from; j++) {
-            if (map_bit(bytes, l->blk + from, j)) {
-                uint64_t off = (l->blk + from + j) << s->g.shift;
-
-                if (off < rq->off)
-                    off = rq->off;
-                if (rq->lost_off)
-                    *rq->lost_off = off;
-                return varve_err_set(err, EIO, "what was at offset %" PRIu64
-                                     " could not be kept: it is lost to this backup", off);
-            }
+            if (varve_view_map_bit(bytes, l->blk + from, j))
+                return say_lost(s, l, rq, from + j,
+                                "could not be kept: it is lost to this backup", err);
         }
     }
     return 0;
+}
+
+/* What was released is not told, wherever it could be read from; what is not needed is known as long
+ * as it came from the image. */
+static int find_gone(struct varve_source *s, const struct look *l, const struct request *rq,
+                     const struct epoch_files *done, struct varve_err *err)
+{
+    uint8_t released[READ_BLKS_MAX / 8 + 2], unneeded[READ_BLKS_MAX / 8 + 2];
+    int fd = done->fds[FILE_LIVE];
+    int r = varve_view_map_bits(s, fd, varve_done_released_at(&s->g), l->blk, l->count, released,
+                                sizeof(released), err);
+
+    if (r == 0)
+        r = varve_view_map_bits(s, fd, varve_done_unneeded_at(), l->blk, l->count, unneeded,
+                                sizeof(unneeded), err);
+    for (uint64_t i = 0; r == 0 && i < l->count; i++) {
+        if (varve_view_map_bit(released, l->blk, i))
+            return say_lost(s, l, rq, i, "was released: this backup has it no more", err);
+        if (l->first[i] && varve_view_map_bit(unneeded, l->blk, i))
+            return say_lost(s, l, rq, i,
+                            "was overwritten, and was not to be kept: this backup keeps what was "
+                            "dirty (preserve 'dirty')", err);
+    }
+    return r;
 }
 
 static int view_read(struct varve_source *s, const struct epoch_table *table,
@@ -273,6 +295,7 @@ static int view_read(struct varve_source *s, const struct epoch_table *table,
 {
     struct epoch_files *have[READ_BLKS_MAX] = {NULL};
     struct look l = {.s = s, .blk = rq->off >> s->g.shift};
+    struct epoch_files *done = NULL;
     bool again = true;
     int r;
 
@@ -281,10 +304,12 @@ static int view_read(struct varve_source *s, const struct epoch_table *table,
     r = read_blocks(s, &l, rq, 0, l.count, NULL, err);
     while (r == 0 && again) {
         memset(l.first, 0, sizeof(l.first));
-        r = view_walk(s, table, v, look_at_epoch, &l, err);
+        r = varve_view_walk(s, table, v, look_at_epoch, &l, &done, err);
         if (r == 0)
             r = reread(s, &l, rq, have, &again, err);
     }
+    if (r == 0 && done)
+        r = find_gone(s, &l, rq, done, err);
     return r == 0 ? find_lost(s, &l, rq, err) : r;
 }
 
@@ -304,236 +329,6 @@ int varve_view_read(struct varve_source *s, const struct varve_view *v, void *bu
         return 0;
     table = varve_source_table(s);
     r = view_read(s, table, v, &rq, err);
-    varve_source_table_unref(s, table);
-    return r;
-}
-
-/* --- holes ---------------------------------------------------------------------------------------- */
-
-struct hole_look {
-    struct varve_source *s;
-    uint64_t blk, count;          /* count shrinks to the blocks that share the first one's source */
-    struct epoch_files *source;   /* of the first block; NULL: the image */
-};
-
-static int hole_look_at_epoch(void *arg, struct epoch_files *f,
-                              const struct varve_ctl_epoch_copy *c, struct varve_err *err)
-{
-    struct hole_look *l = arg;
-    uint8_t bytes[HOLE_BLKS_MAX / 8 + 2];
-    uint64_t i = 0;
-    bool set;
-    int r;
-
-    (void)c;
-    if (l->source)
-        return 0; /* an older epoch has the first block; where it ends is known */
-    r = map_bits(l->s, f->fds[FILE_LIVE], l->blk, l->count, bytes, sizeof(bytes), err);
-    if (r < 0)
-        return r;
-    set = map_bit(bytes, l->blk, 0);
-    while (i < l->count && map_bit(bytes, l->blk, i) == set)
-        i++;
-    l->count = i;
-    if (set)
-        l->source = f;
-    return 0;
-}
-
-/* Whether [off, ...) of a file begins with a hole, and where that ends (at most `end`). */
-static int file_hole(struct varve_source *s, int fd, uint64_t off, uint64_t end, uint64_t *stop)
-{
-    int64_t data = s->w->seek_data(s->w, fd, off), hole;
-
-    *stop = end;
-    if (data == -ENXIO)
-        return 1;
-    if (data < 0)
-        return 0; /* doubt says data */
-    if ((uint64_t)data > off) {
-        if ((uint64_t)data < end)
-            *stop = (uint64_t)data;
-        return 1;
-    }
-    hole = s->w->seek_hole(s->w, fd, off);
-    if (hole > 0 && (uint64_t)hole > off && (uint64_t)hole < end)
-        *stop = (uint64_t)hole;
-    return 0;
-}
-
-/* Where an answer for [off, stop) of a file leaves whole blocks: holes shrink, data grows. */
-static int whole_blocks(const struct varve_geometry *g, int hole, uint64_t off, uint64_t *stop)
-{
-    uint64_t size = varve_block_size(g);
-
-    if (*stop >= g->size || *stop % size == 0)
-        return hole;
-    if (hole && *stop - *stop % size > off) {
-        *stop -= *stop % size;
-        return 1;
-    }
-    *stop += size - *stop % size; /* a block that is partly data is data */
-    if (*stop > g->size)
-        *stop = g->size;
-    return 0;
-}
-
-static int hole_look_again(void *arg, struct epoch_files *f, const struct varve_ctl_epoch_copy *c,
-                           struct varve_err *err)
-{
-    (void)arg;
-    (void)f;
-    (void)c;
-    (void)err;
-    return 0;
-}
-
-/* A hole in a scratch is a preimage of zeroes only if it was kept at all (else reading it is to say
- * so: data), and if the scratch has not been emptied meanwhile. */
-static int prove_scratch_hole(struct varve_source *s, const struct epoch_table *table,
-                              const struct varve_view *v, const struct hole_look *l, int *hole,
-                              uint64_t off, uint64_t *stop, struct varve_err *err)
-{
-    uint8_t bytes[HOLE_BLKS_MAX / 8 + 2];
-    uint64_t count = ((*stop - 1) >> s->g.shift) - l->blk + 1, i = 0;
-    bool lost;
-    int r = map_bits(s, l->source->fds[FILE_LOST], l->blk, count, bytes, sizeof(bytes), err);
-
-    if (r < 0)
-        return r;
-    lost = map_bit(bytes, l->blk, 0);
-    while (i < count && map_bit(bytes, l->blk, i) == lost)
-        i++;
-    if (varve_block_end(&s->g, l->blk + i - 1) < *stop)
-        *stop = varve_block_end(&s->g, l->blk + i - 1);
-    assert(*stop > off);
-    *hole = !lost;
-    return view_walk(s, table, v, hole_look_again, NULL, err);
-}
-
-int varve_view_hole_run(struct varve_source *s, const struct varve_view *v, uint64_t off,
-                        uint64_t max_len, uint64_t *run_len, struct varve_err *err)
-{
-    struct hole_look l = {.s = s, .blk = off >> s->g.shift};
-    struct epoch_table *table;
-    uint64_t end, stop;
-    int hole, r;
-
-    if (off >= s->g.size || max_len == 0 || off % varve_block_size(&s->g) != 0)
-        return varve_err_set(err, EINVAL, "offset %" PRIu64 " starts no block of the disk", off);
-    end = max_len < s->g.size - off ? off + max_len : s->g.size;
-    l.count = ((end - 1) >> s->g.shift) - l.blk + 1;
-    if (l.count > HOLE_BLKS_MAX) {
-        l.count = HOLE_BLKS_MAX;
-        end = varve_block_end(&s->g, l.blk + l.count - 1);
-    }
-    /* The image is asked before the bits: then a clear bit proves the answer. */
-    hole = file_hole(s, s->image_fd, off, end, &stop);
-    hole = whole_blocks(&s->g, hole, off, &stop);
-    l.count = ((stop - 1) >> s->g.shift) - l.blk + 1;
-    table = varve_source_table(s);
-    r = view_walk(s, table, v, hole_look_at_epoch, &l, err);
-    if (r == 0) {
-        uint64_t known = varve_block_end(&s->g, l.blk + l.count - 1);
-
-        if (l.source) {
-            hole = file_hole(s, l.source->fds[FILE_SCRATCH], off, known, &stop);
-            hole = whole_blocks(&s->g, hole, off, &stop);
-        }
-        if (stop > known)
-            stop = known;
-        if (stop > end)
-            stop = end;
-        if (l.source && hole)
-            r = prove_scratch_hole(s, table, v, &l, &hole, off, &stop, err);
-        *run_len = stop - off;
-        if (r == 0)
-            r = hole;
-    }
-    varve_source_table_unref(s, table);
-    return r;
-}
-
-/* --- what is known of a view ------------------------------------------------------------------------ */
-
-struct usage {
-    uint64_t scratch_bytes, lost_blks;
-};
-
-static int usage_of_epoch(void *arg, struct epoch_files *f, const struct varve_ctl_epoch_copy *c,
-                          struct varve_err *err)
-{
-    struct usage *u = arg;
-
-    (void)f;
-    (void)err;
-    u->scratch_bytes += c->scratch_bytes;
-    u->lost_blks += c->lost_blks;
-    return 0;
-}
-
-int varve_view_usage(struct varve_source *s, const struct varve_view *v, uint64_t *scratch_bytes,
-                     uint64_t *lost_bytes, struct varve_err *err)
-{
-    struct usage u = {0, 0};
-    struct epoch_table *table = varve_source_table(s);
-    int r = view_walk(s, table, v, usage_of_epoch, &u, err);
-
-    varve_source_table_unref(s, table);
-    *scratch_bytes = u.scratch_bytes;
-    *lost_bytes = u.lost_blks << s->g.shift;
-    return r;
-}
-
-int varve_view_check(struct varve_source *s, const struct varve_view *v, struct varve_err *err)
-{
-    uint64_t scratch_bytes, lost_bytes;
-
-    return varve_view_usage(s, v, &scratch_bytes, &lost_bytes, err);
-}
-
-struct lost_look {
-    struct varve_source *s;
-    struct varve_bitmap *into;
-    uint64_t word; /* of the chunk */
-    size_t nwords;
-    uint64_t seen[512]; /* blocks of the chunk that an older epoch has */
-};
-
-static int lost_of_epoch(void *arg, struct epoch_files *f, const struct varve_ctl_epoch_copy *c,
-                         struct varve_err *err)
-{
-    struct lost_look *l = arg;
-    uint64_t lost[512], dirty[512];
-    ssize_t len = (ssize_t)(l->nwords * 8);
-
-    /* The live map first: what is lost is set in the other before it is set here. */
-    (void)c;
-    if (l->s->w->pread(l->s->w, f->fds[FILE_LIVE], dirty, (size_t)len, l->word * 8) != len)
-        return varve_err_set(err, EIO, "a map of the disk cannot be read or has been cut short");
-    atomic_thread_fence(memory_order_seq_cst);
-    if (l->s->w->pread(l->s->w, f->fds[FILE_LOST], lost, (size_t)len, l->word * 8) != len)
-        return varve_err_set(err, EIO, "a map of the disk cannot be read or has been cut short");
-    for (size_t i = 0; i < l->nwords; i++) {
-        l->into->words[l->word + i] |= lost[i] & ~l->seen[i];
-        l->seen[i] |= dirty[i];
-    }
-    return 0;
-}
-
-int varve_view_or_lost(struct varve_source *s, const struct varve_view *v,
-                       struct varve_bitmap *into, struct varve_err *err)
-{
-    struct epoch_table *table = varve_source_table(s);
-    size_t nwords = varve_bitmap_nwords(into);
-    int r = 0;
-
-    for (size_t at = 0; r == 0 && at < nwords; at += 512) {
-        struct lost_look l = {.s = s, .into = into, .word = at};
-
-        l.nwords = nwords - at < 512 ? nwords - at : 512;
-        r = view_walk(s, table, v, lost_of_epoch, &l, err);
-    }
     varve_source_table_unref(s, table);
     return r;
 }

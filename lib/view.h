@@ -35,6 +35,14 @@ bool varve_source_has_epoch(struct varve_source *s, uint64_t number);
 /* Forgets the epochs before `number`; reads under way keep theirs. */
 void varve_source_drop_before(struct varve_source *s, uint64_t number);
 
+/* Adds the done map of a view (lib/control.h); takes the fd over (also on failure).  A former one of
+ * the same view gives way. */
+int varve_source_add_done(struct varve_source *s, uint64_t view, int fd, struct varve_err *err);
+/* It is there, and is the file with that inode. */
+bool varve_source_has_done(struct varve_source *s, uint64_t view, uint64_t ino);
+/* Forgets those of views that are not open in a copy of the control page's VARVE_CTL_VIEWS. */
+void varve_source_drop_done(struct varve_source *s, const struct varve_ctl_view_copy *views);
+
 /* What the control page says now. */
 int varve_source_head(struct varve_source *s, struct varve_ctl_head *head, struct varve_err *err);
 int varve_source_views(struct varve_source *s, struct varve_ctl_view_copy out[VARVE_CTL_VIEWS],
@@ -52,7 +60,8 @@ struct varve_view {
 };
 
 /* Fills buf with [off, off+len) of the view; len at most 1 MiB.
- * -EIO: some of it could not be kept or read, err says where; *lost_off (may be NULL) its first byte.
+ * -EIO: some of it could not be kept or read, was released, or need not be kept; err says which and
+ * where; *lost_off (may be NULL) its first byte.
  * -ESTALE: the view has ended or is broken, for good.
  * -EAGAIN: the disk is in an epoch whose files the source does not have yet. */
 int varve_view_read(struct varve_source *s, const struct varve_view *v, void *buf, uint64_t off,
@@ -71,6 +80,13 @@ int varve_view_check(struct varve_source *s, const struct varve_view *v, struct 
 /* Bytes of preimages kept, and of preimages lost, in the epochs of the view so far. */
 int varve_view_usage(struct varve_source *s, const struct varve_view *v, uint64_t *scratch_bytes,
                      uint64_t *lost_bytes, struct varve_err *err);
+
+/* Bytes that were released. */
+int varve_view_released(struct varve_source *s, const struct varve_view *v, uint64_t *bytes,
+                        struct varve_err *err);
+/* Blocks that were released, ORed into `into`. */
+int varve_view_or_released(struct varve_source *s, const struct varve_view *v,
+                           struct varve_bitmap *into, struct varve_err *err);
 
 /* Blocks lost to the view so far, ORed into `into`. */
 int varve_view_or_lost(struct varve_source *s, const struct varve_view *v,

@@ -154,6 +154,13 @@ TESTS += $(server_tests)
 EXTRA_DIST += $(server_tests)
 THREAD_TESTS += $(server_tests)
 
+check_PROGRAMS += %D%/unit/test-release
+%C%_unit_test_release_SOURCES = %D%/unit/test-release.c
+%C%_unit_test_release_CFLAGS = $(AM_CFLAGS) $(CMOCKA_CFLAGS)
+%C%_unit_test_release_LDADD = %D%/lib/libtest.la lib/libvarve.la $(CMOCKA_LIBS)
+TESTS += %D%/unit/test-release
+THREAD_TESTS += %D%/unit/test-release
+
 check_PROGRAMS += %D%/unit/test-view
 %C%_unit_test_view_SOURCES = %D%/unit/test-view.c
 %C%_unit_test_view_CFLAGS = $(AM_CFLAGS) $(CMOCKA_CFLAGS)

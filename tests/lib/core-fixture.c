@@ -230,6 +230,7 @@ void core_open_source(struct core *c)
 
 void core_fetch(struct core *c)
 {
+    struct varve_ctl_view_copy views[VARVE_CTL_VIEWS];
     struct varve_err err = VARVE_ERR_INIT;
     struct varve_ctl_head head;
     uint64_t from;
@@ -243,6 +244,17 @@ void core_fetch(struct core *c)
             varve_tracker_open_epoch(c->t, epoch, fds, &err) < 0)
             continue;
         must_do(varve_source_add_epoch(c->source, epoch, fds, &err), &err, "epoch");
+    }
+    must_do(varve_source_views(c->source, views, &err), &err, "views");
+    for (unsigned i = 0; i < VARVE_CTL_VIEWS; i++) {
+        int fd;
+
+        if (views[i].state != VARVE_VIEW_OPEN || views[i].done_ino == 0 ||
+            varve_source_has_done(c->source, views[i].id, views[i].done_ino))
+            continue;
+        fd = varve_tracker_open_done(c->t, views[i].id, &err);
+        must_do(fd, &err, "done map");
+        must_do(varve_source_add_done(c->source, views[i].id, fd, &err), &err, "done map");
     }
 }
 

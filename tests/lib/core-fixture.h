@@ -57,7 +57,7 @@ void core_read_image(struct core *c, uint64_t off, void *buf, uint64_t len);
 /* A boundary with a view (0: none), sealed.  The number of the epoch that begins. */
 uint64_t core_boundary(struct core *c, uint64_t view_id);
 
-/* The reader: opens its files, and fetches those of epochs that it does not have. */
+/* The reader: opens its files, and fetches those of epochs and the done maps that it does not have. */
 void core_open_source(struct core *c);
 void core_fetch(struct core *c);
 void core_close_source(struct core *c);

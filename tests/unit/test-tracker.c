@@ -343,7 +343,7 @@ static void state_of_another_format_is_refused_and_left_alone(void **state)
 static void runtime_files_of_a_newer_layout_are_refused(void **state)
 {
     struct varve_err err = VARVE_ERR_INIT;
-    uint32_t layout = VARVE_CTL_LAYOUT + 1;
+    uint32_t layout = VARVE_CTL_LAYOUT_DONE + 1;
 
     (void)state;
     core_start(&c);
