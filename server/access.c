@@ -20,6 +20,7 @@
 #include <arpa/inet.h>
 #include <errno.h>
 #include <fnmatch.h>
+#include <linux/vm_sockets.h>
 #include <netinet/in.h>
 #include <stdatomic.h>
 #include <stdint.h>
@@ -35,6 +36,7 @@ enum who_kind {
     WHO_PSK,
     WHO_IP,
     WHO_UID,
+    WHO_CID,
 };
 
 struct rule {
@@ -42,6 +44,7 @@ struct rule {
     enum who_kind kind;
     char *name; /* DN, PSK */
     uid_t uid;
+    unsigned cid;
     int family; /* IP: */
     uint8_t net[16];
     unsigned prefix; /* bits of it that count */
@@ -80,6 +83,14 @@ static bool rule_is_net_of(const struct rule *r, const struct varve_client_id *w
     return net_has(r->net, r->prefix, six.sin6_addr.s6_addr);
 }
 
+static bool cid_is(const struct rule *r, const struct varve_client_id *who)
+{
+    struct sockaddr_vm vm;
+
+    memcpy(&vm, &who->addr, sizeof(vm));
+    return who->addr.ss_family == AF_VSOCK && vm.svm_cid == r->cid;
+}
+
 static bool rule_means(const struct rule *r, const struct varve_client_id *who)
 {
     switch (r->kind) {
@@ -93,6 +104,8 @@ static bool rule_means(const struct rule *r, const struct varve_client_id *who)
         return rule_is_net_of(r, who);
     case WHO_UID:
         return who->has_uid && who->uid == r->uid;
+    case WHO_CID:
+        return cid_is(r, who);
     }
     return false;
 }
@@ -266,7 +279,7 @@ static int parse_name(struct rule *r, enum who_kind kind, const char *text, stru
 static int parse_who(struct rule *r, char *word, struct varve_err *err)
 {
     const char *rest;
-    uint64_t uid;
+    uint64_t number;
 
     r->kind = WHO_ANY;
     if (strcmp(word, "any") == 0)
@@ -282,12 +295,19 @@ static int parse_who(struct rule *r, char *word, struct varve_err *err)
     if (starts_with(word, "uid:", &rest)) {
         r->kind = WHO_UID;
         /* The last number is no user: (uid_t)-1. */
-        if (!parse_number(rest, UINT32_MAX - 1u, &uid))
+        if (!parse_number(rest, UINT32_MAX - 1u, &number))
             return varve_err_set(err, EINVAL, "uid: wants a number");
-        r->uid = (uid_t)uid;
+        r->uid = (uid_t)number;
         return 0;
     }
-    return varve_err_set(err, EINVAL, "'%.64s' is none of any, dn:, psk:, ip:, uid:", word);
+    if (starts_with(word, "cid:", &rest)) {
+        r->kind = WHO_CID;
+        if (!parse_number(rest, VMADDR_CID_ANY - 1u, &number))
+            return varve_err_set(err, EINVAL, "cid: wants a number");
+        r->cid = (unsigned)number;
+        return 0;
+    }
+    return varve_err_set(err, EINVAL, "'%.64s' is none of any, dn:, psk:, ip:, uid:, cid:", word);
 }
 
 /* Takes over the pattern, but not on failure. */

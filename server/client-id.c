@@ -3,6 +3,7 @@
 
 #include <arpa/inet.h>
 #include <errno.h>
+#include <linux/vm_sockets.h>
 #include <netinet/in.h>
 #include <stdio.h>
 #include <string.h>
@@ -64,6 +65,7 @@ static void text_where(const struct varve_client_id *id, char *buf, size_t len)
     char host[INET6_ADDRSTRLEN] = "?";
     struct sockaddr_in6 six;
     struct sockaddr_in four;
+    struct sockaddr_vm vm;
 
     switch (id->addr.ss_family) {
     case AF_INET:
@@ -75,6 +77,10 @@ static void text_where(const struct varve_client_id *id, char *buf, size_t len)
         memcpy(&six, &id->addr, sizeof(six));
         inet_ntop(AF_INET6, &six.sin6_addr, host, sizeof(host));
         snprintf(buf, len, "[%s]:%u", host, ntohs(six.sin6_port));
+        break;
+    case AF_VSOCK:
+        memcpy(&vm, &id->addr, sizeof(vm));
+        snprintf(buf, len, "vsock:%u:%u", vm.svm_cid, vm.svm_port);
         break;
     default:
         if (id->has_uid)

@@ -44,8 +44,8 @@ int varve_client_id_of_socket(struct varve_client_id *id, int fd, struct varve_e
 int varve_client_id_prove(struct varve_client_id *id, enum varve_client_proof proof,
                           const void *name, size_t len, struct varve_err *err);
 
-/* For people: `uid 1000 (pid 4711)`, `192.0.2.1:50000 psk:alice`, `[2001:db8::1]:5 dn:CN=b`.  The
- * name is the peer's: whoever prints it must take care of control bytes.  Returns buf. */
+/* For people: `uid 1000 (pid 4711)`, `192.0.2.1:50000 psk:alice`, `[2001:db8::1]:5 dn:CN=b`,
+ * `vsock:3:1024`.  The name is the peer's: whoever prints it must take care of control bytes.  Returns buf. */
 const char *varve_client_id_text(const struct varve_client_id *id, char *buf, size_t len);
 
 #endif

@@ -100,6 +100,29 @@ int varve_control_listen(struct varve_control *c, const char *path, struct varve
     return 0;
 }
 
+int varve_control_adopt(struct varve_control *c, int fd, struct varve_err *err)
+{
+    int domain = 0, listens = 0, rc;
+    socklen_t len = sizeof(int);
+
+    if (getsockopt(fd, SOL_SOCKET, SO_DOMAIN, &domain, &len) || domain != AF_UNIX ||
+        getsockopt(fd, SOL_SOCKET, SO_ACCEPTCONN, &listens, &len) || !listens) {
+        close(fd);
+        return varve_err_set(err, EINVAL,
+                             "the control socket that was passed to us is no "
+                             "listening unix socket");
+    }
+    uv_pipe_init(c->loop, &c->listener, 0);
+    c->listener.data = c;
+    c->listening = true;
+    rc = uv_pipe_open(&c->listener, fd);
+    if (rc < 0)
+        close(fd);
+    else
+        rc = uv_listen((uv_stream_t *)&c->listener, BACKLOG, control_on_connection);
+    return rc < 0 ? varve_err_sys(err, -rc, "the control socket that was passed to us") : 0;
+}
+
 void varve_control_event(void *control, const char *text, size_t len)
 {
     struct varve_control *c = control;

@@ -21,6 +21,9 @@ int varve_control_new(uv_loop_t *loop, struct varve_daemon *d, void (*quit)(void
 /* Listens.  A socket that nobody listens at any more is replaced.  -EADDRINUSE */
 int varve_control_listen(struct varve_control *c, const char *path, struct varve_err *err);
 
+/* The same with a socket that listens already; takes over fd, also on failure.  It is not unlinked. */
+int varve_control_adopt(struct varve_control *c, int fd, struct varve_err *err);
+
 /* An event for everyone who has negotiated. */
 void varve_control_event(void *control, const char *text, size_t len);
 

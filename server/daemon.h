@@ -16,6 +16,7 @@
 #include "server/export.h"
 #include "server/nbd-server.h"
 #include "server/options.h"
+#include "server/sd-listen.h"
 
 #include <pthread.h>
 
@@ -30,7 +31,8 @@ struct varve_daemon {
     struct varve_nbd_server *nbd; /* only varve_nbd_server_kick from here */
     struct varve_clerk *clerk;
     struct varve_events *events;
-    char *listeners[VARVE_LISTENERS_MAX]; /* as they really are; set before commands come */
+    char *listeners[VARVE_LISTENERS_MAX + VARVE_SD_SOCKETS_MAX]; /* as they really are; set before
+                                                                  * commands come */
     size_t nlisteners;
 
     /* Readers of views that leave.  Guards `gone` of struct varve_backup_disk; rank: a leaf. */

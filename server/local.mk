@@ -6,10 +6,14 @@ server_libnbdserver_la_SOURCES = \
 	%D%/client-id.h \
 	%D%/export.c \
 	%D%/export.h \
+	%D%/nbd-clients.c \
+	%D%/nbd-clients.h \
 	%D%/nbd-conn.c \
 	%D%/nbd-conn.h \
 	%D%/nbd-handshake.c \
 	%D%/nbd-handshake.h \
+	%D%/nbd-host.c \
+	%D%/nbd-host.h \
 	%D%/nbd-job.c \
 	%D%/nbd-listener.c \
 	%D%/nbd-listener.h \
@@ -21,6 +25,8 @@ server_libnbdserver_la_SOURCES = \
 	%D%/nbd-request.c \
 	%D%/nbd-server.c \
 	%D%/nbd-server.h \
+	%D%/nbd-socket.c \
+	%D%/nbd-socket.h \
 	%D%/nbd-status.c \
 	%D%/nbd-tls.c \
 	%D%/nbd-tls.h \
@@ -86,6 +92,8 @@ server_libvarved_la_SOURCES = \
 	%D%/peer.h \
 	%D%/runtime.c \
 	%D%/runtime.h \
+	%D%/sd-listen.c \
+	%D%/sd-listen.h \
 	%D%/sd-notify.c \
 	%D%/sd-notify.h \
 	%D%/served-view.c \

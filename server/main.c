@@ -16,6 +16,7 @@
 #include "server/mailbox.h"
 #include "server/options.h"
 #include "server/runtime.h"
+#include "server/sd-listen.h"
 #include "server/sd-notify.h"
 
 #include <errno.h>
@@ -33,6 +34,8 @@ struct app {
     struct varve_options options;
     struct varve_daemon daemon;
     struct varve_runtime runtime;
+    struct varve_sd_sockets passed;
+    size_t nown; /* of the listeners are ours, and come first */
     uv_loop_t loop;
     struct varve_control *control;
     struct varve_mailbox *mailbox; /* news from the clerk to this file */
@@ -98,11 +101,12 @@ static void app_on_end_timer(uv_timer_t *timer)
     struct app *app = timer->data;
 
     varve_log("not all ended in time; leaving");
-    for (size_t i = 0; i < app->daemon.nlisteners; i++) {
+    for (size_t i = 0; i < app->nown; i++) {
         if (strncmp(app->daemon.listeners[i], "unix:", 5) == 0)
             unlink(app->daemon.listeners[i] + 5);
     }
-    unlink(app->options.control);
+    if (app->passed.control < 0)
+        unlink(app->options.control);
     _exit(app->status);
 }
 
@@ -171,23 +175,41 @@ static void app_on_sighup(uv_signal_t *handle, int number)
 
 /* --- the beginning ------------------------------------------------------------------------ */
 
-static int app_listen(struct app *app, struct varve_err *err)
+static int app_add_listener(struct app *app, const char *real, struct varve_err *err)
 {
     struct varve_daemon *d = &app->daemon;
 
-    for (size_t i = 0; i < app->options.nlisten; i++) {
-        char real[512];
-        int rc = varve_nbd_server_listen(d->nbd, app->options.listen[i], real, sizeof(real), err);
+    d->listeners[d->nlisteners] = strdup(real);
+    if (!d->listeners[d->nlisteners])
+        return varve_err_set(err, ENOMEM, "no memory");
+    d->nlisteners++;
+    varve_log("listens at %s", real);
+    return 0;
+}
 
-        if (rc < 0)
-            return rc;
-        d->listeners[i] = strdup(real);
-        if (!d->listeners[i])
-            return varve_err_set(err, ENOMEM, "no memory");
-        d->nlisteners = i + 1;
-        varve_log("listens at %s", real);
+static int app_listen(struct app *app, struct varve_err *err)
+{
+    const struct varve_options *o = &app->options;
+    size_t own = o->default_listen && app->passed.n ? 0 : o->nlisten;
+    char real[512];
+    int rc = 0;
+
+    for (size_t i = 0; i < own && rc == 0; i++) {
+        rc = varve_nbd_server_listen(app->daemon.nbd, o->listen[i], real, sizeof(real), err);
+        if (rc == 0)
+            rc = app_add_listener(app, real, err);
+        app->nown = app->daemon.nlisteners;
     }
-    return varve_control_listen(app->control, app->options.control, err);
+    for (unsigned i = 0; i < app->passed.n && rc == 0; i++) {
+        rc = varve_nbd_server_adopt(app->daemon.nbd, app->passed.fds[i], real, sizeof(real), err);
+        if (rc == 0)
+            rc = app_add_listener(app, real, err);
+    }
+    if (rc < 0)
+        return rc;
+    if (app->passed.control >= 0)
+        return varve_control_adopt(app->control, app->passed.control, err);
+    return varve_control_listen(app->control, o->control, err);
 }
 
 static void app_on_restored(struct varve_letter *letter)
@@ -203,7 +225,8 @@ static void app_on_restored(struct varve_letter *letter)
         app_stop(app);
         return;
     }
-    varve_log("ready; control socket %s", app->options.control);
+    varve_log("ready; control socket %s",
+              app->passed.control < 0 ? app->options.control : "as it was passed to us");
     varve_sd_notify("READY=1");
 }
 
@@ -281,6 +304,7 @@ static void app_fini(struct app *app)
     struct varve_daemon *d = &app->daemon;
 
     varve_daemon_fini(d);
+    varve_nbd_server_free(d->nbd);
     varve_exports_free(d->exports);
     for (size_t i = 0; i < d->nlisteners; i++)
         free(d->listeners[i]);
@@ -305,7 +329,8 @@ int main(int argc, char **argv)
     case VARVE_OPTIONS_RUN:
         break;
     }
-    if (app_prepare(&app, &err) < 0 || app_start(&app, &err) < 0) {
+    if (varve_sd_listen(&app.passed, &err) < 0 || app_prepare(&app, &err) < 0 ||
+        app_start(&app, &err) < 0) {
         varve_log("%s", err.msg);
         return EXIT_FAILURE;
     }

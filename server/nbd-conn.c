@@ -30,6 +30,7 @@
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 /* How long a peer may take to notice that the connection ended. */
 #define LINGER_MS 500u
@@ -38,6 +39,9 @@
 #define HANDSHAKE_GRACE_MS 500u
 
 #define TCP_KEEPALIVE_S 60u
+
+/* How long one that is refused may take to hear it. */
+#define REFUSAL_MS 3000u
 
 /* One write: few enough bytes that memory is given back while a long reply is under way, and as
  * many buffers as libuv keeps without allocating (when that fails, 1.44 counts the write for
@@ -104,12 +108,9 @@ static void conn_maybe_free(struct varve_nbd_conn *c)
     varve_nbd_tls_end(c);
     conn_release_export(c);
     TAILQ_REMOVE(&host->conns, c, link);
-    host->nconns--;
-    if (host->spare)
-        free(c);
-    else
-        host->spare = c;
-    host->conn_gone(host);
+    varve_nbd_clients_leave(c->clients, &c->client);
+    free(c);
+    varve_nbd_host_conn_gone(host);
 }
 
 static void conn_on_handle_closed(uv_handle_t *handle)
@@ -474,66 +475,97 @@ void varve_nbd_conn_transmit(struct varve_nbd_conn *c)
     conn_move(c, VARVE_NBD_TRANSMIT);
 }
 
-static int conn_init_io(struct varve_nbd_conn *c, uv_loop_t *loop, uv_handle_type type)
-{
-    return type == UV_TCP ? uv_tcp_init(loop, &c->io.tcp) : uv_pipe_init(loop, &c->io.pipe, 0);
-}
-
-/* Where memory is short a connection may still come after another has gone. */
-static struct varve_nbd_conn *conn_new(struct varve_nbd_host *host)
+struct varve_nbd_conn *varve_nbd_conn_new(void)
 {
     struct varve_nbd_conn *c = calloc(1, sizeof(*c));
 
-    if (!c && host->spare) {
-        c = host->spare;
-        host->spare = NULL;
-        memset(c, 0, sizeof(*c));
-    }
+    if (!c)
+        return NULL;
+    TAILQ_INIT(&c->queue);
+    TAILQ_INIT(&c->batch);
+    TAILQ_INIT(&c->tx.ready);
     return c;
 }
 
-static int conn_identify(struct varve_nbd_conn *c)
+bool varve_nbd_conn_take(struct varve_nbd_conn *c, int fd, struct varve_nbd_clients *clients)
 {
-    uv_os_fd_t fd;
-    int rc = uv_fileno(&c->io.handle, &fd);
+    enum varve_nbd_verdict verdict = VARVE_NBD_DROP;
 
-    return rc ? rc : varve_client_id_of_socket(&c->id, fd, NULL);
+    memset(&c->id, 0, sizeof(c->id));
+    c->refusal = (struct varve_err)VARVE_ERR_INIT;
+    /* Who has gone already has no address. */
+    if (varve_client_id_of_socket(&c->id, fd, NULL) == 0)
+        verdict = varve_nbd_clients_enter(clients, &c->client, &c->id, &c->refusal);
+    if (verdict == VARVE_NBD_DROP) {
+        close(fd);
+        return false;
+    }
+    c->fd = fd;
+    c->clients = clients;
+    return true;
 }
 
-int varve_nbd_conn_accept(struct varve_nbd_host *host, uv_stream_t *listener)
+void varve_nbd_conn_discard(struct varve_nbd_conn *c)
 {
-    struct varve_nbd_conn *c = conn_new(host);
+    varve_nbd_clients_leave(c->clients, &c->client);
+    close(c->fd);
+    free(c);
+}
+
+static bool conn_is_tcp(const struct varve_nbd_conn *c)
+{
+    return c->id.addr.ss_family == AF_INET || c->id.addr.ss_family == AF_INET6;
+}
+
+/* libuv's pipes are any stream sockets: unix and vsock. */
+static int conn_open_io(struct varve_nbd_conn *c)
+{
+    uv_loop_t *loop = c->host->loop;
     int rc;
 
-    if (!c)
-        return -ENOMEM;
-    rc = conn_init_io(c, host->loop, uv_handle_get_type((uv_handle_t *)listener));
-    assert(rc == 0);
-    c->host = host;
+    if (!conn_is_tcp(c)) {
+        uv_pipe_init(loop, &c->io.pipe, 0);
+        return uv_pipe_open(&c->io.pipe, c->fd);
+    }
+    uv_tcp_init(loop, &c->io.tcp);
+    rc = uv_tcp_open(&c->io.tcp, c->fd);
+    if (rc)
+        return rc;
+    uv_tcp_nodelay(&c->io.tcp, 1);
+    uv_tcp_keepalive(&c->io.tcp, 1, TCP_KEEPALIVE_S);
+    return 0;
+}
+
+static void conn_begin(struct varve_nbd_conn *c)
+{
+    unsigned timeout_ms = c->host->options.handshake_timeout_ms;
+
+    if (c->refusal.code) {
+        varve_nbd_host_log(c->host, &c->id, c->refusal.msg);
+        if (!timeout_ms || timeout_ms > REFUSAL_MS)
+            timeout_ms = REFUSAL_MS;
+    }
+    c->took_ms = c->heard_ms = conn_now_ms(c);
+    if (timeout_ms)
+        c->deadline_ms = conn_now_ms(c) + timeout_ms;
+    varve_nbd_handshake_begin(c);
+    varve_nbd_conn_tick(c);
+}
+
+void varve_nbd_conn_start(struct varve_nbd_conn *c)
+{
+    struct varve_nbd_host *host = c->host;
+    int rc = conn_open_io(c);
+
     c->io.handle.data = c;
     uv_timer_init(host->loop, &c->timer);
     c->timer.data = c;
     c->handles = 2;
-    TAILQ_INIT(&c->queue);
-    TAILQ_INIT(&c->batch);
-    TAILQ_INIT(&c->tx.ready);
     TAILQ_INSERT_TAIL(&host->conns, c, link);
-    host->nconns++;
-    rc = uv_accept(listener, &c->io.stream);
-    /* Who has gone already has no address. */
-    if (rc || host->nconns > host->options.max_connections || host->going_down ||
-        conn_identify(c)) {
+    if (rc)
+        close(c->fd);
+    if (rc || host->leaving)
         varve_nbd_conn_close(c);
-        return 0;
-    }
-    if (uv_handle_get_type(&c->io.handle) == UV_TCP) {
-        uv_tcp_nodelay(&c->io.tcp, 1);
-        uv_tcp_keepalive(&c->io.tcp, 1, TCP_KEEPALIVE_S);
-    }
-    c->took_ms = c->heard_ms = conn_now_ms(c);
-    if (host->options.handshake_timeout_ms)
-        c->deadline_ms = conn_now_ms(c) + host->options.handshake_timeout_ms;
-    varve_nbd_handshake_begin(c);
-    varve_nbd_conn_tick(c);
-    return 0;
+    else
+        conn_begin(c);
 }

@@ -2,14 +2,16 @@
  *
  * One NBD connection: its socket, its buffers, its clocks, and the parts that speak the protocol.
  * Private to nbd-*.c; everything runs on the loop of the connection's host.
- * It uses no global state and knows nothing of listeners, so hosts may be as many as loops.
+ * It uses no global state and knows nothing of listeners, so hosts may be as many as loops.  It is
+ * made on the server's thread, and is its host's from varve_nbd_host_give on.
  */
 #ifndef VARVE_SERVER_NBD_CONN_H
 #define VARVE_SERVER_NBD_CONN_H
 
 #include "server/client-id.h"
+#include "server/nbd-clients.h"
 #include "server/nbd-handshake.h"
-#include "server/nbd-server.h"
+#include "server/nbd-host.h"
 #include "server/nbd-tls.h"
 #include "server/nbd-transmit.h"
 
@@ -18,23 +20,6 @@
 
 /* Input that is buffered: at least one header.  While it is full the socket is not read. */
 #define VARVE_NBD_INPUT_LEN 4096u
-
-/* What the connections of one loop share. */
-struct varve_nbd_host {
-    uv_loop_t *loop;
-    struct varve_exports *exports;
-    struct varve_nbd_options options;
-    struct varve_tls *tls;       /* for new sessions; NULL: off */
-    struct varve_access *access; /* NULL: everybody sees all */
-    uint64_t log_second;         /* the one in which log_count lines were written */
-    unsigned log_count;
-    bool going_down; /* the server is closing: nothing new is begun */
-    TAILQ_HEAD(, varve_nbd_conn) conns;
-    unsigned nconns;
-    struct varve_nbd_pool pool;
-    struct varve_nbd_conn *spare; /* memory for one more; NULL only while a connection is open */
-    void (*conn_gone)(struct varve_nbd_host *host); /* one was freed */
-};
 
 /* A message, or several, on the way to the peer. */
 struct varve_nbd_out {
@@ -58,7 +43,11 @@ enum varve_nbd_state {
 
 struct varve_nbd_conn {
     struct varve_nbd_host *host;
-    TAILQ_ENTRY(varve_nbd_conn) link; /* in host->conns */
+    TAILQ_ENTRY(varve_nbd_conn) link; /* in host->conns, before that in its arrivals */
+    struct varve_nbd_clients *clients;
+    struct varve_nbd_client client; /* its entry in that register */
+    struct varve_err refusal;       /* code != 0: it is one too many, and is told so */
+    int fd;                         /* before it has `io` */
     enum varve_nbd_state state;
     _Atomic bool dead; /* state is CLOSING: the pool may stop working for it */
 
@@ -98,10 +87,18 @@ struct varve_nbd_conn {
     struct varve_nbd_transmit tx;
 };
 
-/* Accepts what waits at the listener (a uv_pipe_t or uv_tcp_t of the host's loop).  Above the limit
- * of connections the peer is closed at once.  -ENOMEM: it still waits, and libuv does not call for
- * it again; call this when a connection has gone. */
-int varve_nbd_conn_accept(struct varve_nbd_host *host, uv_stream_t *listener);
+/* Memory for a connection, or NULL. */
+struct varve_nbd_conn *varve_nbd_conn_new(void);
+
+/* The accepted socket fd becomes c's.  False: its peer has gone, or there are too many even to be
+ * told; fd is closed, and c is as it was. */
+bool varve_nbd_conn_take(struct varve_nbd_conn *c, int fd, struct varve_nbd_clients *clients);
+
+/* Ends and frees one that took a socket and has not started. */
+void varve_nbd_conn_discard(struct varve_nbd_conn *c);
+
+/* On the loop of c->host: begins. */
+void varve_nbd_conn_start(struct varve_nbd_conn *c);
 
 /* To be called last in every callback that did something to c; c may be gone afterwards. */
 void varve_nbd_conn_tick(struct varve_nbd_conn *c);

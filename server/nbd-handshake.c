@@ -373,6 +373,15 @@ static void refuse_without_tls(struct varve_nbd_conn *c)
         reply_error(c, VARVE_NBD_REP_ERR_TLS_REQD, "this server wants TLS first");
 }
 
+/* One connection too many learns why from the answer to whatever it asks. */
+static void refuse_surplus(struct varve_nbd_conn *c)
+{
+    if (c->hs.opt.type == VARVE_NBD_OPT_EXPORT_NAME)
+        varve_nbd_conn_close(c);
+    else
+        reply_error(c, VARVE_NBD_REP_ERR_POLICY, c->refusal.msg);
+}
+
 static void handle_option(struct varve_nbd_conn *c)
 {
     uint32_t type = c->hs.opt.type;
@@ -383,6 +392,10 @@ static void handle_option(struct varve_nbd_conn *c)
     }
     if (lacks_tls(c)) {
         refuse_without_tls(c);
+        return;
+    }
+    if (c->refusal.code && type != VARVE_NBD_OPT_ABORT) {
+        refuse_surplus(c);
         return;
     }
     switch (type) {

@@ -54,7 +54,8 @@ void varve_nbd_pool_turns(struct varve_nbd_pool *p);
 void varve_nbd_pool_started(struct varve_nbd_pool *p, struct varve_nbd_share *s);
 void varve_nbd_pool_ended(struct varve_nbd_pool *p, struct varve_nbd_share *s);
 
-/* Bytes that c may hold more without asking for more than its part; not 0 while it holds nothing. */
+/* Bytes that c may hold more without asking for more than its part; not 0 while it holds nothing.
+ */
 size_t varve_nbd_pool_room(const struct varve_nbd_conn *c);
 
 /* Whether c may hold `cost` bytes more. */

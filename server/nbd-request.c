@@ -70,7 +70,8 @@ static int check_payload(const struct varve_nbd_conn *c, const struct varve_nbd_
 static int check_request(const struct varve_nbd_conn *c, const struct varve_nbd_request *hdr,
                          struct varve_err *err)
 {
-    bool going = c->state == VARVE_NBD_LEAVING || atomic_load(&c->tx.export->withdrawn);
+    bool going = c->state == VARVE_NBD_LEAVING || c->host->going_down ||
+                 atomic_load(&c->tx.export->withdrawn);
     int rc;
 
     if (going)
@@ -112,7 +113,8 @@ static void take_request(struct varve_nbd_conn *c, const struct varve_nbd_reques
     struct varve_err err = VARVE_ERR_INIT;
     struct varve_nbd_req *req;
 
-    c->tx.nreqs++;
+    c->client.queue = ++c->tx.nreqs;
+    varve_nbd_client_add(&c->client.requests, 1);
     atomic_fetch_add(&c->tx.export->requests, 1);
     if (check_request(c, hdr, &err)) {
         varve_nbd_reply_error(c, hdr, err.code, err.msg, NULL);

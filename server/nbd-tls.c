@@ -14,23 +14,9 @@
 #include <errno.h>
 #include <stdlib.h>
 
-/* Failures that are told of in one second; more of them are somebody's noise. */
-#define LOG_PER_SECOND 10u
-
 static void tls_log(struct varve_nbd_conn *c, const char *what)
 {
-    struct varve_nbd_host *host = c->host;
-    uint64_t second = uv_now(host->loop) / 1000;
-    char who[VARVE_CLIENT_TEXT_MAX];
-
-    if (!host->options.log)
-        return;
-    if (host->log_second != second)
-        host->log_count = 0;
-    host->log_second = second;
-    if (host->log_count++ < LOG_PER_SECOND)
-        host->options.log("NBD client %s: %s", varve_client_id_text(&c->id, who, sizeof(who)),
-                          what);
+    varve_nbd_host_log(c->host, &c->id, what);
 }
 
 void varve_nbd_tls_start(struct varve_nbd_conn *c, size_t behind)
@@ -79,6 +65,7 @@ static bool tls_shake(struct varve_nbd_conn *c)
         return false;
     }
     c->tls.state = VARVE_NBD_TLS_OPEN;
+    varve_nbd_clients_identify(c->clients, &c->client, &c->id);
     return true;
 }
 

@@ -58,6 +58,7 @@ void varve_nbd_reply_error(struct varve_nbd_conn *c, const struct varve_nbd_requ
     struct varve_nbd_out *out;
     size_t len = VARVE_NBD_SIMPLE_REPLY_LEN, ext = varve_nbd_extension(c);
 
+    varve_nbd_client_add(&c->client.errors, 1);
     tell_read_failed(c, hdr);
     if (c->hs.structured)
         len = ext + varve_nbd_encode_error(NULL, 0, 0, error, msg, off);
@@ -100,11 +101,13 @@ void varve_nbd_transmit_sent(struct varve_nbd_conn *c, const struct varve_nbd_ou
 {
     if (out->held)
         varve_nbd_pool_release(c, out->held);
-    if (out->data_len)
+    if (out->data_len) {
         atomic_fetch_add(&c->tx.export->bytes_read, out->data_len);
+        varve_nbd_client_add(&c->client.bytes, out->data_len);
+    }
     if (out->ends_request) {
         assert(c->tx.nreqs > 0);
-        c->tx.nreqs--;
+        c->client.queue = --c->tx.nreqs;
     }
 }
 
@@ -233,6 +236,7 @@ void varve_nbd_transmit_begin(struct varve_nbd_conn *c, struct varve_export *e)
     c->tx.export = e;
     varve_nbd_pool_join(c, e->disk ? e->disk : e);
     atomic_fetch_add(&e->clients, 1);
+    varve_nbd_clients_reads(c->clients, &c->client, e->name);
     touch_export(c);
 }
 
@@ -272,6 +276,7 @@ void varve_nbd_transmit_end(struct varve_nbd_conn *c)
     touch_export(c);
     atomic_fetch_sub(&e->clients, 1);
     varve_nbd_pool_part(c);
+    varve_nbd_clients_reads(c->clients, &c->client, NULL);
     c->tx.export = NULL;
     varve_export_unref(e);
 }

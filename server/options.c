@@ -10,11 +10,16 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include <config.h>
 
 #define THREADS_DEFAULT 16u
 #define THREADS_MAX     512u
+
+/* More network threads than that move no more bytes than the machine's memory lets them. */
+#define NETWORK_THREADS_DEFAULT 4u
+#define NETWORK_THREADS_MAX     64u
 
 #define MAX_REQUEST_MIN (UINT64_C(1) << 20)
 #define MAX_REQUEST_MAX (UINT64_C(1) << 26)
@@ -31,13 +36,18 @@ static const char usage_text[] =
     "                           (default: " VARVE_DEFAULT_RUNTIME_DIR ")\n"
     "  --scratch-dir DIR        where the plugins keep preimages (default: the state directory)\n"
     "  --control PATH           control socket (default: RUNTIME/" VARVE_CONTROL_SOCKET ")\n"
-    "  --listen WHERE           NBD listener, may be repeated: unix:PATH or tcp:HOST:PORT\n"
+    "  --listen WHERE           NBD listener, may be repeated: unix:PATH, tcp:HOST:PORT or\n"
+    "                           vsock:PORT\n"
     "                           (default: unix:RUNTIME/" VARVE_NBD_SOCKET ")\n"
     "  --max-connections N      NBD connections at once (default: 1024)\n"
+    "  --max-connections-per-peer N\n"
+    "                           of one address or user (default: no other limit)\n"
     "  --handshake-timeout T    for an NBD client's handshake, e.g. 10s or 500ms (default: 10s)\n"
     "  --idle-timeout T         after which a silent NBD client is closed (default: never)\n"
     "  --max-request SIZE       longest read, e.g. 32M (default: 32M)\n"
     "  --threads N              threads that read disks (default: 16)\n"
+    "  --network-threads N      threads that serve NBD clients (default: as there are\n"
+    "                           processors, at most 4 and a fourth of --threads)\n"
     "  --list-bases             NBD clients see NAME@BASE in the list of exports\n"
     "  --tls off|on|require     TLS for NBD clients: none, offered, or demanded (default: off)\n"
     "  --tls-certificates DIR   holds ca-cert.pem, server-cert.pem, server-key.pem and, if\n"
@@ -54,10 +64,12 @@ enum option_code {
     OPT_CONTROL,
     OPT_LISTEN,
     OPT_MAX_CONNECTIONS,
+    OPT_MAX_PER_PEER,
     OPT_HANDSHAKE_TIMEOUT,
     OPT_IDLE_TIMEOUT,
     OPT_MAX_REQUEST,
     OPT_THREADS,
+    OPT_NETWORK_THREADS,
     OPT_LIST_BASES,
     OPT_TLS,
     OPT_TLS_CERTIFICATES,
@@ -75,10 +87,12 @@ static const struct option long_options[] = {
     {"control", required_argument, NULL, OPT_CONTROL},
     {"listen", required_argument, NULL, OPT_LISTEN},
     {"max-connections", required_argument, NULL, OPT_MAX_CONNECTIONS},
+    {"max-connections-per-peer", required_argument, NULL, OPT_MAX_PER_PEER},
     {"handshake-timeout", required_argument, NULL, OPT_HANDSHAKE_TIMEOUT},
     {"idle-timeout", required_argument, NULL, OPT_IDLE_TIMEOUT},
     {"max-request", required_argument, NULL, OPT_MAX_REQUEST},
     {"threads", required_argument, NULL, OPT_THREADS},
+    {"network-threads", required_argument, NULL, OPT_NETWORK_THREADS},
     {"list-bases", no_argument, NULL, OPT_LIST_BASES},
     {"tls", required_argument, NULL, OPT_TLS},
     {"tls-certificates", required_argument, NULL, OPT_TLS_CERTIFICATES},
@@ -173,6 +187,8 @@ static int options_take(struct varve_options *o, int code, const char *name, cha
         return options_add_listener(o, value, err);
     case OPT_MAX_CONNECTIONS:
         return parse_count(name, value, 1, 1000000, &o->nbd.max_connections, err);
+    case OPT_MAX_PER_PEER:
+        return parse_count(name, value, 1, 1000000, &o->nbd.max_per_peer, err);
     case OPT_HANDSHAKE_TIMEOUT:
         return parse_time(name, value, &o->nbd.handshake_timeout_ms, err);
     case OPT_IDLE_TIMEOUT:
@@ -181,6 +197,8 @@ static int options_take(struct varve_options *o, int code, const char *name, cha
         return parse_request_size(name, value, &o->nbd.max_request, err);
     case OPT_THREADS:
         return parse_count(name, value, 1, THREADS_MAX, &o->threads, err);
+    case OPT_NETWORK_THREADS:
+        return parse_count(name, value, 1, NETWORK_THREADS_MAX, &o->nbd.network_threads, err);
     case OPT_LIST_BASES:
         o->list_bases = true;
         return 0;
@@ -203,15 +221,37 @@ static int options_take(struct varve_options *o, int code, const char *name, cha
     }
 }
 
+/* Each has its part of the threads that read disks, and that should not be too few for a disk that
+ * hangs beside others. */
+static int options_network_threads(struct varve_options *o, struct varve_err *err)
+{
+    long cpus = sysconf(_SC_NPROCESSORS_ONLN);
+    unsigned n = NETWORK_THREADS_DEFAULT;
+
+    o->nbd.pool_threads = o->threads;
+    if (o->nbd.network_threads > o->threads)
+        return varve_err_set(err, EINVAL, "--network-threads %u: more than --threads %u",
+                             o->nbd.network_threads, o->threads);
+    if (o->nbd.network_threads)
+        return 0;
+    if (cpus > 0 && (unsigned long)cpus < n)
+        n = (unsigned)cpus;
+    if (n > o->threads / 4)
+        n = o->threads / 4;
+    o->nbd.network_threads = n ? n : 1;
+    return 0;
+}
+
 static int options_defaults(struct varve_options *o, struct varve_err *err)
 {
-    if (varve_tls_options_check(&o->tls, err) < 0)
+    if (varve_tls_options_check(&o->tls, err) < 0 || options_network_threads(o, err) < 0)
         return -EINVAL;
     if (!o->control && asprintf(&o->control, "%s/%s", o->runtime_dir, VARVE_CONTROL_SOCKET) < 0) {
         o->control = NULL;
         return varve_err_set(err, ENOMEM, "no memory");
     }
-    if (o->nlisten == 0) {
+    o->default_listen = o->nlisten == 0;
+    if (o->default_listen) {
         char *where;
         int rc;
 
@@ -257,7 +297,6 @@ enum varve_options_result varve_options_parse(struct varve_options *o, int argc,
         varve_err_set(err, EINVAL, "unexpected argument: %s", argv[optind]);
         return VARVE_OPTIONS_USAGE;
     }
-    o->nbd.pool_threads = o->threads;
     return options_defaults(o, err) < 0 ? VARVE_OPTIONS_USAGE : VARVE_OPTIONS_RUN;
 }
 

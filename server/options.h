@@ -22,6 +22,7 @@ struct varve_options {
     char *control;                     /* path of the control socket */
     char *listen[VARVE_LISTENERS_MAX]; /* WHERE */
     size_t nlisten;
+    bool default_listen;               /* nobody named one: not needed where sockets were passed */
     unsigned threads; /* of the pool that reads disks */
     bool list_bases;  /* exports NAME@BASE stand in LIST */
     struct varve_tls_options tls;

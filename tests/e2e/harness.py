@@ -189,12 +189,12 @@ class Stack:
 
     # -- processes -----------------------------------------------------------------------------
 
-    def spawn(self, name, cmd, env=None):
+    def spawn(self, name, cmd, env=None, **popen):
         self.fresh_logs += 1
         log = os.path.join(self.logs, "%02d-%s.log" % (self.fresh_logs, name))
         with open(log, "wb") as out:
             p = subprocess.Popen([str(c) for c in cmd], stdin=subprocess.DEVNULL, stdout=out,
-                                 stderr=out, env=dict(os.environ, **(env or {})))
+                                 stderr=out, env=dict(os.environ, **(env or {})), **popen)
         p.log = log
         p.what = name
         self.started.append(p)

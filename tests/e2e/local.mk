@@ -9,6 +9,7 @@ e2e_tests = \
 	%D%/test_freeze.py \
 	%D%/test_garbage.py \
 	%D%/test_leftovers.py \
+	%D%/test_listeners.py \
 	%D%/test_map.py \
 	%D%/test_model.py \
 	%D%/test_oracle.py \

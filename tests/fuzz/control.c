@@ -185,6 +185,7 @@ static void daemon_end(struct run *r)
     uv_run(&loop, UV_RUN_DEFAULT);
     FUZZ_CHECK(r->closed && fuzz_now_ms() - begin < FUZZ_HANG_MS);
     varve_daemon_fini(&r->daemon);
+    varve_nbd_server_free(r->daemon.nbd);
     varve_exports_free(r->daemon.exports);
 }
 

@@ -265,6 +265,7 @@ static void server_begin(struct run *r, const char *where)
 {
     struct varve_err err = VARVE_ERR_INIT;
     struct varve_nbd_options o;
+    char real[PATH_MAX];
     bool listed = !(r->flags & FLAG_ONE);
 
     r->exports = varve_exports_new();
@@ -279,7 +280,7 @@ static void server_begin(struct run *r, const char *where)
     o.handshake_timeout_ms = DEADLINE_MS;
     o.log = log_line;
     FUZZ_CHECK(varve_nbd_server_new(&loop, r->exports, &o, &r->server, &err) == 0);
-    FUZZ_CHECK(varve_nbd_server_listen(r->server, where, NULL, 0, &err) == 0);
+    FUZZ_CHECK(varve_nbd_server_listen(r->server, where, real, sizeof(real), &err) == 0);
 }
 
 /* Shows what visible[] has. */
@@ -319,6 +320,7 @@ static void server_end(struct run *r)
         varve_nbd_server_close(r->server, DEADLINE_MS, on_closed, r);
     uv_run(&loop, UV_RUN_DEFAULT);
     FUZZ_CHECK(r->closed && fuzz_now_ms() - begin < FUZZ_HANG_MS);
+    varve_nbd_server_free(r->server);
     withdraw(r);
     varve_exports_free(r->exports);
 }

@@ -110,17 +110,105 @@ def connections_100_at_once_are_all_served(s):
         c.disc()
 
 
+def surplus(f, tcp=False):
+    """Whether one more connection is refused, and with which words."""
+    with f.hello(tcp) as c:
+        c.send_opt(OPT_LIST)
+        r = c.opt_reply(OPT_LIST)
+        c.send_opt(OPT_ABORT)
+        return r.data.decode() if r.type == ERR_POLICY else None
+
+
 @test
-def connection_beyond_the_limit_is_refused_not_left_hanging(s):
-    """Issue 3: limits on connections; a refused connection gets an answer where there is one."""
+def connection_beyond_the_limit_is_told_so(s):
+    """Issue 3: a refused connection gets an answer where the protocol has one (ERR_POLICY)."""
     needs("--max-connections")
     with Fixture(["vda:1M:pattern"], ["--max-connections", "4"]) as f:
         conns = [f.open() for _ in range(4)]
         for tcp in (False, True):
-            with f.connect(tcp) as c:
-                c.drain()  # whatever is said, it ends
+            with f.hello(tcp) as c:
+                for opt, data in ((OPT_EXTENDED, b""), (OPT_STRUCTURED, b""),
+                                  (OPT_LIST, b""), (OPT_STARTTLS, b""), (99, b"x"),
+                                  (OPT_INFO, c.info_data("vda")), (OPT_GO, c.info_data("vda")),
+                                  (OPT_GO, c.info_data("no such"))):
+                    c.send_opt(opt, data)
+                    r = c.opt_reply(opt)
+                    must(r.type == ERR_POLICY, "option %d got %#x", opt, r.type)
+                    must(b"all 4 connections" in r.data, "it says %r", r.data)
+                c.send_opt(OPT_ABORT)
+                must(c.opt_reply(OPT_ABORT).type == REP_ACK, "ABORT was not answered")
+                c.drain()
+            with f.hello(tcp) as c:
+                c.send_opt(OPT_EXPORT_NAME, b"vda")
+                c.expect_close()
         for c in conns:
             must(c.read(0, 512).data == pattern(0, 512), "a client within the limit suffered")
+
+
+@test
+def connections_refused_are_few_and_go_by_themselves(s):
+    """Issue 3: those that are told are 64 at once; the others are closed; none outlasts its time."""
+    needs("--max-connections")
+    with Fixture(["vda:1M:pattern"], ["--max-connections", "1", "--handshake-timeout", "300"]) as f:
+        kept = f.open()
+        base = f.open_fds()
+        idle = [f.connect(tcp=i % 2 == 1) for i in range(200)]
+        told = 0
+        for c in idle:
+            try:
+                c.greeting()
+                told += 1
+            except (Closed, OSError):
+                pass
+        must(0 < told <= 200, "%d were greeted", told)
+        must(f.open_fds() <= base + 64, "%d descriptors, %d before", f.open_fds(), base)
+        for c in idle:
+            c.drain()
+        eventually(lambda: f.open_fds() == base, "the refused are gone")
+        must(kept.read(0, 512).data == pattern(0, 512), "the client within the limit suffered")
+
+
+@test
+def peer_that_takes_all_leaves_a_reserve_for_others(s):
+    """Issue 3: one address cannot shut the others out."""
+    needs("--max-connections")
+    with Fixture(["vda:1M:pattern"], ["--max-connections", "96"]) as f:
+        greedy = [f.open(tcp=True) for _ in range(93)]
+        must("kept for others" in (surplus(f, tcp=True) or ""), "the greedy peer got the reserve")
+        others = [f.open() for _ in range(3)]
+        must("all 96 connections" in (surplus(f) or ""), "more connections than there may be")
+        must(others[0].read(0, 512).data == pattern(0, 512), "wrong bytes")
+        for c in greedy[:20]:
+            c.disc()
+        eventually(lambda: not surplus(f), "places free again")
+
+
+@test
+def peer_has_no_more_connections_than_it_may(s):
+    """Issue 3: limits on connections per peer address."""
+    needs("--max-per-peer")
+    with Fixture(["vda:1M:pattern"], ["--max-per-peer", "3"]) as f:
+        for tcp in (False, True):
+            conns = [f.open(tcp=tcp) for _ in range(3)]
+            must("all that one peer may have" in (surplus(f, tcp) or ""), "a fourth got in")
+            conns[0].disc()
+            eventually(lambda: not surplus(f, tcp), "a place free again")
+            for c in conns[1:]:
+                must(c.read(0, 512).data == pattern(0, 512), "wrong bytes")
+
+
+def opened(f):
+    """A connection, as soon as there is a place for it."""
+    got = []
+
+    def try_it():
+        try:
+            got.append(f.open())
+        except (Violation, Closed):
+            pass
+        return got
+    eventually(try_it, "a place free again")
+    return got[0]
 
 
 @test
@@ -129,23 +217,14 @@ def place_of_a_client_that_left_is_free_again(s):
     needs("--max-connections")
     with Fixture(["vda:1M:pattern"], ["--max-connections", "2"]) as f:
         for i in range(30):
-            a, b = f.open(), f.open()
+            a, b = opened(f), opened(f)
+            must(surplus(f), "a third one got in")
             if i % 3 == 0:
                 a.reset()
                 b.close()
             else:
                 a.disc()
                 b.disc()
-
-            def free():
-                try:
-                    with f.open() as x, f.open() as y:
-                        x.disc()
-                        y.disc()
-                    return True
-                except (Closed, OSError):
-                    return False
-            eventually(free, "two places free again")
 
 
 @test

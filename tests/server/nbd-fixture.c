@@ -30,6 +30,7 @@
 #define FIXTURE_ERRORS_MAX    8
 #define FIXTURE_CLOSE_MS      2000
 #define POOL_THREADS          "8" /* fewer than varved has */
+#define NETWORK_THREADS       2
 
 #define PATTERN_XOR 0x5a5a5a5a5a5a5a5aull
 
@@ -88,6 +89,8 @@ static const char usage[] =
     "                            by commas.  NAME has no colon.\n"
     "  --max-request BYTES       largest read (default 32M)\n"
     "  --max-connections N       in all (default 1024)\n"
+    "  --max-per-peer N          of one address or user (default: as many)\n"
+    "  --network-threads N       loops of connections (default 2; 0: the main loop)\n"
     "  --handshake-timeout MS    default 10000\n"
     "  --idle-timeout MS         0: never (default)\n"
     "  --write-timeout MS        a peer that takes nothing of a reply (default 60000)\n"
@@ -572,6 +575,7 @@ static int serve(struct fixture *x, const struct varve_nbd_options *o, char **wh
     fflush(stdout);
     atomic_store(&fail_every, x->fail_alloc);
     uv_run(&x->loop, UV_RUN_DEFAULT);
+    varve_nbd_server_free(x->server);
     if (uv_loop_close(&x->loop))
         abort();
     return rc;
@@ -598,6 +602,8 @@ enum {
     OPT_EXPORT,
     OPT_MAX_REQUEST,
     OPT_MAX_CONNECTIONS,
+    OPT_MAX_PER_PEER,
+    OPT_NETWORK_THREADS,
     OPT_HANDSHAKE_TIMEOUT,
     OPT_IDLE_TIMEOUT,
     OPT_WRITE_TIMEOUT,
@@ -616,6 +622,8 @@ static const struct option long_options[] = {
     {"export", required_argument, NULL, OPT_EXPORT},
     {"max-request", required_argument, NULL, OPT_MAX_REQUEST},
     {"max-connections", required_argument, NULL, OPT_MAX_CONNECTIONS},
+    {"max-per-peer", required_argument, NULL, OPT_MAX_PER_PEER},
+    {"network-threads", required_argument, NULL, OPT_NETWORK_THREADS},
     {"handshake-timeout", required_argument, NULL, OPT_HANDSHAKE_TIMEOUT},
     {"idle-timeout", required_argument, NULL, OPT_IDLE_TIMEOUT},
     {"write-timeout", required_argument, NULL, OPT_WRITE_TIMEOUT},
@@ -656,6 +664,7 @@ int main(int argc, char **argv)
     varve_nbd_options_default(&o);
     o.log = say;
     o.pool_threads = (unsigned)atoi(POOL_THREADS);
+    o.network_threads = NETWORK_THREADS;
     x.exports = varve_exports_new();
     if (!x.exports)
         abort();
@@ -674,6 +683,12 @@ int main(int argc, char **argv)
             break;
         case OPT_MAX_CONNECTIONS:
             o.max_connections = (unsigned)parse_whole_size(optarg);
+            break;
+        case OPT_MAX_PER_PEER:
+            o.max_per_peer = (unsigned)parse_whole_size(optarg);
+            break;
+        case OPT_NETWORK_THREADS:
+            o.network_threads = (unsigned)parse_whole_size(optarg);
             break;
         case OPT_HANDSHAKE_TIMEOUT:
             o.handshake_timeout_ms = (unsigned)parse_whole_size(optarg);

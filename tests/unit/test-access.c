@@ -6,6 +6,7 @@
 
 #include <arpa/inet.h>
 #include <errno.h>
+#include <linux/vm_sockets.h>
 #include <netinet/in.h>
 #include <setjmp.h>
 #include <stdarg.h>
@@ -240,6 +241,31 @@ static void uid_is_of_unix_sockets_only(void **state)
     varve_access_unref(a);
 }
 
+static struct varve_client_id vm(unsigned cid)
+{
+    struct sockaddr_vm addr = {.svm_family = AF_VSOCK, .svm_cid = cid, .svm_port = 1024};
+    struct varve_client_id id = {.has_uid = false};
+
+    memcpy(&id.addr, &addr, sizeof(addr));
+    return id;
+}
+
+static void cid_is_of_vsock_only(void **state)
+{
+    struct varve_access *a = rules("cid:3 vda\ncid:4294967294 vdb\n");
+    struct varve_client_id three = vm(3), four = vm(4), root = user(0), net = at("0.0.0.3");
+
+    (void)state;
+    assert_true(sees(a, &three, "vda"));
+    assert_false(sees(a, &three, "vdb"));
+    assert_false(sees(a, &four, "vda"));
+    assert_false(sees(a, &root, "vda"));
+    assert_false(sees(a, &net, "vda"));
+    varve_access_unref(a);
+    refused("cid:4294967295 vda", "number");
+    refused("cid:x vda", "number");
+}
+
 static void rules_add_up_in_any_order(void **state)
 {
     struct varve_access *a = rules("uid:1 vdb\nany vda\nuid:1 vdc  vd[x-z]\t# and a comment\n");
@@ -396,6 +422,7 @@ int main(void)
         cmocka_unit_test(name_that_tls_could_not_prove_is_refused),
         cmocka_unit_test(networks_end_where_their_bits_end),
         cmocka_unit_test(uid_is_of_unix_sockets_only),
+        cmocka_unit_test(cid_is_of_vsock_only),
         cmocka_unit_test(rules_add_up_in_any_order),
         cmocka_unit_test(quotes_hide_blanks_and_hashes),
         cmocka_unit_test(errors_name_file_and_line),

@@ -1,0 +1,206 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: BSD-3-Clause
+"""Where varved listens: unix, TCP (IPv4, IPv6, port 0), vsock, sockets that systemd opened."""
+import os
+import re
+import socket
+import sys
+
+import qmpclient
+from harness import VARVED, Stack, can_connect, wait_for
+from tap import Skip, main, test
+
+CID_LOCAL = 1  # VMADDR_CID_LOCAL
+
+# Runs varved as systemd does: its sockets from 3 on, and its own pid in the environment.
+ACTIVATE = """
+import os, sys
+names, fds, argv = sys.argv[1], [int(x) for x in sys.argv[2].split(",")], sys.argv[3:]
+high = [os.dup2(fd, 100 + i) for i, fd in enumerate(fds)]
+for i, fd in enumerate(high):
+    os.dup2(fd, 3 + i)
+    os.close(fd)
+os.environ.update(LISTEN_PID=str(os.getpid()), LISTEN_FDS=str(len(fds)), LISTEN_FDNAMES=names)
+os.execv(argv[0], argv)
+"""
+
+
+def listeners(s):
+    with s.qmp() as q:
+        return q.cmd("query-nbd-server")["listeners"]
+
+
+def greets(sock):
+    sock.settimeout(20)
+    return sock.recv(18)[:8] == b"NBDMAGIC"
+
+
+def listening(family, address):
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    sock.bind(address)
+    sock.listen()
+    return sock
+
+
+def activate(s, names, socks, *extra):
+    """varved with these sockets; they are closed here."""
+    fds = ",".join(str(x.fileno()) for x in socks)
+    cmd = ["setpriv", "--pdeathsig", "TERM", sys.executable, "-c", ACTIVATE, names, fds, VARVED,
+           "--state-dir", s.state, "--runtime-dir", s.runtime] + list(extra)
+    s.daemon = s.spawn("varved", cmd, pass_fds=[x.fileno() for x in socks])
+    for x in socks:
+        x.close()
+    return s.daemon
+
+
+@test
+def port_0_is_told_as_the_real_one():
+    """IPv4 and IPv6, in the log and in query-nbd-server; each greets."""
+    with Stack() as s:
+        s.start_daemon("--listen", "unix:" + s.nbd, "--listen", "tcp:127.0.0.1:0",
+                       "--listen", "tcp:[::1]:0")
+        unix, four, six = listeners(s)
+        assert unix == "unix:" + s.nbd, unix
+        host, port = re.fullmatch(r"tcp:(127\.0\.0\.1):(\d+)", four).groups()
+        with socket.create_connection((host, int(port))) as c:
+            assert int(port) and greets(c)
+        host, port = re.fullmatch(r"tcp:\[(::1)\]:(\d+)", six).groups()
+        with socket.create_connection((host, int(port))) as c:
+            assert int(port) and greets(c)
+
+
+@test
+def all_addresses_of_both_families_are_served_by_one_listener():
+    with Stack() as s:
+        s.start_daemon("--listen", "unix:" + s.nbd, "--listen", "tcp:[::]:0")
+        port = int(listeners(s)[1].rpartition(":")[2])
+        for host in ("127.0.0.1", "::1"):
+            with socket.create_connection((host, port)) as c:
+                assert greets(c)
+
+
+@test
+def vsock_listens_and_tells_its_port():
+    try:
+        socket.socket(socket.AF_VSOCK, socket.SOCK_STREAM).close()
+    except OSError:
+        raise Skip("the kernel has no vsock")
+    with Stack() as s:
+        s.start_daemon("--listen", "unix:" + s.nbd, "--listen", "vsock:0")
+        assert re.fullmatch(r"vsock:[1-9]\d*", listeners(s)[1]), listeners(s)
+
+
+@test
+def vsock_client_is_served():
+    """Over the kernel's loopback, where it has one."""
+    with Stack() as s:
+        try:
+            c = socket.socket(socket.AF_VSOCK, socket.SOCK_STREAM)
+        except OSError:
+            raise Skip("the kernel has no vsock")
+        s.start_daemon("--listen", "unix:" + s.nbd, "--listen", "vsock:0")
+        c.settimeout(3)
+        try:
+            c.connect((CID_LOCAL, int(listeners(s)[1].partition(":")[2])))
+        except OSError:
+            raise Skip("the kernel has no vsock loopback")
+        with c:
+            assert greets(c)
+
+
+@test
+def wrong_addresses_are_refused_with_a_reason():
+    for where, what in (("vsock:x", "port"), ("vsock:4294967295", "port"), ("vsock:-1", "port"),
+                        ("udp:1", "neither"), ("tcp:1.2.3.4", "HOST:PORT"), ("unix:", "path")):
+        with Stack() as s:
+            p = s.spawn("varved", [VARVED, "--state-dir", s.state, "--runtime-dir", s.runtime,
+                                   "--listen", where])
+            s.started.remove(p)  # its end with 1 is what is asked for
+            assert p.wait(60) == 1, where
+            log = open(p.log).read()
+            assert what in log and where in log, log
+
+
+@test
+def systemd_sockets_are_used_and_left_in_place():
+    """NBD over unix and TCP and the control socket; no default listener; none is unlinked."""
+    with Stack() as s:
+        control = os.path.join(s.socks, "c.sock")
+        nbd = os.path.join(s.socks, "n.sock")
+        tcp = listening(socket.AF_INET, ("127.0.0.1", 0))
+        port = tcp.getsockname()[1]
+        activate(s, "nbd:control:tcp", [listening(socket.AF_UNIX, nbd),
+                                        listening(socket.AF_UNIX, control), tcp])
+        with qmpclient.QMP(control) as q:
+            got = q.cmd("query-nbd-server")["listeners"]
+        assert got == ["unix:" + nbd, "tcp:127.0.0.1:%d" % port], got
+        for family, address in ((socket.AF_UNIX, nbd), (socket.AF_INET, ("127.0.0.1", port))):
+            with socket.socket(family, socket.SOCK_STREAM) as c:
+                c.connect(address)
+                assert greets(c)
+        assert not os.path.exists(s.nbd) and not os.path.exists(s.control)
+        assert s.stop(s.daemon) == 0
+        assert os.path.exists(nbd) and os.path.exists(control)
+        os.unlink(nbd)
+        os.unlink(control)
+
+
+@test
+def listen_stands_beside_systemds_sockets():
+    with Stack() as s:
+        other = os.path.join(s.socks, "o.sock")
+        nbd = os.path.join(s.socks, "n.sock")
+        activate(s, "nbd", [listening(socket.AF_UNIX, nbd)], "--listen", "unix:" + other)
+        wait_for("varved's control socket", lambda: can_connect(s.control), s.daemon)
+        assert listeners(s) == ["unix:" + other, "unix:" + nbd]
+        s.stop(s.daemon)
+        assert not os.path.exists(other)
+        os.unlink(nbd)
+
+
+@test
+def sockets_meant_for_another_process_are_not_touched():
+    """LISTEN_PID is somebody else's."""
+    with Stack() as s:
+        p = s.spawn("varved", ["env", "LISTEN_PID=1", "LISTEN_FDS=1", VARVED, "--state-dir", s.state,
+                               "--runtime-dir", s.runtime])
+        wait_for("varved's control socket", lambda: can_connect(s.control), p)
+        assert listeners(s) == ["unix:" + s.nbd]
+
+
+@test
+def what_systemd_passes_must_be_a_listening_socket():
+    for make in (lambda: socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM), lambda: socket.socket()):
+        for name in ("nbd", "control"):
+            with Stack() as s:
+                p = activate(s, name, [make()])
+                s.started.remove(p)
+                assert p.wait(60) == 1
+                assert "no listening" in open(p.log).read()
+                s.daemon = None
+
+
+@test
+def without_files_to_spare_clients_wait_and_nothing_spins():
+    """At the limit of descriptors new clients wait in the kernel's queue, and are served later."""
+    with Stack() as s:
+        p = s.spawn("varved", ["prlimit", "--nofile=64:64", VARVED, "--state-dir", s.state,
+                               "--runtime-dir", s.runtime])
+        s.daemon = p
+        wait_for("varved's NBD socket", lambda: can_connect(s.nbd), p)
+        many = []
+        for _ in range(100):
+            c = socket.socket(socket.AF_UNIX)
+            c.connect(s.nbd)
+            many.append(c)
+        wait_for("the log says so", lambda: "NBD clients wait" in open(p.log).read(), p)
+        assert open(p.log).read().count("NBD clients wait") == 1
+        for c in many[:50]:
+            c.close()
+        for c in many[50:]:
+            assert greets(c)
+            c.close()
+
+
+if __name__ == "__main__":
+    main()
