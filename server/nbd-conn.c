@@ -133,6 +133,16 @@ void varve_nbd_conn_close(struct varve_nbd_conn *c)
     uv_close((uv_handle_t *)&c->timer, conn_on_handle_closed);
 }
 
+void varve_nbd_conn_hang_up(struct varve_nbd_conn *c)
+{
+    bool open = c->state == VARVE_NBD_HANDSHAKE || c->state == VARVE_NBD_TRANSMIT;
+
+    if (open && !c->deaf && c->tls.state == VARVE_NBD_TLS_OPEN)
+        c->deaf = true;
+    else
+        varve_nbd_conn_close(c);
+}
+
 static void conn_on_shutdown(uv_shutdown_t *req, int status)
 {
     struct varve_nbd_conn *c = req->data;
@@ -402,8 +412,12 @@ static void conn_on_timer(uv_timer_t *timer)
     if (c->writing && untaken < c->untaken)
         c->took_ms = conn_now_ms(c);
     c->untaken = untaken;
-    if (conn_now_ms(c) >= conn_next_deadline(c))
-        varve_nbd_conn_close(c);
+    if (conn_now_ms(c) >= conn_next_deadline(c)) {
+        if (varve_nbd_conn_has_output(c))
+            varve_nbd_conn_close(c); /* it takes nothing, not even a goodbye */
+        else
+            varve_nbd_conn_hang_up(c);
+    }
     varve_nbd_conn_tick(c);
 }
 

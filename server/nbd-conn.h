@@ -112,6 +112,10 @@ void varve_nbd_conn_leave(struct varve_nbd_conn *c, unsigned deadline_ms);
 /* Closes now, whatever is in flight.  Does nothing if it is closing already. */
 void varve_nbd_conn_close(struct varve_nbd_conn *c);
 
+/* Ends the connection for what the peer did or did not do.  TLS is shut down first if it runs, so
+ * that the peer can tell the end from one that somebody on the way made. */
+void varve_nbd_conn_hang_up(struct varve_nbd_conn *c);
+
 /* Something is queued or being written. */
 static inline bool varve_nbd_conn_has_output(const struct varve_nbd_conn *c)
 {

@@ -116,7 +116,7 @@ static void handle_export_name(struct varve_nbd_conn *c)
     if (!c->host->going_down && !c->hs.extended && varve_nbd_string_ok(name, c->hs.opt.len))
         e = find_export(c, name, c->hs.opt.len);
     if (!e) {
-        varve_nbd_conn_close(c);
+        varve_nbd_conn_hang_up(c);
         return;
     }
     out = varve_nbd_out_new(VARVE_NBD_EXPORT_NAME_LEN + zeroes);
@@ -457,7 +457,7 @@ static void skip_option(struct varve_nbd_conn *c)
 {
     /* EXPORT_NAME has no error reply, and skipping much more is what an attacker wants. */
     if (c->hs.opt.type == VARVE_NBD_OPT_EXPORT_NAME || c->hs.opt.len > VARVE_NBD_OPTION_SKIP_MAX) {
-        varve_nbd_conn_close(c);
+        varve_nbd_conn_hang_up(c);
         return;
     }
     c->skip = c->hs.opt.len;
@@ -469,7 +469,7 @@ static size_t feed_option(struct varve_nbd_conn *c, const uint8_t *buf, size_t l
     if (len < VARVE_NBD_OPTION_LEN)
         return 0;
     if (varve_nbd_decode_option(buf, &c->hs.opt, NULL)) {
-        varve_nbd_conn_close(c);
+        varve_nbd_conn_hang_up(c);
         return 0;
     }
     if (c->hs.opt.len > VARVE_NBD_OPTION_MAX) {

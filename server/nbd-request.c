@@ -151,7 +151,7 @@ static void skip_payload(struct varve_nbd_conn *c, const struct varve_nbd_reques
         max = max > VARVE_NBD_PAYLOAD_MAX ? max : VARVE_NBD_PAYLOAD_MAX;
     }
     if (hdr->len > max) {
-        varve_nbd_conn_close(c);
+        varve_nbd_conn_hang_up(c);
         return;
     }
     c->skip = hdr->len;
@@ -234,7 +234,7 @@ size_t varve_nbd_transmit_feed(struct varve_nbd_conn *c, const uint8_t *buf, siz
     if (len < header_len || c->tx.nreqs >= VARVE_NBD_REQUESTS_MAX)
         return 0;
     if (decode_header(c, buf, &hdr)) {
-        varve_nbd_conn_close(c);
+        varve_nbd_conn_hang_up(c);
         return 0;
     }
     if (hdr.type == VARVE_NBD_CMD_DISC) {
