@@ -16,6 +16,8 @@ TESTS += \
 	%D%/test_shutdown.py \
 	%D%/test_status.py \
 	%D%/test_tls.py \
+	%D%/test_tls_haggling.py \
+	%D%/test_tls_transmission.py \
 	%D%/test_writes.py
 EXTRA_DIST += \
 	%D%/fake.py \
@@ -38,8 +40,11 @@ EXTRA_DIST += \
 	%D%/test_shutdown.py \
 	%D%/test_status.py \
 	%D%/test_tls.py \
+	%D%/test_tls_haggling.py \
+	%D%/test_tls_transmission.py \
 	%D%/test_writes.py \
-	%D%/tlslib.py
+	%D%/tlslib.py \
+	%D%/tlssock.py
 THREAD_TESTS += \
 	%D%/test_clients.py \
 	%D%/test_errors.py \

@@ -10,6 +10,8 @@ last word counts.
   NBD_TARGET   URI of any NBD server: nbd://host:port/name, nbd+unix:///name?socket=PATH.
                Then only tests that know nothing of the content are run (@test(generic=True)).
   NBD_TEST_DEADLINE  seconds that anything may take (default 20)
+  NBD_TEST_TLS  if set, fixtures offer TLS, and every client that says hello() changes to it.  Then
+                tests that are about its absence are not run (@test(plain=True)).
 """
 import atexit
 import ctypes
@@ -202,6 +204,17 @@ def parse_where(where):
     return ("tcp", host.strip("[]"), int(port))
 
 
+OVER_TLS = bool(os.environ.get("NBD_TEST_TLS"))
+
+
+def tls_of(args):
+    """(the fixture's arguments for TLS, the clients' ssl.SSLContext)"""
+    if not OVER_TLS or "--tls" in args:
+        return [], None
+    import tlslib
+    return ["--tls", "on", "--tls-certificates", tlslib.ca().dir], tlslib.context()
+
+
 _live = []
 _count = 0
 
@@ -209,9 +222,10 @@ _count = 0
 class Server:
     """Something that speaks NBD: a fixture of ours, or the target of NBD_TARGET."""
     fixture = False
+    tls = None  # what its clients use
 
     def connect(self, tcp=False, **kw):
-        return Conn(self.tcp if tcp else self.where, **kw)
+        return Conn(self.tcp if tcp else self.where, tls=self.tls, **kw)
 
     def hello(self, tcp=False, **kw):
         return self.connect(tcp, **kw).hello()
@@ -268,13 +282,14 @@ class Fixture(Server):
         self.sock = os.path.join(self.dir, "s")
         self.errlog = os.path.join(self.dir, "stderr%d" % _count)
         listen = listen or ["unix:" + self.sock, "tcp:127.0.0.1:0"]
+        tls_args, self.tls = tls_of(args)
         cmd = fixture_command()
         for w in listen:
             cmd += ["--listen", w]
         for e in self.exports.values():
             cmd += ["--export", e.spec]
         with open(self.errlog, "wb") as log:
-            self.proc = subprocess.Popen(cmd + list(args), stdout=subprocess.PIPE, stderr=log,
+            self.proc = subprocess.Popen(cmd + list(args) + tls_args, stdout=subprocess.PIPE, stderr=log,
                                          stdin=subprocess.DEVNULL,
                                          preexec_fn=lambda: _child_setup(nofile))
         _live.append(self)
@@ -401,11 +416,12 @@ def eventually(cond, what):
 _tests = []
 
 
-def test(f=None, generic=False, house=False, todo=None):
+def test(f=None, generic=False, house=False, plain=False, todo=None):
     """generic: holds for any server, and is run against NBD_TARGET too.  house: more than the
-    protocol demands; a promise of ours.  todo: not kept yet, and why; its failure is no failure."""
+    protocol demands; a promise of ours.  plain: not of TLS.  todo: not kept yet, and why; its failure
+    is no failure."""
     def mark(fn):
-        fn.generic, fn.house, fn.todo = generic, house, todo
+        fn.generic, fn.house, fn.plain, fn.todo = generic, house, plain, todo
         assert fn.__doc__, "%s: name the section" % fn.__name__
         assert fn.__name__ not in [t.__name__ for t in _tests], "two tests %s" % fn.__name__
         _tests.append(fn)
@@ -440,6 +456,7 @@ def main():
         print("%s %d - %s%s" % ("ok" if ok else "not ok", n, name, why), flush=True)
 
     chosen = [t for t in _tests if not only or any(o in t.__name__ for o in only)]
+    chosen = [t for t in chosen if not (OVER_TLS and t.plain)]
     slow = []
     for t in chosen:
         if target and not t.generic:

@@ -12,6 +12,8 @@ import struct
 import threading
 import time
 
+from tlssock import NoGoodbye, TlsSock
+
 DEADLINE = float(os.environ.get("NBD_TEST_DEADLINE", "20"))
 
 # --- values (proto.md, "Values") -----------------------------------------------------------------
@@ -170,9 +172,11 @@ class Pending:
 
 
 class Conn:
-    def __init__(self, where, deadline=DEADLINE, rcvbuf=None):
-        """where: ("unix", path) or ("tcp", host, port)."""
+    def __init__(self, where, deadline=DEADLINE, rcvbuf=None, tls=None):
+        """where: ("unix", path) or ("tcp", host, port).  tls: hello() goes on under TLS with this
+        ssl.SSLContext, where the client flags allow it."""
         self.deadline = deadline
+        self.tls = tls
         if where[0] == "unix":
             self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
             target = where[1]
@@ -290,6 +294,8 @@ class Conn:
                 d = self.sock.recv(1 << 20)
             except socket.timeout:
                 continue
+            except NoGoodbye as e:
+                raise Violation(str(e)) from None
             except ConnectionResetError:
                 return
             if not d:
@@ -326,7 +332,16 @@ class Conn:
         self.greeting()
         self.cflags = flags
         self.send(struct.pack(">I", flags))
+        if self.tls and flags & C_FIXED_NEWSTYLE:
+            self.starttls()
         return self
+
+    def starttls(self):
+        t = self.final(OPT_STARTTLS)
+        must(t == REP_ACK, "STARTTLS got %s", rep_name(t))
+        must(not self.buf, "bytes in plain behind the ACK: %r", bytes(self.buf[:40]))
+        self.sock.settimeout(self.deadline)
+        self.sock = TlsSock(self.sock, self.tls)
 
     def send_opt(self, opt, data=b"", magic=IHAVEOPT, length=None):
         self.send(struct.pack(">QII", magic, opt, len(data) if length is None else length) + data)

@@ -101,7 +101,7 @@ def client_without_fixed_newstyle_gets_its_export_by_name(s):
             c.disc()
 
 
-@test
+@test(plain=True)
 def client_without_fixed_newstyle_never_gets_tls(s):
     """TLS support: MUST operate in NOTLS mode unless both sides set FIXED_NEWSTYLE."""
     with s.connect() as c:

@@ -40,7 +40,7 @@ def garbage_of_100_mb_on_a_fresh_connection(s):
     bounded(s, before, "garbage")
 
 
-@test
+@test(plain=True)
 def garbage_of_100_mb_after_good_flags(s):
     """Newstyle negotiation: an option opens with IHAVEOPT."""
     before = s.rss()
@@ -49,7 +49,7 @@ def garbage_of_100_mb_after_good_flags(s):
     bounded(s, before, "garbage")
 
 
-@test
+@test(plain=True)
 def garbage_of_100_mb_in_transmission(s):
     """Request message: a request opens with its magic."""
     before = s.rss()
@@ -405,7 +405,7 @@ def close_with_requests_in_flight(s):
         eventually(lambda: f.open_fds() <= base, "the connections gone")
 
 
-@test
+@test(plain=True)
 def half_closed_client_is_let_go(s):
     """Terminating the transmission phase: a client that says no more is gone, sooner or later."""
     for mode in MODES:
@@ -600,7 +600,7 @@ def server_out_of_descriptors_recovers(s):
         good.disc()
 
 
-@test
+@test(plain=True)
 def descriptors_sent_along_are_not_kept(s):
     """A unix peer can attach descriptors to its bytes; nobody asked for them."""
     s.check_serves()
@@ -614,7 +614,7 @@ def descriptors_sent_along_are_not_kept(s):
         c.disc()
 
 
-@test
+@test(plain=True)
 def urgent_bytes_do_not_confuse(s):
     """TCP urgent data is not part of the stream."""
     with s.open("pat", tcp=True) as c:
@@ -662,7 +662,7 @@ def silent_connections_do_not_keep_the_places_for_ever(s):
             c.close()
 
 
-@test
+@test(plain=True)
 def reply_goes_to_a_half_closed_client(s):
     """Terminating the transmission phase: a client that shut its sending side may still read; what
     was asked is answered whole, or cut off, never garbled."""

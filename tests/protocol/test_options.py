@@ -139,7 +139,7 @@ def structured_reply_twice_stays_negotiated(s):
         c.disc()
 
 
-@test(generic=True)
+@test(generic=True, plain=True)
 def starttls_without_tls_is_refused(s):
     """NOTLS mode: POLICY, UNSUP, or another permitted error; never ACK, never TLS_REQD."""
     with s.hello() as c:
@@ -148,7 +148,7 @@ def starttls_without_tls_is_refused(s):
         c.abort()
 
 
-@test(generic=True)
+@test(generic=True, plain=True)
 def starttls_with_data_is_refused(s):
     """NBD_OPT_STARTTLS: an error, for example INVALID."""
     with s.hello() as c:
@@ -169,7 +169,7 @@ def refused_starttls_forgets_nothing(s):
         c.disc()
 
 
-@test(generic=True)
+@test(generic=True, plain=True)
 def nothing_gets_tls_reqd_without_tls(s):
     """NOTLS mode: the server MUST NOT respond to any option request with TLS_REQD."""
     with s.hello() as c:
