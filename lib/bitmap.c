@@ -104,6 +104,18 @@ uint64_t varve_bitmap_count(const struct varve_bitmap *m)
     return n;
 }
 
+uint64_t varve_bitmap_or_words(struct varve_bitmap *into, size_t word, const uint64_t *from,
+                               size_t n)
+{
+    uint64_t set = 0;
+
+    for (size_t i = 0; i < n; i++) {
+        set += (unsigned)__builtin_popcountll(from[i] & ~into->words[word + i]);
+        into->words[word + i] |= from[i];
+    }
+    return set;
+}
+
 void varve_bitmap_or(struct varve_bitmap *into, const struct varve_bitmap *from)
 {
     for (size_t i = 0; i < varve_bitmap_nwords(into); i++)

@@ -59,6 +59,10 @@ uint64_t varve_bitmap_find_until(const struct varve_bitmap *m, uint64_t from, ui
 /* Number of set bits. */
 uint64_t varve_bitmap_count(const struct varve_bitmap *m);
 
+/* ORs n words into those from `word` on; returns how many bits that set. */
+uint64_t varve_bitmap_or_words(struct varve_bitmap *into, size_t word, const uint64_t *from,
+                               size_t n);
+
 /* into |= from; both have the same nbits. */
 void varve_bitmap_or(struct varve_bitmap *into, const struct varve_bitmap *from);
 

@@ -13,9 +13,12 @@
 #include <assert.h>
 
 #define VARVE_EPOCH_MAGIC       "varvemap"
-#define VARVE_EPOCH_VERSION     1u
+#define VARVE_EPOCH_VERSION     2u
+#define VARVE_EPOCH_NO_TABLE    1u /* the version that has none */
 #define VARVE_EPOCH_MARK_OFF    4096u
 #define VARVE_EPOCH_MARK_SECTOR 512u
+#define VARVE_EPOCH_TABLE_OFF   4608u
+#define VARVE_EPOCH_TABLE_LEN   3584u
 #define VARVE_EPOCH_BITS_OFF    8192u
 #define VARVE_EPOCH_PAGE        4096u
 
@@ -46,6 +49,29 @@ static inline uint64_t varve_epoch_file_bytes(const struct varve_geometry *g)
     uint64_t pages = (varve_map_bytes(g) + VARVE_EPOCH_PAGE - 1) / VARVE_EPOCH_PAGE;
 
     return VARVE_EPOCH_BITS_OFF + pages * VARVE_EPOCH_PAGE;
+}
+
+/* Bytes of a chunk of the bits, and how many there are; the last may be shorter. */
+static inline uint64_t varve_epoch_chunk_bytes(const struct varve_geometry *g)
+{
+    uint64_t bytes = VARVE_EPOCH_PAGE;
+
+    while ((varve_map_bytes(g) + bytes - 1) / bytes > VARVE_EPOCH_TABLE_LEN * 8)
+        bytes *= 2;
+    return bytes;
+}
+
+static inline uint64_t varve_epoch_nchunks(const struct varve_geometry *g)
+{
+    uint64_t bytes = varve_epoch_chunk_bytes(g);
+
+    return (varve_map_bytes(g) + bytes - 1) / bytes;
+}
+
+static inline bool varve_epoch_chunk_is_set(const uint8_t table[VARVE_EPOCH_TABLE_LEN],
+                                            uint64_t chunk)
+{
+    return table[chunk / 8] >> (chunk % 8) & 1;
 }
 
 /* Says that the file at path cannot be used, and why; -EUCLEAN. */

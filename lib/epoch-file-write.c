@@ -3,13 +3,13 @@
  * How an epoch's map gets to disk and what a crash can leave of it.
  *
  *     create   name.tmp: allocate, head, sync     -- rename, sync dir -->  OPEN   (a zero mark)
- *     finish   OPEN:  bits, sync, mark, sync      ---------------------->  CLEAN or SEALED
- *     reopen   CLEAN: zero mark, sync             ---------------------->  OPEN
- *     merge    name.tmp: head, bits, mark, sync   -- rename, sync dir -->  SEALED
+ *     finish   OPEN:  bits, table, sync, mark, sync  ------------------->  CLEAN or SEALED
+ *     reopen   CLEAN: zero mark, sync                ------------------->  OPEN
+ *     merge    name.tmp: head, bits, table, mark, sync -- rename, sync dir -->  SEALED
  *
  * 1. A file under its final name has a whole head: it was durable before the name was.
- * 2. A mark that says clean or sealed is written after its bits are durable, and is open again,
- *    durably, before they change.
+ * 2. A mark that says clean or sealed is written after its bits and its table are durable, and is
+ *    open again, durably, before they change.
  * 3. The mark has a check of its own.  Whatever does not pass it, a torn one too, reads as open.
  * 4. A failed finish leaves an open mark behind, so that trying again writes and syncs everything
  *    again: pages whose write-back failed look clean to the next sync.
@@ -26,7 +26,7 @@
 /* Unit of writing bits: what is zero and was zero is not written. */
 #define PAGE VARVE_EPOCH_PAGE
 /* Unit of working through them and of giving space back. */
-#define CHUNK 65536u
+#define STEP_MIN 65536u
 
 static bool is_zero(const uint8_t *p, size_t len)
 {
@@ -102,8 +102,8 @@ static void bits_encode(uint8_t *out, const void *bits, const struct varve_geome
 }
 
 /* Writes the pages of now[0, len) where it or was[] is not zero; len is a multiple of PAGE. */
-static int chunk_write(struct varve_world *w, int fd, const uint8_t *now, const uint8_t *was,
-                       size_t len, uint64_t off)
+static int step_write(struct varve_world *w, int fd, const uint8_t *now, const uint8_t *was,
+                      size_t len, uint64_t off)
 {
     size_t from = 0;
 
@@ -125,29 +125,62 @@ static int chunk_write(struct varve_world *w, int fd, const uint8_t *now, const 
     return 0;
 }
 
-/* Brings the bits into the file, whose length is right, and into the digest.  Chunks that are zero
- * are set in zero_chunks (may be NULL). */
-static int bits_write(struct varve_world *w, int fd, const char *path,
-                      const struct varve_geometry *g, const void *bits, struct varve_digest *d,
-                      struct varve_bitmap *zero_chunks, struct varve_err *err)
+/* What is worked through and given back at once: whole chunks. */
+static size_t step_bytes(const struct varve_geometry *g)
 {
+    uint64_t chunk = varve_epoch_chunk_bytes(g);
+
+    return chunk < STEP_MIN ? STEP_MIN : (size_t)chunk;
+}
+
+/* Notes which chunks of now[0, len), bytes `at` and on of the map, are not zero, and brings those
+ * into the digest; without a table all of them. */
+static void chunks_note(const uint8_t *now, size_t len, const struct varve_geometry *g, uint64_t at,
+                        uint8_t *table, struct varve_digest *d)
+{
+    size_t chunk = (size_t)varve_epoch_chunk_bytes(g);
+
+    if (!table) {
+        varve_digest_update(d, now, len);
+        return;
+    }
+    for (size_t from = 0; from < len; from += chunk) {
+        uint64_t n = (at + from) / chunk;
+        size_t part = len - from < chunk ? len - from : chunk;
+
+        if (is_zero(now + from, part))
+            continue;
+        table[n / 8] |= (uint8_t)(1u << (n % 8));
+        varve_digest_update(d, now + from, part);
+    }
+}
+
+/* Brings the bits into the file, whose length is right, into the table (NULL: the file has none)
+ * and into the digest.  Looks at each bit once: what is in the file is what table and digest tell.
+ * Steps that are zero are set in zero_steps (may be NULL). */
+static int bits_write(struct varve_world *w, int fd, const char *path,
+                      const struct varve_geometry *g, const void *bits, uint8_t *table,
+                      struct varve_digest *d, struct varve_bitmap *zero_steps,
+                      struct varve_err *err)
+{
+    size_t step = step_bytes(g);
     uint64_t bytes = varve_map_bytes(g);
-    uint8_t *now = malloc(2 * CHUNK), *was;
+    uint8_t *now = malloc(2 * step), *was;
     int rc = 0;
 
     if (!now)
         return varve_err_sys(err, ENOMEM, "cannot write %s", path);
-    was = now + CHUNK;
-    for (uint64_t at = 0; at < bytes && rc == 0; at += CHUNK) {
-        size_t len = bytes - at < CHUNK ? (size_t)(bytes - at) : CHUNK;
+    was = now + step;
+    for (uint64_t at = 0; at < bytes && rc == 0; at += step) {
+        size_t len = bytes - at < step ? (size_t)(bytes - at) : step;
         size_t whole = (len + PAGE - 1) / PAGE * PAGE;
         ssize_t got;
 
         bits_encode(now, bits, g, at, len);
         memset(now + len, 0, whole - len);
-        varve_digest_update(d, now, len);
-        if (zero_chunks && is_zero(now, whole))
-            varve_bitmap_set(zero_chunks, at / CHUNK, at / CHUNK + 1);
+        chunks_note(now, len, g, at, table, d);
+        if (zero_steps && is_zero(now, whole))
+            varve_bitmap_set(zero_steps, at / step, at / step + 1);
         got = w->pread(w, fd, was, whole, VARVE_EPOCH_BITS_OFF + at);
         if (got >= 0 && got < (ssize_t)whole)
             rc = varve_epoch_file_unusable(path, "it is shorter than it was made", err);
@@ -155,7 +188,7 @@ static int bits_write(struct varve_world *w, int fd, const char *path,
             rc = varve_err_sys(err, (int)-got, "cannot read %s", path);
         if (rc < 0)
             break;
-        rc = chunk_write(w, fd, now, was, whole, VARVE_EPOCH_BITS_OFF + at);
+        rc = step_write(w, fd, now, was, whole, VARVE_EPOCH_BITS_OFF + at);
         if (rc < 0)
             varve_err_sys(err, -rc, "cannot write %s", path);
     }
@@ -163,13 +196,14 @@ static int bits_write(struct varve_world *w, int fd, const char *path,
     return rc;
 }
 
-/* Head as it stands in the file, bits, sync; then the mark and another sync. */
+/* Head as it stands in the file, bits, table, sync; then the mark and another sync. */
 static int bits_and_mark_write(struct varve_world *w, int fd, const char *path,
                                const struct varve_epoch_head *head, const struct varve_geometry *g,
                                const void *bits, enum varve_epoch_state state,
-                               struct varve_bitmap *zero_chunks, struct varve_err *err)
+                               struct varve_bitmap *zero_steps, struct varve_err *err)
 {
-    uint8_t digest[VARVE_DIGEST_LEN];
+    uint8_t digest[VARVE_DIGEST_LEN], table[VARVE_EPOCH_TABLE_LEN] = {0};
+    bool has_table = le32toh(head->version) != VARVE_EPOCH_NO_TABLE;
     struct varve_digest d;
     int rc = varve_digest_init(&d, err);
     int final;
@@ -177,7 +211,13 @@ static int bits_and_mark_write(struct varve_world *w, int fd, const char *path,
     if (rc < 0)
         return rc;
     varve_digest_update(&d, head, sizeof(*head));
-    rc = bits_write(w, fd, path, g, bits, &d, zero_chunks, err);
+    rc = bits_write(w, fd, path, g, bits, has_table ? table : NULL, &d, zero_steps, err);
+    if (rc == 0 && has_table) {
+        varve_digest_update(&d, table, sizeof(table));
+        rc = w->pwrite(w, fd, table, sizeof(table), VARVE_EPOCH_TABLE_OFF);
+        if (rc < 0)
+            varve_err_sys(err, -rc, "cannot write %s", path);
+    }
     final = varve_digest_final(&d, digest, rc < 0 ? NULL : err);
     if (rc == 0)
         rc = final;
@@ -195,21 +235,21 @@ static int bits_and_mark_write(struct varve_world *w, int fd, const char *path,
 
 /* Gives back the blocks of a sealed file that hold only zeroes.  Failure costs space, nothing else.
  */
-static void zero_chunks_punch(struct varve_world *w, int fd, const struct varve_geometry *g,
-                              const struct varve_bitmap *zero_chunks)
+static void zero_steps_punch(struct varve_world *w, int fd, const struct varve_geometry *g,
+                             const struct varve_bitmap *zero_steps)
 {
-    uint64_t from = varve_bitmap_find(zero_chunks, 0, true);
+    uint64_t from = varve_bitmap_find(zero_steps, 0, true);
 
-    while (from < zero_chunks->nbits) {
-        uint64_t to = varve_bitmap_find(zero_chunks, from, false);
-        uint64_t off = VARVE_EPOCH_BITS_OFF + from * CHUNK;
-        uint64_t end = VARVE_EPOCH_BITS_OFF + to * CHUNK;
+    while (from < zero_steps->nbits) {
+        uint64_t to = varve_bitmap_find(zero_steps, from, false);
+        uint64_t off = VARVE_EPOCH_BITS_OFF + from * step_bytes(g);
+        uint64_t end = VARVE_EPOCH_BITS_OFF + to * step_bytes(g);
 
         if (end > varve_epoch_file_bytes(g))
             end = varve_epoch_file_bytes(g);
         if (w->punch(w, fd, off, end - off) < 0)
             return;
-        from = varve_bitmap_find(zero_chunks, to, true);
+        from = varve_bitmap_find(zero_steps, to, true);
     }
 }
 
@@ -272,7 +312,7 @@ int varve_epoch_file_create(struct varve_world *w, const struct varve_paths *p,
 
 static int finish_fd(struct varve_world *w, int fd, const char *path,
                      const struct varve_geometry *g, uint64_t epoch, const void *bits,
-                     enum varve_epoch_state state, struct varve_bitmap *zero_chunks,
+                     enum varve_epoch_state state, struct varve_bitmap *zero_steps,
                      struct varve_err *err)
 {
     struct varve_epoch_head head;
@@ -296,9 +336,9 @@ static int finish_fd(struct varve_world *w, int fd, const char *path,
         if (rc < 0)
             return rc;
     }
-    rc = bits_and_mark_write(w, fd, path, &head, g, bits, state, zero_chunks, err);
+    rc = bits_and_mark_write(w, fd, path, &head, g, bits, state, zero_steps, err);
     if (rc == 0 && state == VARVE_EPOCH_FILE_SEALED)
-        zero_chunks_punch(w, fd, g, zero_chunks);
+        zero_steps_punch(w, fd, g, zero_steps);
     return rc;
 }
 
@@ -307,23 +347,23 @@ int varve_epoch_file_finish(struct varve_world *w, const struct varve_paths *p,
                             enum varve_epoch_state state, struct varve_err *err)
 {
     char path[PATH_MAX];
-    struct varve_bitmap *zero_chunks;
+    struct varve_bitmap *zero_steps;
     int fd, rc;
 
     varve_path_epoch(p, epoch, epoch, path);
     if (state != VARVE_EPOCH_FILE_CLEAN && state != VARVE_EPOCH_FILE_SEALED)
         return varve_err_set(err, EINVAL, "%s can be finished as clean or sealed only", path);
-    zero_chunks = varve_bitmap_new((varve_map_bytes(g) + CHUNK - 1) / CHUNK);
-    if (!zero_chunks)
+    zero_steps = varve_bitmap_new((varve_map_bytes(g) + step_bytes(g) - 1) / step_bytes(g));
+    if (!zero_steps)
         return varve_err_sys(err, ENOMEM, "cannot write %s", path);
     fd = w->open(w, path, O_RDWR, 0);
     if (fd < 0) {
         rc = varve_err_sys(err, -fd, "cannot open %s", path);
     } else {
-        rc = finish_fd(w, fd, path, g, epoch, bits, state, zero_chunks, err);
+        rc = finish_fd(w, fd, path, g, epoch, bits, state, zero_steps, err);
         w->close(w, fd);
     }
-    free(zero_chunks);
+    free(zero_steps);
     return rc;
 }
 

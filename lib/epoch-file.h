@@ -4,14 +4,19 @@
  * Called by whoever has the disk's lock, and by readers once it is sealed; never in the data path.
  * A sealed file never changes (I6) and carries a checksum that is verified when it is loaded.
  *
- * Format, little-endian, version 1:
+ * Format, little-endian, version 2:
  *     0     64-byte head: magic "varvemap", version, block shift, disk uuid, size of the disk,
  *           first and last epoch, number of the epoch before the first (0: none)
  *     4096  mark, in a sector of its own: state (0 open, 1 clean, 2 sealed), 4 zero bytes, SHA-256
- *           of head and bits, SHA-256 of the mark up to here; one that fails that says open
- *     8192  bits, one a block, least significant first, in whole 64-bit words; rest of file zero
+ *           of head, chunks and table, SHA-256 of the mark up to here; one that fails that says open
+ *     4608  table, one bit a chunk, least significant first, rest zero: the chunk is not all zero.
+ *           Other chunks are neither in the digest nor looked at: what it costs to read a map goes
+ *           by what was written in its epochs, not by the size of the disk
+ *     8192  bits, one a block, least significant first, in whole 64-bit words; rest of file zero.
+ *           A chunk is 4096 bytes of them, or as many times twice that as the table needs to hold all
  * open: the bits are not to be believed.  clean: the epoch is live, and these were its bits when its
  * server stopped.  sealed: final.  The mark is written after what it speaks of is durable.
+ * Version 1 has no table: the digest is of head and all bits.  Such files are still read and finished.
  */
 #ifndef VARVE_LIB_EPOCH_FILE_H
 #define VARVE_LIB_EPOCH_FILE_H
@@ -58,7 +63,13 @@ int varve_epoch_file_info(struct varve_world *w, const struct varve_paths *p,
                           uint64_t last, struct varve_epoch_file *info, struct varve_err *err);
 
 /* ORs the bits of a clean or sealed file into `into` (nblks bits), after verifying the checksum.
- * On error `into` is unchanged.  -EUCLEAN: open, damaged or of another disk. */
+ * *added, if not NULL, grows by the bits that were not set before.  On error nothing changes.
+ * -EUCLEAN: open, damaged or of another disk. */
+int varve_epoch_file_load_counting(struct varve_world *w, const struct varve_paths *p,
+                                   const uint8_t uuid[16], const struct varve_geometry *g,
+                                   uint64_t first, uint64_t last, struct varve_bitmap *into,
+                                   uint64_t *added, struct varve_err *err);
+/* The same, not counting. */
 int varve_epoch_file_load(struct varve_world *w, const struct varve_paths *p,
                           const uint8_t uuid[16], const struct varve_geometry *g, uint64_t first,
                           uint64_t last, struct varve_bitmap *into, struct varve_err *err);

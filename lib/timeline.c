@@ -200,10 +200,10 @@ static size_t find_last(const struct varve_timeline *tl, size_t before, uint64_t
     return before;
 }
 
-int varve_timeline_union(struct varve_world *w, const struct varve_paths *p, const uint8_t uuid[16],
-                         const struct varve_geometry *g, const struct varve_timeline *tl,
-                         uint64_t first, uint64_t end, struct varve_bitmap *into,
-                         struct varve_err *err)
+int varve_timeline_union_counting(struct varve_world *w, const struct varve_paths *p,
+                                  const uint8_t uuid[16], const struct varve_geometry *g,
+                                  const struct varve_timeline *tl, uint64_t first, uint64_t end,
+                                  struct varve_bitmap *into, uint64_t *added, struct varve_err *err)
 {
     size_t at = 0;
 
@@ -234,7 +234,7 @@ int varve_timeline_union(struct varve_world *w, const struct varve_paths *p, con
         if (f->state != VARVE_EPOCH_FILE_SEALED)
             return varve_err_set(err, EUCLEAN, "the map of epoch %" PRIu64 " in %s was not sealed",
                                  f->first, p->state);
-        rc = varve_epoch_file_load(w, p, uuid, g, f->first, f->last, into, err);
+        rc = varve_epoch_file_load_counting(w, p, uuid, g, f->first, f->last, into, added, err);
         if (rc == -ENOENT)
             return missing(p, prev, err);
         if (rc < 0)
@@ -242,6 +242,14 @@ int varve_timeline_union(struct varve_world *w, const struct varve_paths *p, con
         at = before;
     }
     return 0;
+}
+
+int varve_timeline_union(struct varve_world *w, const struct varve_paths *p, const uint8_t uuid[16],
+                         const struct varve_geometry *g, const struct varve_timeline *tl,
+                         uint64_t first, uint64_t end, struct varve_bitmap *into,
+                         struct varve_err *err)
+{
+    return varve_timeline_union_counting(w, p, uuid, g, tl, first, end, into, NULL, err);
 }
 
 /* --- tidy ------------------------------------------------------------------------------------- */

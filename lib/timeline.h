@@ -33,6 +33,13 @@ int varve_timeline_union(struct varve_world *w, const struct varve_paths *p,
                          const struct varve_timeline *tl, uint64_t first, uint64_t end,
                          struct varve_bitmap *into, struct varve_err *err);
 
+/* The same; *added grows by the bits that were not set in `into` before. */
+int varve_timeline_union_counting(struct varve_world *w, const struct varve_paths *p,
+                                  const uint8_t uuid[16], const struct varve_geometry *g,
+                                  const struct varve_timeline *tl, uint64_t first, uint64_t end,
+                                  struct varve_bitmap *into, uint64_t *added,
+                                  struct varve_err *err);
+
 /* Frees sealed epochs before the oldest of the boundaries that are needed (numbers of the epochs
  * that follow them, any order), and merges sealed neighbours that no needed boundary separates.
  * None needed: all sealed ones go.  Dying anywhere leaves a timeline that says the same.  May run

@@ -106,16 +106,63 @@ int varve_changes_get(struct varve_changes *c, const struct varve_bitmap **map,
     return rc;
 }
 
+/* The blocks of a range; none if it lies behind the disk's end. */
+static void heal_blocks(const struct varve_geometry *g, const struct varve_cat_range *r,
+                        uint64_t *from, uint64_t *to)
+{
+    uint64_t len = r->len;
+
+    *from = *to = 0;
+    if (r->off >= g->size || len == 0)
+        return;
+    if (len > g->size - r->off)
+        len = g->size - r->off;
+    *from = r->off >> g->shift;
+    *to = ((r->off + len - 1) >> g->shift) + 1;
+}
+
 void varve_changes_heal(const struct varve_geometry *g, const struct varve_cat_checkpoint *since,
                         struct varve_bitmap *map)
 {
     for (size_t i = 0; i < since->nheal; i++) {
-        uint64_t off = since->heal[i].off, len = since->heal[i].len;
+        uint64_t from, to;
 
-        if (off >= g->size)
-            continue;
-        if (len > g->size - off)
-            len = g->size - off;
-        varve_bitmap_set(map, off >> g->shift, ((off + len - 1) >> g->shift) + 1);
+        heal_blocks(g, &since->heal[i], &from, &to);
+        varve_bitmap_set(map, from, to);
     }
+}
+
+uint64_t varve_changes_heal_count(const struct varve_geometry *g,
+                                  const struct varve_cat_checkpoint *since,
+                                  const struct varve_bitmap *map)
+{
+    uint64_t n = 0, done = 0, from, to;
+
+    for (size_t i = 0; i < since->nheal; i++) {
+        heal_blocks(g, &since->heal[i], &from, &to);
+        if (from < done)
+            from = done; /* ranges are in order, but may share a block */
+        while ((from = varve_bitmap_find_until(map, from, to, false)) < to) {
+            uint64_t end = varve_bitmap_find_until(map, from, to, true);
+
+            n += end - from;
+            from = end;
+        }
+        if (to > done)
+            done = to;
+    }
+    return n;
+}
+
+bool varve_changes_heals(const struct varve_geometry *g, const struct varve_cat_checkpoint *since,
+                         uint64_t blk)
+{
+    for (size_t i = 0; i < since->nheal; i++) {
+        uint64_t from, to;
+
+        heal_blocks(g, &since->heal[i], &from, &to);
+        if (blk >= from && blk < to)
+            return true;
+    }
+    return false;
 }

@@ -34,5 +34,11 @@ int varve_changes_get(struct varve_changes *c, const struct varve_bitmap **map,
 /* Marks what a checkpoint's backup could not deliver. */
 void varve_changes_heal(const struct varve_geometry *g, const struct varve_cat_checkpoint *since,
                         struct varve_bitmap *map);
+/* How many blocks that would set in the map, and whether it marks this one. */
+uint64_t varve_changes_heal_count(const struct varve_geometry *g,
+                                  const struct varve_cat_checkpoint *since,
+                                  const struct varve_bitmap *map);
+bool varve_changes_heals(const struct varve_geometry *g, const struct varve_cat_checkpoint *since,
+                         uint64_t blk);
 
 #endif

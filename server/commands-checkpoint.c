@@ -1,12 +1,11 @@
 /* SPDX-License-Identifier: BSD-3-Clause
  *
- * checkpoint-create, checkpoint-delete, query-checkpoints.
+ * checkpoint-create, checkpoint-delete.
  */
 #include "server/commands.h"
 
 #include "server/args.h"
 #include "server/boundary.h"
-#include "server/changes.h"
 #include "server/disk.h"
 #include "server/log.h"
 
@@ -238,105 +237,4 @@ json_t *varve_command_checkpoint_delete(struct varve_daemon *d, json_t *args, st
         rc = delete_run(d, name, disks, n, err);
     free(disks);
     return rc < 0 ? NULL : json_object();
-}
-
-/* --- query
- * ----------------------------------------------------------------------------------------- */
-
-static json_t *entry_disks(json_t *list, const struct varve_cat_checkpoint *p)
-{
-    json_t *item;
-    size_t i;
-
-    json_array_foreach(list, i, item)
-    {
-        /* One command gives all its checkpoints one name and one time. */
-        if (strcmp(json_string_value(json_object_get(item, "name")), p->name) == 0 &&
-            (uint64_t)json_integer_value(json_object_get(item, "time-ns")) == p->time_ns)
-            return json_object_get(item, "disks");
-    }
-    item = json_pack("{s:s, s:I, s:f, s:[]}", "name", p->name, "time-ns", (json_int_t)p->time_ns,
-                     "time", (double)p->time_ns / 1e9, "disks");
-    for (i = 0; i < json_array_size(list); i++) {
-        json_t *other = json_array_get(list, i);
-
-        if ((uint64_t)json_integer_value(json_object_get(other, "time-ns")) > p->time_ns)
-            break;
-    }
-    if (!item || json_array_insert_new(list, i, item) < 0)
-        return NULL;
-    return json_object_get(item, "disks");
-}
-
-/* From the newest to the oldest, so that each epoch is read once: what changed since a checkpoint
- * is what changed since the next one, and the epochs between. */
-static void query_disk(struct varve_daemon *d, struct varve_disk *disk, json_t *list)
-{
-    const struct varve_cat_disk *cd = varve_catalogue_disk(d->catalogue, disk->identity.uuid);
-    const struct varve_geometry *g = &disk->identity.geometry;
-    struct varve_bitmap *map = varve_bitmap_new(g->nblks), *healed = varve_bitmap_new(g->nblks);
-    uint64_t end = varve_disk_live_epoch(disk);
-    struct varve_timeline tl = {.files = NULL};
-    struct varve_err err = VARVE_ERR_INIT;
-    int rc = map && healed ? varve_disk_or_live(disk, map, &err)
-                           : varve_err_set(&err, ENOMEM, "no memory for a map");
-
-    /* Nobody tidies meanwhile: that is the clerk's too. */
-    if (rc == 0)
-        rc = varve_timeline_scan(d->w, &disk->paths, disk->identity.uuid, g, &tl, &err);
-
-    for (size_t i = cd ? cd->ncheckpoints : 0; i-- > 0;) {
-        const struct varve_cat_checkpoint *p = &cd->checkpoints[i];
-        const struct varve_cat_backup *own =
-            p->backup[0] ? varve_catalogue_backup(d->catalogue, p->backup) : NULL;
-        bool busy = own && varve_cat_backup_open(own);
-        json_t *disks = entry_disks(list, p), *o;
-        uint64_t bytes = 0;
-
-        if (rc == 0)
-            rc = varve_timeline_union(d->w, &disk->paths, disk->identity.uuid, g, &tl, p->epoch,
-                                      end, map, &err);
-        end = p->epoch;
-        if (rc == 0) {
-            memcpy(healed->words, map->words, varve_bitmap_nwords(map) * 8);
-            varve_changes_heal(g, p, healed);
-            bytes = varve_dirty_bytes(g, healed);
-        }
-        o = json_pack("{s:s, s:I, s:I, s:b}", "disk", disk->name, "epoch", (json_int_t)p->epoch,
-                      "dirty-bytes", (json_int_t)bytes, "usable", rc == 0 && !busy);
-        if (o && rc < 0)
-            json_object_set_new(o, "reason", json_string(err.msg));
-        else if (o && busy)
-            json_object_set_new(o, "reason", json_sprintf("its backup '%s' still runs", own->id));
-        if (disks)
-            json_array_append_new(disks, o);
-        else
-            json_decref(o);
-    }
-    varve_timeline_fini(&tl);
-    free(map);
-    free(healed);
-}
-
-json_t *varve_command_query_checkpoints(struct varve_daemon *d, json_t *args, struct varve_err *err)
-{
-    static const char *const known[] = {"disk", NULL};
-    struct varve_disk *only = NULL;
-    json_t *list, *item;
-    const char *name;
-    size_t i;
-
-    if (varve_args_check(args, known, NULL, err) < 0 ||
-        varve_args_string(args, "disk", false, &name, err) < 0)
-        return NULL;
-    varve_disks_refresh(d);
-    if (name && varve_disks_find(d, name, &only, err) < 0)
-        return NULL;
-    list = json_array();
-    for (struct varve_disk *disk = d->disks; disk; disk = disk->next) {
-        if (!disk->gone && disk->known && (!only || disk == only))
-            query_disk(d, disk, list);
-    }
-    json_array_foreach(list, i, item) json_object_del(item, "time-ns");
-    return list;
 }

@@ -31,6 +31,7 @@ json_t *varve_command_checkpoint_create(struct varve_daemon *d, json_t *args,
                                         struct varve_err *err);
 json_t *varve_command_checkpoint_delete(struct varve_daemon *d, json_t *args,
                                         struct varve_err *err);
+/* commands-checkpoints.c */
 json_t *varve_command_query_checkpoints(struct varve_daemon *d, json_t *args,
                                         struct varve_err *err);
 /* commands-backup.c */

@@ -63,6 +63,7 @@ server_libvarved_la_SOURCES = \
 	%D%/clerk.h \
 	%D%/commands-backup.c \
 	%D%/commands-checkpoint.c \
+	%D%/commands-checkpoints.c \
 	%D%/commands-estimate.c \
 	%D%/commands-query.c \
 	%D%/commands.c \

@@ -61,6 +61,12 @@ check_PROGRAMS += %D%/unit/test-epoch-file
 %C%_unit_test_epoch_file_LDADD = %D%/lib/libtest.la lib/libvarve.la $(CMOCKA_LIBS)
 TESTS += %D%/unit/test-epoch-file
 
+check_PROGRAMS += %D%/unit/test-epoch-table
+%C%_unit_test_epoch_table_SOURCES = %D%/unit/test-epoch-table.c
+%C%_unit_test_epoch_table_CFLAGS = $(AM_CFLAGS) $(CMOCKA_CFLAGS)
+%C%_unit_test_epoch_table_LDADD = %D%/lib/libtest.la lib/libvarve.la $(CMOCKA_LIBS)
+TESTS += %D%/unit/test-epoch-table
+
 check_PROGRAMS += %D%/unit/test-link-proto
 %C%_unit_test_link_proto_SOURCES = %D%/unit/test-link-proto.c
 %C%_unit_test_link_proto_CFLAGS = $(AM_CFLAGS) $(CMOCKA_CFLAGS)
@@ -149,7 +155,8 @@ TESTS += %D%/unit/test-tls-session
 server_tests = \
 	%D%/server/test_backup_life.py \
 	%D%/server/test_control.py \
-	%D%/server/test_estimate.py
+	%D%/server/test_estimate.py \
+	%D%/server/test_many_checkpoints.py
 TESTS += $(server_tests)
 EXTRA_DIST += $(server_tests)
 THREAD_TESTS += $(server_tests)

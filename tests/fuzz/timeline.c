@@ -32,6 +32,7 @@
 #define KIND_FOREIGN 0x10 /* of another disk */
 #define KIND_DAMAGED 0x20 /* as the record says */
 #define KIND_RAW     0x40 /* the file's bytes are the rest of the input */
+#define KIND_FORMER  0x80 /* of the format without a table */
 
 static const uint8_t uuid[16] = "fuzzed timeline";
 static struct varve_geometry g;
@@ -41,7 +42,10 @@ static struct varve_paths p;
 static size_t encode(uint8_t *file, size_t room, uint64_t first, uint64_t last, uint64_t prev,
                      const uint8_t *rec)
 {
-    struct varve_epoch_head head = {.version = htole32(VARVE_EPOCH_VERSION)};
+    bool former = rec[2] & KIND_FORMER;
+    struct varve_epoch_head head = {
+        .version = htole32(former ? VARVE_EPOCH_NO_TABLE : VARVE_EPOCH_VERSION)};
+    uint8_t table[VARVE_EPOCH_TABLE_LEN] = {1};
     struct varve_epoch_mark mark = {.state = htole32(rec[2] & KIND_STATE)};
     uint64_t bits[(BLOCKS + 63) / 64] = {0};
     struct varve_digest d;
@@ -60,11 +64,15 @@ static size_t encode(uint8_t *file, size_t room, uint64_t first, uint64_t last, 
     FUZZ_CHECK(varve_digest_init(&d, NULL) == 0);
     varve_digest_update(&d, &head, sizeof(head));
     varve_digest_update(&d, bits, sizeof(bits));
+    if (!former)
+        varve_digest_update(&d, table, sizeof(table));
     FUZZ_CHECK(varve_digest_final(&d, mark.digest, NULL) == 0);
     FUZZ_CHECK(varve_epoch_mark_check(&mark, mark.check, NULL) == 0);
     memcpy(file, &head, sizeof(head));
     memcpy(file + VARVE_EPOCH_MARK_OFF, &mark, sizeof(mark));
     memcpy(file + VARVE_EPOCH_BITS_OFF, bits, sizeof(bits));
+    if (!former)
+        memcpy(file + VARVE_EPOCH_TABLE_OFF, table, sizeof(table));
     if (rec[2] & KIND_DAMAGED)
         file[(rec[5] | rec[6] << 8) % room] ^= rec[7];
     if (rec[2] & KIND_EMPTY)

@@ -61,8 +61,17 @@ static ssize_t fault_pread(struct varve_world *w, int fd, void *buf, size_t len,
 {
     struct fault_world *f = self(w);
     int rc = enter(f, FAULT_PREAD);
+    ssize_t got;
 
-    return rc < 0 ? rc : f->inner->pread(f->inner, fd, buf, len, off);
+    if (rc < 0)
+        return rc;
+    got = f->inner->pread(f->inner, fd, buf, len, off);
+    if (got > 0) {
+        pthread_mutex_lock(&f->lock);
+        f->bytes_read += (uint64_t)got;
+        pthread_mutex_unlock(&f->lock);
+    }
+    return got;
 }
 
 static int fault_pwrite(struct varve_world *w, int fd, const void *buf, size_t len, uint64_t off)
@@ -281,6 +290,7 @@ static void arm(struct fault_world *f, enum fault_action action, enum fault_call
     f->at = n;
     f->fired = false;
     f->crashed = false;
+    f->bytes_read = 0;
 }
 
 void fault_fail_at(struct fault_world *f, enum fault_call kind, uint64_t n, int errnum)
@@ -341,4 +351,14 @@ uint64_t fault_calls(struct fault_world *f, enum fault_call kind)
     calls = f->calls[kind];
     pthread_mutex_unlock(&f->lock);
     return calls;
+}
+
+uint64_t fault_bytes_read(struct fault_world *f)
+{
+    uint64_t bytes;
+
+    pthread_mutex_lock(&f->lock);
+    bytes = f->bytes_read;
+    pthread_mutex_unlock(&f->lock);
+    return bytes;
 }

@@ -54,6 +54,7 @@ struct fault_world {
 
     pthread_mutex_t lock;            /* guards all below; no other lock is taken under it */
     uint64_t calls[FAULT_CALLS + 1]; /* since it was armed; FAULT_ANY: all */
+    uint64_t bytes_read;             /* since then */
     enum fault_action action;
     enum fault_call kind;
     uint64_t at;
@@ -84,5 +85,7 @@ void fault_disarm(struct fault_world *f);
 bool fault_fired(struct fault_world *f);
 /* Calls of this kind since it was armed or disarmed. */
 uint64_t fault_calls(struct fault_world *f, enum fault_call kind);
+/* Bytes that they read from files. */
+uint64_t fault_bytes_read(struct fault_world *f);
 
 #endif
