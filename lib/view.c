@@ -148,6 +148,7 @@ struct request {
     char *buf;
     uint64_t off, end;
     uint64_t *lost_off;
+    bool now; /* -EAGAIN instead of waiting for a device */
 };
 
 /* A read of [start, stop) failed: reads it again by as little as a disk fails at, so that *bad is
@@ -187,6 +188,10 @@ static int read_blocks(struct varve_source *s, const struct look *l, const struc
         start = rq->off;
     if (stop > rq->end)
         stop = rq->end;
+    if (rq->now) {
+        n = s->w->pread_now(s->w, fd, rq->buf + (start - rq->off), (size_t)(stop - start), start);
+        return n == (ssize_t)(stop - start) ? 0 : -EAGAIN;
+    }
     n = s->w->pread(s->w, fd, rq->buf + (start - rq->off), (size_t)(stop - start), start);
     if (n < 0)
         n = read_by_pages(s, fd, rq->buf + (start - rq->off), start, stop, &bad);
@@ -313,22 +318,39 @@ static int view_read(struct varve_source *s, const struct epoch_table *table,
     return r == 0 ? find_lost(s, &l, rq, err) : r;
 }
 
-int varve_view_read(struct varve_source *s, const struct varve_view *v, void *buf, uint64_t off,
-                    uint32_t len, uint64_t *lost_off, struct varve_err *err)
+static int request_run(struct varve_source *s, const struct varve_view *v,
+                       const struct request *rq, struct varve_err *err)
 {
-    struct request rq = {buf, off, off + len, lost_off};
+    uint64_t len = rq->end - rq->off;
     struct epoch_table *table;
     int r;
 
-    if (lost_off)
-        *lost_off = off;
-    if (!varve_range_ok(&s->g, off, len) || len > READ_MAX)
-        return varve_err_set(err, EINVAL, "the range %" PRIu64 "+%u is not within the disk", off,
-                             len);
+    if (!varve_range_ok(&s->g, rq->off, len) || len > READ_MAX)
+        return varve_err_set(err, EINVAL, "the range %" PRIu64 "+%" PRIu64 " is not within the disk",
+                             rq->off, len);
     if (len == 0)
         return 0;
     table = varve_source_table(s);
-    r = view_read(s, table, v, &rq, err);
+    r = view_read(s, table, v, rq, err);
     varve_source_table_unref(s, table);
     return r;
+}
+
+int varve_view_read(struct varve_source *s, const struct varve_view *v, void *buf, uint64_t off,
+                    uint32_t len, uint64_t *lost_off, struct varve_err *err)
+{
+    struct request rq = {.buf = buf, .off = off, .end = off + len, .lost_off = lost_off};
+
+    if (lost_off)
+        *lost_off = off;
+    return request_run(s, v, &rq, err);
+}
+
+int varve_view_read_now(struct varve_source *s, const struct varve_view *v, void *buf, uint64_t off,
+                        uint32_t len)
+{
+    struct request rq = {.buf = buf, .off = off, .end = off + len, .now = true};
+    struct varve_err unsaid = VARVE_ERR_INIT;
+
+    return request_run(s, v, &rq, &unsaid) ? -EAGAIN : 0;
 }

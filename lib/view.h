@@ -67,6 +67,11 @@ struct varve_view {
 int varve_view_read(struct varve_source *s, const struct varve_view *v, void *buf, uint64_t off,
                     uint32_t len, uint64_t *lost_off, struct varve_err *err);
 
+/* The same if it can be had without waiting for a device.  -EAGAIN: it cannot, or there is an error for
+ * varve_view_read to tell. */
+int varve_view_read_now(struct varve_source *s, const struct varve_view *v, void *buf, uint64_t off,
+                        uint32_t len);
+
 /* Whether the disk had a hole at `off` at the boundary (nothing was allocated, it read as zeroes): 1
  * hole, 0 data; *run_len (bytes, 1..max_len) tells how far the same answer is known to go, whole
  * blocks or to the disk's end.  off must be a multiple of the block size.  Doubt says data.  It may

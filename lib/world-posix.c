@@ -11,6 +11,7 @@
 #include <fcntl.h>
 #include <linux/falloc.h>
 #include <linux/fs.h>
+#include <linux/magic.h>
 #include <limits.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -19,6 +20,8 @@
 #include <sys/mman.h>
 #include <sys/random.h>
 #include <sys/stat.h>
+#include <sys/uio.h>
+#include <sys/vfs.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -71,6 +74,31 @@ static ssize_t posix_pread(UNUSED struct varve_world *w, int fd, void *buf, size
         done += (size_t)n;
     }
     return (ssize_t)done;
+}
+
+/* Files on tmpfs are memory, but do not take the flag. */
+static bool is_memory(int fd)
+{
+    struct statfs fs;
+
+    return fstatfs(fd, &fs) == 0 && fs.f_type == TMPFS_MAGIC;
+}
+
+static ssize_t posix_pread_now(struct varve_world *w, int fd, void *buf, size_t len, uint64_t off)
+{
+    struct iovec iov = {.iov_base = buf, .iov_len = len};
+    ssize_t n;
+
+    if (len > SSIZE_MAX || !range_fits_off_t(off, len))
+        return -EINVAL;
+    do
+        n = preadv2(fd, &iov, 1, (off_t)off, RWF_NOWAIT);
+    while (n < 0 && errno == EINTR);
+    if (n == (ssize_t)len)
+        return n;
+    if (n < 0 && errno == EOPNOTSUPP && is_memory(fd))
+        return posix_pread(w, fd, buf, len, off);
+    return -EAGAIN; /* a part is as good as none, and errors are told by who may wait */
 }
 
 static int posix_pwrite(UNUSED struct varve_world *w, int fd, const void *buf, size_t len,
@@ -384,6 +412,7 @@ struct varve_world *varve_world_posix(void)
         .open = posix_open,
         .close = posix_close,
         .pread = posix_pread,
+        .pread_now = posix_pread_now,
         .pwrite = posix_pwrite,
         .allocate = posix_allocate,
         .truncate = posix_truncate,

@@ -31,6 +31,10 @@ struct varve_export_ops {
     int (*read)(struct varve_export *e, void *buf, uint64_t off, uint32_t len, uint64_t *bad_off,
                 struct varve_err *err);
 
+    /* The same on a connection's loop: never waits.  -EAGAIN: it would have to, or there is an error to
+     * tell; then read() is asked.  May be NULL. */
+    int (*read_now)(struct varve_export *e, void *buf, uint64_t off, uint32_t len);
+
     /* Status of [off, off+len) in meta context number ctx: at most max runs into out, at least one,
      * neighbours differing, not beyond len in all.  Called in pool threads.  The number of runs or
      * -errno. */

@@ -3,7 +3,7 @@
  *     init ──▶ OPEN ──news: close──▶ connections leave ──deadline──▶ they are closed
  *                                        │
  *                                        ▼ no connection is left (host_maybe_closed)
- *                                    two handles close ──▶ closed(arg)
+ *                                    its handles close ──▶ closed(arg)
  *
  * News are taken all at once and heeded in one order: rules and keys first, so that who arrives
  * meets the newest; then arrivals, then the kick, then the end.
@@ -37,6 +37,33 @@ void varve_nbd_host_log(struct varve_nbd_host *h, const struct varve_client_id *
         h->options.log("NBD client %s: %s", varve_client_id_text(id, who, sizeof(who)), what);
 }
 
+/* --- rounds --------------------------------------------------------------------------------- */
+
+/* Who comes again in this round waits for the next. */
+static void host_on_round(uv_idle_t *idle)
+{
+    struct varve_nbd_host *h = idle->data;
+    struct varve_nbd_conn *c;
+    unsigned n = 0;
+
+    TAILQ_FOREACH(c, &h->again, tx.in_line)
+    n++;
+    while (n-- && (c = TAILQ_FIRST(&h->again))) {
+        varve_nbd_pool_leave_lines(c);
+        varve_nbd_conn_tick(c);
+    }
+    if (TAILQ_EMPTY(&h->again))
+        uv_idle_stop(idle);
+}
+
+void varve_nbd_host_again(struct varve_nbd_conn *c)
+{
+    varve_nbd_pool_leave_lines(c);
+    c->tx.line = &c->host->again;
+    TAILQ_INSERT_TAIL(c->tx.line, c, tx.in_line);
+    uv_idle_start(&c->host->round, host_on_round);
+}
+
 /* --- the end -------------------------------------------------------------------------------- */
 
 static void host_on_handle_closed(uv_handle_t *handle)
@@ -58,6 +85,7 @@ static void host_maybe_closed(struct varve_nbd_host *h)
     pthread_mutex_unlock(&h->lock);
     uv_close((uv_handle_t *)&h->async, host_on_handle_closed);
     uv_close((uv_handle_t *)&h->deadline, host_on_handle_closed);
+    uv_close((uv_handle_t *)&h->round, host_on_handle_closed);
 }
 
 void varve_nbd_host_conn_gone(struct varve_nbd_host *h)
@@ -247,7 +275,10 @@ int varve_nbd_host_init(struct varve_nbd_host *h, uv_loop_t *loop, struct varve_
     uv_timer_init(loop, &h->deadline);
     h->async.data = h;
     h->deadline.data = h;
-    h->handles = 2;
+    uv_idle_init(loop, &h->round);
+    h->round.data = h;
+    h->handles = 3;
+    TAILQ_INIT(&h->again);
     pthread_mutex_init(&h->lock, NULL);
     varve_nbd_pool_init(&h->pool, pool_threads, memory);
     TAILQ_INIT(&h->conns);

@@ -47,7 +47,9 @@ struct varve_nbd_host {
     struct varve_nbd_conns conns;
     struct varve_nbd_pool pool;
     uv_timer_t deadline;
-    unsigned handles; /* this timer and the async, not yet closed */
+    uv_idle_t round;             /* runs while somebody is in this line: */
+    struct varve_nbd_line again; /* connections that have more to do, after others had their turn */
+    unsigned handles;            /* timer, idle and async, not yet closed */
     bool handles_closing;
 
     /* any thread's */
@@ -81,6 +83,9 @@ void varve_nbd_host_kick(struct varve_nbd_host *h);
 /* Any thread, once.  Connections end, within deadline_ms; then closed(closed_arg) is called. */
 void varve_nbd_host_close(struct varve_nbd_host *h, unsigned deadline_ms, void (*closed)(void *arg),
                           void *arg);
+
+/* c is ticked again once others on the loop had their turn; it waits in no other line then. */
+void varve_nbd_host_again(struct varve_nbd_conn *c);
 
 /* A connection of it was freed.  On the loop. */
 void varve_nbd_host_conn_gone(struct varve_nbd_host *h);

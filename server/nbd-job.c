@@ -1,9 +1,10 @@
 /* SPDX-License-Identifier: BSD-3-Clause
  *
- * Pieces of requests on their way through the pool: whose turn it is within a connection, what a
- * piece costs, and what becomes of its result.  A request that has more pieces goes to the tail, so
- * a long read does not hold up short ones; the first of the queue waits for the budget, and all
- * wait behind it, so that one that needs much is not starved by many that need little.
+ * Pieces of requests: read at once on the loop when memory has them, else on their way through the
+ * pool; whose turn it is within a connection, what a piece costs, what becomes of its result.  A
+ * request that has more pieces goes to the tail, so a long read does not hold up short ones; the
+ * first of the queue waits for the budget, and all wait behind it, so that one that needs much is
+ * not starved by many that need little.
  */
 #include "server/nbd-conn.h"
 
@@ -121,6 +122,15 @@ static void on_job_done(uv_work_t *work, int status)
     varve_nbd_pool_turns(pool); /* c may be gone */
 }
 
+/* Bytes that a connection reads at once before others of its loop have their turn. */
+#define NOW_BYTES (1024u * 1024u)
+
+/* The next piece may be in memory: nobody has looked. */
+static bool may_be_warm(const struct varve_nbd_conn *c, const struct varve_nbd_req *req)
+{
+    return req->hdr.type == VARVE_NBD_CMD_READ && c->tx.export->ops->read_now && !req->cold;
+}
+
 /* --- launching ------------------------------------------------------------------------------ */
 
 /* Extents that the reply may have.  Where another holds the memory for a long one it is cut to what
@@ -216,30 +226,40 @@ static void req_advance(struct varve_nbd_conn *c, struct varve_nbd_req *req, uin
     TAILQ_REMOVE(&c->tx.ready, req, link);
     req->next += len;
     req->left -= len;
+    req->cold = false;
     req->running++;
     if (req->left)
         TAILQ_INSERT_TAIL(&c->tx.ready, req, link);
 }
 
-/* False: there was no memory, and an error was answered. */
-static bool launch(struct varve_nbd_conn *c, struct varve_nbd_req *req, uint64_t len, size_t cost)
+/* Bytes that its next piece takes from the budget. */
+static size_t req_cost(const struct varve_nbd_conn *c, const struct varve_nbd_req *req)
 {
-    struct varve_nbd_job *job = calloc(1, sizeof(*job));
+    return next_cost(c, req, next_len(req));
+}
+
+/* Makes the request's next piece, with room for its result.  -ENOMEM */
+static int job_init(struct varve_nbd_conn *c, struct varve_nbd_job *job, struct varve_nbd_req *req,
+                    size_t cost)
+{
+    *job = (struct varve_nbd_job){
+        .conn = c, .req = req, .export = c->tx.export, .off = req->next, .len = next_len(req)};
+    return job_prepare(c, job, cost);
+}
+
+/* False: there was no memory, and an error was answered. */
+static bool launch(struct varve_nbd_conn *c, struct varve_nbd_req *req)
+{
+    struct varve_nbd_job *job = malloc(sizeof(*job));
+    size_t cost = req_cost(c, req);
     struct varve_err err;
     int rc;
 
-    if (!job)
-        goto err_memory;
-    job->conn = c;
-    job->req = req;
-    job->export = c->tx.export;
-    job->off = req->next;
-    job->len = len;
-    if (job_prepare(c, job, cost))
+    if (!job || job_init(c, job, req, cost))
         goto err_memory;
     job->work.data = job;
     varve_nbd_pool_hold(c, cost);
-    req_advance(c, req, len);
+    req_advance(c, req, job->len);
     c->tx.jobs[c->tx.njobs++] = job;
     varve_nbd_pool_started(&c->host->pool, c->tx.share);
     rc = uv_queue_work(c->host->loop, &job->work, job_run, on_job_done);
@@ -254,11 +274,6 @@ err_memory:
     if (!req->running)
         varve_nbd_req_finish(c, req, false);
     return false;
-}
-
-static size_t req_cost(const struct varve_nbd_conn *c, const struct varve_nbd_req *req)
-{
-    return next_cost(c, req, next_len(req));
 }
 
 /* Which request's turn it is.  When the first must wait for the budget, only those go on that need
@@ -283,14 +298,62 @@ enum varve_nbd_turn varve_nbd_transmit_turn(struct varve_nbd_conn *c)
 
     if (!req)
         return VARVE_NBD_TURN_NONE;
-    if (!launch(c, req, next_len(req), req_cost(c, req)))
+    if (may_be_warm(c, req)) {
+        varve_nbd_host_again(c);
+        return VARVE_NBD_TURN_NONE;
+    }
+    if (!launch(c, req))
         return VARVE_NBD_TURN_FAILED;
     return VARVE_NBD_TURN_TAKEN;
 }
 
+/* --- at once -------------------------------------------------------------------------------- */
+
+/* Reads the request's next piece if memory has it.  False: that is the pool's. */
+static bool read_now(struct varve_nbd_conn *c, struct varve_nbd_req *req)
+{
+    size_t cost = req_cost(c, req);
+    struct varve_nbd_job job;
+
+    if (job_init(c, &job, req, cost)) {
+        req->cold = true; /* who launches it tells of the lack */
+        return false;
+    }
+    if (!varve_nbd_read_now(&job)) {
+        req->cold = true;
+        if (!job.out)
+            varve_nbd_pool_hold(c, cost); /* the whole reply keeps its memory */
+        free(job.out);
+        return false;
+    }
+    varve_nbd_pool_hold(c, cost);
+    req_advance(c, req, job.len);
+    job_done(c, &job);
+    free(job.out);
+    return true;
+}
+
+/* Until the pool, the budget or others are to have their turn.  True: others. */
+static bool serve_now(struct varve_nbd_conn *c)
+{
+    uint64_t served = 0;
+    struct varve_nbd_req *req;
+
+    while (c->state != VARVE_NBD_CLOSING && (req = req_pick(c)) && may_be_warm(c, req)) {
+        if (served >= NOW_BYTES)
+            return true;
+        served += next_len(req);
+        if (!read_now(c, req))
+            break;
+    }
+    return false;
+}
+
 void varve_nbd_transmit_pump(struct varve_nbd_conn *c)
 {
-    if (c->tx.njobs < VARVE_NBD_JOBS_MAX && !TAILQ_EMPTY(&c->tx.ready))
+    if (serve_now(c))
+        varve_nbd_host_again(c);
+    else if (c->tx.njobs < VARVE_NBD_JOBS_MAX && !TAILQ_EMPTY(&c->tx.ready))
         varve_nbd_pool_wait(c);
     varve_nbd_pool_turns(&c->host->pool);
 }

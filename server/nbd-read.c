@@ -69,6 +69,18 @@ static void encode_chunks(struct varve_nbd_job *job)
     out->len = pos;
 }
 
+bool varve_nbd_read_now(struct varve_nbd_job *job)
+{
+    struct varve_export *e = job->export;
+
+    if (e->ops->read_now(e, job->data, job->off, (uint32_t)job->len))
+        return false;
+    job->err.code = 0;
+    if (job->out)
+        encode_chunks(job);
+    return true;
+}
+
 /* Where not all can be read, what stands before that is read by itself: of a read that failed the
  * buffer tells nothing.  Each time there is less to read. */
 void varve_nbd_read_run(struct varve_nbd_job *job)

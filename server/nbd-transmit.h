@@ -53,6 +53,7 @@ struct varve_nbd_req {
     unsigned nctx;                       /* block status: contexts asked for, */
     unsigned ctx[VARVE_NBD_METACTX_MAX]; /* by the export's numbers */
     unsigned running;                    /* jobs in the pool */
+    bool cold;                           /* reads: the next piece is not in memory */
     struct varve_nbd_out *whole;         /* replies in one piece: filled by all jobs */
     uint64_t hole_off, hole_len;         /* zeroes that were read and not yet sent */
     struct varve_err err;                /* code != 0: it failed, at err_off if that is known */
@@ -67,7 +68,7 @@ struct varve_nbd_job {
     struct varve_nbd_req *req;
     struct varve_export *export;
     void (*run)(struct varve_nbd_job *job); /* in the pool */
-    uint64_t off, len; /* of a read that failed len is what could be read */
+    uint64_t off, len;                      /* of a read that failed len is what could be read */
     size_t held; /* bytes of the budget that it took and no `out` has yet */
     /* reads: where the data goes (`out` or the request's whole reply) */
     uint8_t *data;
@@ -117,7 +118,8 @@ enum varve_nbd_turn {
 /* Gives the pool one piece of work.  Called by the pool's turns alone. */
 enum varve_nbd_turn varve_nbd_transmit_turn(struct varve_nbd_conn *c);
 
-/* Has the connection wait for its turn if it has work, and gives turns. */
+/* Does what can be done at once, has the connection wait for its turn if it has other work, and
+ * gives turns. */
 void varve_nbd_transmit_pump(struct varve_nbd_conn *c);
 
 /* Requests that still have work to launch fail with ESHUTDOWN. */
@@ -135,6 +137,9 @@ void varve_nbd_transmit_end(struct varve_nbd_conn *c);
 /* In the pool, nbd-read.c: reads job's range to job->data; encodes chunks of what could be read if
  * there is job->out. */
 void varve_nbd_read_run(struct varve_nbd_job *job);
+
+/* On the loop: the same if that can be done at once.  False: nothing was read. */
+bool varve_nbd_read_now(struct varve_nbd_job *job);
 
 /* In the pool, nbd-status.c: makes job->chunks. */
 void varve_nbd_status_run(struct varve_nbd_job *job);

@@ -110,6 +110,13 @@ int varve_served_view_read(struct varve_served_view *v, void *buf, uint64_t off,
     return rc == -EAGAIN ? -EIO : rc;
 }
 
+int varve_served_view_read_now(struct varve_served_view *v, void *buf, uint64_t off, uint32_t len)
+{
+    int rc = varve_view_read_now(v->source, &v->view, buf, off, len);
+
+    return rc == 0 && v->disk->images != v->images ? -EAGAIN : rc;
+}
+
 int varve_served_view_hole_run(struct varve_served_view *v, uint64_t off, uint64_t end,
                                uint64_t *run_end, struct varve_err *err)
 {

@@ -46,6 +46,8 @@ int varve_served_view_check(struct varve_served_view *v, struct varve_err *err);
 /* Pool threads.  As varve_view_read, but waits up to 5 s for an epoch that is not here yet. */
 int varve_served_view_read(struct varve_served_view *v, void *buf, uint64_t off, uint32_t len,
                            uint64_t *bad_off, struct varve_err *err);
+/* Any thread.  As varve_view_read_now. */
+int varve_served_view_read_now(struct varve_served_view *v, void *buf, uint64_t off, uint32_t len);
 /* Pool threads.  As varve_allocation_run, with the same patience. */
 int varve_served_view_hole_run(struct varve_served_view *v, uint64_t off, uint64_t end,
                                uint64_t *run_end, struct varve_err *err);

@@ -41,6 +41,11 @@ static int view_export_read(struct varve_export *e, void *buf, uint64_t off, uin
     return varve_served_view_read(of(e)->view, buf, off, len, bad_off, err);
 }
 
+static int view_export_read_now(struct varve_export *e, void *buf, uint64_t off, uint32_t len)
+{
+    return varve_served_view_read_now(of(e)->view, buf, off, len);
+}
+
 static void view_export_read_failed(struct varve_export *e, uint64_t off, uint64_t len)
 {
     varve_served_view_note_failed(of(e)->view, off, len);
@@ -161,6 +166,7 @@ static void view_export_free(struct varve_export *e)
 
 static const struct varve_export_ops view_export_ops = {
     .read = view_export_read,
+    .read_now = view_export_read_now,
     .read_failed = view_export_read_failed,
     .status = view_export_status,
     .free = view_export_free,

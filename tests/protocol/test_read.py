@@ -1,7 +1,9 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: BSD-3-Clause
 """READ, with simple and with structured replies."""
+import fcntl
 import random
+import termios
 
 from nbdtest import *  # noqa: F401,F403
 
@@ -489,6 +491,71 @@ def many_slow_reads_do_not_hold_up_other_exports(s):
                 _, p = c.wait_any()
                 must(p.data == pattern(p.off, 4096), "wrong bytes")
             c.disc()
+
+
+@test
+def reads_that_memory_has_wait_for_no_disk(s):
+    """Issue 3: reads are answered at once when the page cache has them, else by the pool."""
+    gate = os.path.join(tempfile.mkdtemp(dir=tmpdir()), "gate")
+    with Fixture(["vda:64M:half,now=1M+3M,slow=" + gate]) as f:
+        e = f.exports["vda"]
+        open(gate, "w").close()
+        holders = [f.open("vda") for _ in range(12)]  # more than the pool has threads
+        for c in holders:
+            c.send(b"".join(c.pack(CMD_READ, 8 * M + k * M, M)[0] for k in range(4)))
+        for mode in MODES:
+            with f.open("vda", structured=mode) as c:
+                for off, n in ((M, 1), (M, 2 * M), (2 * M + 77, M + 11), (4 * M - 1, 1)):
+                    must(c.read(off, n).data == e.content(off, n), "wrong bytes")
+                cold = c.pack(CMD_READ, 0, 2 * M)[0]  # its first half is not in memory
+                warm = c.pack(CMD_READ, 2 * M, 4096)[0]
+                c.send(cold + warm)
+                os.unlink(gate)
+                for _ in range(2):
+                    _, p = c.wait_any()
+                    must(p.data == e.content(p.off, p.len), "wrong bytes")
+                open(gate, "w").close()
+        os.unlink(gate)
+        for c in holders:
+            for _ in range(4):
+                _, p = c.wait_any()
+                must(p.data == e.content(p.off, p.len), "wrong bytes")
+
+
+@test
+def warm_read_behind_a_cold_one_does_not_wait_for_it(s):
+    """Replies may come in any order: what memory has passes what a disk is asked for."""
+    gate = os.path.join(tempfile.mkdtemp(dir=tmpdir()), "gate")
+    with Fixture(["vda:64M:half,now=1M+3M,slow=" + gate]) as f:
+        e = f.exports["vda"]
+        with f.open("vda") as c:
+            open(gate, "w").close()
+            c.send(c.pack(CMD_READ, 8 * M, 4096)[0] + c.pack(CMD_READ, M, 4096)[0])
+            _, p = c.wait_any()
+            must(p.off == M and p.data == e.content(M, 4096), "the cold one came first")
+            os.unlink(gate)
+            _, p = c.wait_any()
+            must(p.data == e.content(8 * M, 4096), "wrong bytes")
+
+
+@test
+def client_that_asks_for_much_that_memory_has_lets_others_have_their_turn(s):
+    """Issue 3: no connection waits for another.  On one loop: 4 GiB of zeroes, read at once, against
+    one small read that comes later."""
+    with Fixture(["vda:64M:zero,now=0+64M"], ["--network-threads", "1"]) as f:
+        with f.open("vda") as greedy, f.open("vda") as small:
+            # Its pieces take turns too, so none of its replies is ready before nearly all are.  A
+            # machine that sleeps may let us look too late, so we may look again.
+            for _ in range(5):
+                greedy.send(b"".join(greedy.pack(CMD_READ, 0, 32 * M)[0] for _ in range(128)))
+                must(small.read(5, 512).data == bytes(512), "wrong bytes")
+                first = not struct.unpack("i", fcntl.ioctl(greedy.sock, termios.FIONREAD, bytes(4)))[0]
+                for _ in range(128):
+                    _, p = greedy.wait_any()
+                    must(p.len == 32 * M and not p.errors, "a reply is missing")
+                if first:
+                    break
+            must(first, "all of the other's were answered first")
 
 
 main()

@@ -59,7 +59,8 @@ struct fixture_export {
     unsigned nerrors;
     struct fixture_range status_errors[FIXTURE_ERRORS_MAX];
     unsigned nstatus_errors;
-    char *slow; /* reads wait while this file exists; may be NULL */
+    struct fixture_range now; /* len 0: none */
+    char *slow;               /* reads wait while this file exists; may be NULL */
 };
 
 struct fixture {
@@ -114,6 +115,7 @@ static const char usage[] =
     "  context=FULLNAME  a context of any name, every odd 64 KiB unit has status 1\n"
     "  errors=OFF+LEN    reads that touch it fail with EIO and the message \"lost\"\n"
     "  statuserrors=OFF+LEN  block status that touches it fails with EIO and \"lost\"\n"
+    "  now=OFF+LEN       reads within it are answered on the loop, whatever slow= says\n"
     "  slow=PATH         reads wait while the file PATH exists (looked at every 5 ms)\n"
     "  unlisted          does not stand in LIST; found by its name\n"
     "  description=TEXT  no comma in it\n"
@@ -201,11 +203,37 @@ static void slow_wait(const char *path)
         nanosleep(&pause, NULL);
 }
 
+/* What stands there, errors or not. */
+static void fixture_fill(struct varve_export *e, void *buf, uint64_t off, uint32_t len)
+{
+    struct fixture_export *f = fixture_export(e);
+    uint64_t data_end = 0;
+
+    if (f->content == CONTENT_PATTERN)
+        data_end = e->size;
+    else if (f->content == CONTENT_HALF)
+        data_end = half_of(e);
+    else if (f->content == CONTENT_STRIPED && off / VARVE_EXPORT_READ_MAX % 2 == 0)
+        data_end = e->size; /* a read lies in one stripe */
+    memset(buf, 0, len);
+    if (off < data_end)
+        pattern_fill(buf, off, len < data_end - off ? len : data_end - off);
+}
+
+static int fixture_read_now(struct varve_export *e, void *buf, uint64_t off, uint32_t len)
+{
+    struct fixture_export *f = fixture_export(e);
+
+    if (off < f->now.off || off + len > f->now.off + f->now.len)
+        return -EAGAIN;
+    fixture_fill(e, buf, off, len);
+    return 0;
+}
+
 static int fixture_read(struct varve_export *e, void *buf, uint64_t off, uint32_t len,
                         uint64_t *bad_off, struct varve_err *err)
 {
     struct fixture_export *f = fixture_export(e);
-    uint64_t data_end = 0;
     bool bad = false;
 
     assert(len > 0 && len <= VARVE_EXPORT_READ_MAX && off <= e->size && len <= e->size - off);
@@ -224,15 +252,7 @@ static int fixture_read(struct varve_export *e, void *buf, uint64_t off, uint32_
         memset(buf, 0xff, len); /* nobody may send this */
         return varve_err_set(err, EIO, "lost");
     }
-    if (f->content == CONTENT_PATTERN)
-        data_end = e->size;
-    else if (f->content == CONTENT_HALF)
-        data_end = half_of(e);
-    else if (f->content == CONTENT_STRIPED && off / VARVE_EXPORT_READ_MAX % 2 == 0)
-        data_end = e->size; /* a read lies in one stripe */
-    memset(buf, 0, len);
-    if (off < data_end)
-        pattern_fill(buf, off, len < data_end - off ? len : data_end - off);
+    fixture_fill(e, buf, off, len);
     return 0;
 }
 
@@ -303,6 +323,7 @@ static void fixture_free(struct varve_export *e)
 
 static const struct varve_export_ops fixture_ops = {
     .read = fixture_read,
+    .read_now = fixture_read_now,
     .status = fixture_status,
     .cache = fixture_cache,
     .free = fixture_free,
@@ -414,6 +435,8 @@ static void apply_option(struct fixture_export *f, const char *opt)
         parse_range(value, f->errors, &f->nerrors);
     else if (!strncmp(opt, "statuserrors=", len + 1))
         parse_range(value, f->status_errors, &f->nstatus_errors);
+    else if (!strncmp(opt, "now=", len + 1))
+        parse_range(value, &f->now, &(unsigned){0});
     else if (!strncmp(opt, "slow=", len + 1) && !f->slow)
         f->slow = need_dup(value, strlen(value));
     else if (!strncmp(opt, "description=", len + 1) && !f->base.description)

@@ -83,11 +83,16 @@ static void assert_block(uint64_t blk, int byte)
         assert_int_equal((unsigned char)buf[i], byte);
 }
 
-/* Before every call that a reader can make, each in a run of its own, `race` happens.  What comes
- * out must be 'x' or one of the errors; `later` is
- * what the next read gives.  `prepare` makes a fresh disk for each run. */
-static void race_at_each_call(void (*prepare)(void), void (*race)(void *arg), bool may_fail,
-                              int later)
+static int read_block_now(uint64_t blk, char *buf)
+{
+    uint64_t off = blk * BLOCK;
+
+    return varve_view_read_now(c.source, &v, buf, off,
+                               (uint32_t)(varve_block_end(&c.g, blk) - off));
+}
+
+static void race_at_each_call_of(int (*read)(uint64_t blk, char *buf), void (*prepare)(void),
+                                 void (*race)(void *arg), bool may_fail, int later)
 {
     for (uint64_t n = 1;; n++) {
         char buf[BLOCK];
@@ -99,7 +104,7 @@ static void race_at_each_call(void (*prepare)(void), void (*race)(void *arg), bo
         prepare();
         raced = false;
         fault_gate_at(&c.fault, FAULT_ANY, n, race, NULL);
-        r = read_block(3, buf);
+        r = read(3, buf);
         fired = raced;
         fault_disarm(&c.fault);
         if (r == 0) {
@@ -119,14 +124,26 @@ static void race_at_each_call(void (*prepare)(void), void (*race)(void *arg), bo
     }
 }
 
+/* Before every call that a reader can make, each in a run of its own, `race` happens.  What comes
+ * out must be 'x' or one of the errors; `later` is what the next read gives.  `prepare` makes a
+ * fresh disk for each run.  The same for a reader that does not wait: it may say "again" at any
+ * time. */
+static void race_at_each_call(void (*prepare)(void), void (*race)(void *arg), bool may_fail,
+                              int later)
+{
+    race_at_each_call_of(read_block, prepare, race, may_fail, later);
+    race_at_each_call_of(read_block_now, prepare, race, true, later);
+}
+
 /* --- what stands in a view -------------------------------------------------------------------- */
 
 static void check_views_of_block_size(uint64_t size, uint64_t block_size)
 {
     enum { VIEWS = 4 };
-    char *copies[VIEWS], *buf = malloc(size);
+    char *copies[VIEWS], *buf = malloc(size), *now = malloc(1 << 20);
     struct varve_view views[VIEWS];
     uint64_t x = size + block_size;
+    unsigned again = 0;
 
     core_fini(&c);
     core_init(&c, size, block_size);
@@ -157,8 +174,13 @@ static void check_views_of_block_size(uint64_t size, uint64_t block_size)
             for (uint64_t off = 0; off < size; off += step) {
                 uint64_t len = size - off < step ? size - off : step;
 
-                assert_int_equal(varve_view_read(c.source, &views[i], buf + off, off,
-                                                 (uint32_t)len, NULL, NULL), 0);
+                assert_int_equal(
+                    varve_view_read(c.source, &views[i], buf + off, off, (uint32_t)len, NULL, NULL),
+                    0);
+                if (varve_view_read_now(c.source, &views[i], now, off, (uint32_t)len) == 0)
+                    assert_memory_equal(now, buf + off, len);
+                else
+                    again++;
             }
             if (memcmp(buf, copies[i], size) != 0)
                 fail_msg("view %u of size %llu, block size %llu differs", i,
@@ -176,7 +198,9 @@ static void check_views_of_block_size(uint64_t size, uint64_t block_size)
     }
     for (unsigned i = 0; i < VIEWS; i++)
         free(copies[i]);
+    free(now);
     free(buf);
+    assert_true(again < 3 * VIEWS); /* what was just written is in memory */
 }
 
 static void views_keep_their_content_at_every_block_size_and_odd_sizes(void **state)
@@ -321,9 +345,11 @@ static void race_break(void *arg)
 
     (void)arg;
     fault_disarm(&c.fault);
-    core_poke_control(&c, offsetof(struct varve_ctl, epochs) +
-                              v.boundary * sizeof(struct varve_ctl_epoch) +
-                              offsetof(struct varve_ctl_epoch, flags), &flags, sizeof(flags));
+    core_poke_control(&c,
+                      offsetof(struct varve_ctl, epochs) +
+                          v.boundary * sizeof(struct varve_ctl_epoch) +
+                          offsetof(struct varve_ctl_epoch, flags),
+                      &flags, sizeof(flags));
     /* From here on the scratch may hold anything. */
     snprintf(path, sizeof(path), "%s/vda/epoch-%llu.scratch", c.state_dir,
              (unsigned long long)v.boundary);
@@ -375,7 +401,8 @@ static void a_runtime_folder_that_is_replaced_during_a_read_gives_no_wrong_byte(
     race_at_each_call(prepare_overwritten, race_rebuild, true, -ESTALE);
 }
 
-/* --- looks in between --------------------------------------------------------------------------- */
+/* --- looks in between ---------------------------------------------------------------------------
+ */
 
 static bool may_end;
 
@@ -610,6 +637,7 @@ static void lost_blocks_give_an_error_with_their_offset_and_others_are_read(void
     assert_block(2, 'x');
     assert_block(4, 'x');
     at = 0;
+    assert_int_equal(varve_view_read_now(c.source, &v, buf, 0, 6 * BLOCK), -EAGAIN);
     assert_int_equal(varve_view_read(c.source, &v, buf, 0, 6 * BLOCK, &at, &err), -EIO);
     assert_int_equal(at, 3 * BLOCK);
     assert_non_null(strstr(err.msg, "12288"));
