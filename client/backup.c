@@ -13,7 +13,16 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { BEGIN_ID, BEGIN_SINCE, BEGIN_CHECKPOINT, BEGIN_TTL, BEGIN_EXPORT, BEGIN_EXPORTBITMAP };
+enum {
+    BEGIN_ID,
+    BEGIN_SINCE,
+    BEGIN_CHECKPOINT,
+    BEGIN_TTL,
+    BEGIN_RELEASE,
+    BEGIN_PRESERVE,
+    BEGIN_EXPORT,
+    BEGIN_EXPORTBITMAP
+};
 
 static const struct varve_option begin_options[] = {
     {"id", "ID", "the backup's name for 'end' (default: the daemon chooses)"},
@@ -22,6 +31,12 @@ static const struct varve_option begin_options[] = {
     {"ttl", "TIME",
      "ends as failed after this time without a client: seconds,\n"
      "or with m, h or d; 0: never (default: 1d)"},
+    {"release", NULL,
+     "clients may trim what they have done with: it takes no more\n"
+     "space, and cannot be read again"},
+    {"preserve", "all|dirty",
+     "what is kept when it is overwritten: all (default), or only\n"
+     "what is dirty; the rest can be read until it is overwritten"},
     {"export", "NAME", "the export's name, with one disk (default: the disk's)"},
     {"exportbitmap", "NAME",
      "the dirty bitmap's name in its meta context, with one\ndisk "
@@ -90,13 +105,21 @@ static int begin_arguments(const struct varve_args *args, json_t **arguments, st
 
     if (args->nwords > 1 && (args->option[BEGIN_EXPORT] || args->option[BEGIN_EXPORTBITMAP]))
         return varve_cli_usage(err, "--export and --exportbitmap go with one disk only");
+    if (args->option[BEGIN_PRESERVE] && strcmp(args->option[BEGIN_PRESERVE], "all") != 0 &&
+        strcmp(args->option[BEGIN_PRESERVE], "dirty") != 0)
+        return varve_cli_usage(err, "--preserve %s: say all or dirty",
+                               args->option[BEGIN_PRESERVE]);
     if (seconds < 0)
         return varve_cli_usage(err, "--ttl %s: not a time such as 3600, 90m or 1d", ttl);
     disks = begin_disks(args);
-    *arguments = disks ? json_pack("{s:s*, s:s*, s:o}", "id", args->option[BEGIN_ID], "checkpoint",
-                                   args->option[BEGIN_CHECKPOINT], "disks", disks)
+    *arguments = disks ? json_pack("{s:s*, s:s*, s:s*, s:o}", "id", args->option[BEGIN_ID],
+                                   "checkpoint", args->option[BEGIN_CHECKPOINT], "preserve",
+                                   args->option[BEGIN_PRESERVE], "disks", disks)
                        : NULL;
-    if (*arguments && ttl && json_object_set_new(*arguments, "ttl", json_integer(seconds)) != 0) {
+    if (*arguments &&
+        ((ttl && json_object_set_new(*arguments, "ttl", json_integer(seconds)) != 0) ||
+         (args->option[BEGIN_RELEASE] &&
+          json_object_set_new(*arguments, "release", json_true()) != 0))) {
         json_decref(*arguments);
         *arguments = NULL;
     }
@@ -252,6 +275,7 @@ static void list_row(struct varve_table *t, const json_t *backup, const json_t *
     varve_table_add(t, varve_get_string(disk, "export"));
     varve_table_size(t, json_object_get(disk, "dirty-bytes"));
     varve_table_size(t, json_object_get(disk, "bytes-read"));
+    varve_table_size(t, json_object_get(disk, "bytes-released"));
     varve_table_number(t, json_object_get(disk, "clients"));
     varve_table_size(t, json_object_get(disk, "scratch-used"));
     varve_table_add(t, state);
@@ -260,8 +284,9 @@ static void list_row(struct varve_table *t, const json_t *backup, const json_t *
 static int backup_list(const struct varve_cli *cli, const struct varve_args *args,
                        struct varve_err *err)
 {
-    static const char *const heading[] = {"BACKUP", "TIME", "DISK",    "SINCE",   "EXPORT",
-                                          "DIRTY",  "READ", "CLIENTS", "SCRATCH", "STATE"};
+    static const char *const heading[] = {"BACKUP",  "TIME",    "DISK", "SINCE",
+                                          "EXPORT",  "DIRTY",   "READ", "RELEASED",
+                                          "CLIENTS", "SCRATCH", "STATE"};
     json_t *backups = NULL;
     const json_t *backup, *disk;
     struct varve_table t;
@@ -277,7 +302,7 @@ static int backup_list(const struct varve_cli *cli, const struct varve_args *arg
     } else if (json_array_size(backups) == 0) {
         printf("no backups\n");
     } else {
-        varve_table_init(&t, 10, heading);
+        varve_table_init(&t, 11, heading);
         json_array_foreach(backups, i, backup)
             json_array_foreach(json_object_get(backup, "disks"), j, disk)
                 list_row(&t, backup, disk);

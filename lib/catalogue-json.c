@@ -63,6 +63,8 @@ static json_t *backup_disk_dump(const struct varve_cat_backup_disk *d, bool *bad
     put(o, "boundary", json_integer((json_int_t)d->boundary), bad);
     put(o, "dirty-bytes", json_integer((json_int_t)d->dirty_bytes), bad);
     put(o, "bytes-read", json_integer((json_int_t)d->bytes_read), bad);
+    if (d->bytes_released)
+        put(o, "bytes-released", json_integer((json_int_t)d->bytes_released), bad);
     if (d->restarted)
         put(o, "restarted", json_true(), bad);
     if (d->bitmap)
@@ -79,6 +81,10 @@ static json_t *backup_dump(const struct varve_cat_backup *b, bool *bad)
     put(o, "time", json_integer((json_int_t)b->time_ns), bad);
     put(o, "ended", json_integer((json_int_t)b->ended_ns), bad);
     put(o, "ttl", json_integer((json_int_t)b->ttl_s), bad);
+    if (b->release)
+        put(o, "release", json_true(), bad);
+    if (b->preserve_dirty)
+        put(o, "preserve-dirty", json_true(), bad);
     put_text(o, "checkpoint", b->checkpoint, bad);
     put_text(o, "reason", b->reason, bad);
     for (size_t i = 0; i < b->ndisks; i++)
@@ -187,6 +193,8 @@ static int backup_disk_parse(json_t *o, struct varve_cat_backup_disk *d, struct 
         rc = get_u63(o, "dirty-bytes", &d->dirty_bytes, err);
     if (rc == 0)
         rc = get_u63(o, "bytes-read", &d->bytes_read, err);
+    if (rc == 0 && json_object_get(o, "bytes-released"))
+        rc = get_u63(o, "bytes-released", &d->bytes_released, err);
     if (rc < 0)
         return rc;
     for (unsigned i = 0; i < 8; i++)
@@ -248,6 +256,8 @@ static int backup_parse(json_t *o, struct varve_catalogue *c, struct varve_err *
         rc = get_u63(o, "ended", &b->ended_ns, err);
     if (rc == 0)
         rc = get_u63(o, "ttl", &b->ttl_s, err);
+    b->release = json_is_true(json_object_get(o, "release"));
+    b->preserve_dirty = json_is_true(json_object_get(o, "preserve-dirty"));
     if (reason)
         text_cut(b->reason, sizeof(b->reason), reason);
     for (size_t i = 0; rc == 0 && i < b->ndisks; i++)

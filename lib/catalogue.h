@@ -86,6 +86,7 @@ struct varve_cat_backup_disk {
     uint64_t boundary;  /* first epoch after the backup's instant */
     uint64_t dirty_bytes;
     uint64_t bytes_read; /* by clients, once it has ended */
+    uint64_t bytes_released; /* the same */
     bool restarted;      /* a daemon ended while it ran: what it answered is forgotten */
 };
 
@@ -95,6 +96,8 @@ struct varve_cat_backup {
     enum varve_cat_backup_state state;
     uint64_t time_ns, ended_ns; /* since 1970; ended 0: not yet */
     uint64_t ttl_s;             /* seconds; 0: none */
+    bool release;               /* its exports take TRIM */
+    bool preserve_dirty;        /* nothing is kept of what is not dirty */
     char reason[256];           /* why it broke or failed; may be empty */
     struct varve_cat_backup_disk *disks;
     size_t ndisks;

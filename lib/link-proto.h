@@ -1,19 +1,25 @@
 /* SPDX-License-Identifier: BSD-3-Clause
  *
  * The link between a plugin and the daemon: one message a datagram on a unix SEQPACKET socket in the
- * disk's runtime folder, native byte order (both ends are on one host), fds beside replies.
+ * disk's runtime folder, native byte order (both ends are on one host), fds beside messages.
  * The daemon asks, the plugin answers each request once and in order; the plugin never speaks first.
  * This page encodes, checks and moves single messages; it keeps no state.
  *
  *   HELLO    -> arg[0] lowest, arg[1] highest version we speak
- *            <- arg[0] version, [1] pid, [2] size, [3] block shift, [4] live epoch,
- *               [5] freeze timeout ms, [6] durability (1 host, 0 process), [7] scratch-max;
- *               uuid; text: image path; fds: control page, image
+ *            <- arg[0] the highest of them that the plugin speaks, too, [1] pid, [2] size,
+ *               [3] block shift, [4] live epoch, [5] freeze timeout ms, [6] durability (1 host,
+ *               0 process), [7] scratch-max; uuid; text: image path; fds: control page, image
  *   EPOCH    -> arg[0] number               <- arg[0] number, [1] armed; fds: live [, lost, scratch]
  *   PREPARE  -> arg[0] arm                  <- as EPOCH
  *   QUIESCE, ABORT, SEAL -> nothing         <- nothing
  *   SWAP     -> arg[0] epoch, [1] view id   <- nothing
  *   END_VIEW -> arg[0] view id              <- nothing
+ * From version 2 on (lib/tracker.h has the meaning):
+ *   NARROW   -> arg[0] view id; fds: none, or a map of the disk's blocks, a plain file
+ *                                           <- arg[0] view id; fds: its done map
+ *   DONE     -> arg[0] view id              <- as NARROW
+ *   RELEASE  -> arg[0] view id, [1] off, [2] len, at most VARVE_LINK_RELEASE_MAX
+ *                                           <- nothing
  * A reply has the request's type and seq; status 0, or -errno with the sentence as text.
  * A connection that is lost while it has quiesced the disk aborts the boundary.
  */
@@ -27,8 +33,13 @@
 #include <stdint.h>
 
 #define VARVE_LINK_MAGIC   0x4b4c5656u /* "VVLK" */
-#define VARVE_LINK_VERSION 1u
+#define VARVE_LINK_VERSION 2u
+#define VARVE_LINK_VERSION_MIN 1u /* all that came after it can be done without */
+#define VARVE_LINK_VERSION_NARROW 2u
 #define VARVE_LINK_FDS_MAX 3
+
+/* What one request releases: freeing it should not keep the plugin from a boundary. */
+#define VARVE_LINK_RELEASE_MAX (UINT64_C(64) << 20)
 
 enum varve_link_type {
     VARVE_LINK_HELLO = 1,
@@ -39,6 +50,9 @@ enum varve_link_type {
     VARVE_LINK_ABORT,
     VARVE_LINK_SEAL,
     VARVE_LINK_END_VIEW,
+    VARVE_LINK_NARROW,
+    VARVE_LINK_DONE,
+    VARVE_LINK_RELEASE,
     VARVE_LINK_TYPE_END
 };
 

@@ -68,6 +68,7 @@ enum varve_nbd_option_type {
 #define VARVE_NBD_FLAG_HAS_FLAGS      (1u << 0)
 #define VARVE_NBD_FLAG_READ_ONLY      (1u << 1)
 #define VARVE_NBD_FLAG_SEND_FLUSH     (1u << 2)
+#define VARVE_NBD_FLAG_SEND_TRIM      (1u << 5)
 #define VARVE_NBD_FLAG_SEND_DF        (1u << 7)
 #define VARVE_NBD_FLAG_CAN_MULTI_CONN (1u << 8)
 #define VARVE_NBD_FLAG_SEND_CACHE     (1u << 10)

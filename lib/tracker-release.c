@@ -30,7 +30,7 @@
 #define WORK_NS UINT64_C(1000000)
 /* For what is not one request's: longer, and the control thread is missed.  What is left is freed
  * later. */
-#define WORK_MAX_NS UINT64_C(5000000000)
+#define WORK_MAX_NS UINT64_C(2000000000)
 
 /* Done maps of the views that need something of an epoch. */
 struct needs {

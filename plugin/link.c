@@ -58,10 +58,11 @@ static int link_hello(struct varve_link *l, struct peer *p, const struct varve_l
 {
     const struct varve_identity *id = varve_tracker_identity(l->tracker);
 
-    if (rq->arg[0] > VARVE_LINK_VERSION || rq->arg[1] < VARVE_LINK_VERSION)
+    if (rq->arg[0] > VARVE_LINK_VERSION || rq->arg[1] < VARVE_LINK_VERSION_MIN)
         return varve_err_set(err, EPROTONOSUPPORT,
-                             "this plugin speaks version %u of the link, the daemon %" PRIu64
-                             " to %" PRIu64, VARVE_LINK_VERSION, rq->arg[0], rq->arg[1]);
+                             "this plugin speaks versions %u to %u of the link, the daemon %" PRIu64
+                             " to %" PRIu64,
+                             VARVE_LINK_VERSION_MIN, VARVE_LINK_VERSION, rq->arg[0], rq->arg[1]);
     a->fds[0] = varve_tracker_open_control(l->tracker, err);
     if (a->fds[0] < 0)
         return a->fds[0];
@@ -70,7 +71,7 @@ static int link_hello(struct varve_link *l, struct peer *p, const struct varve_l
     if (a->fds[1] < 0)
         return a->fds[1];
     a->nfds = 2;
-    a->msg.arg[0] = VARVE_LINK_VERSION;
+    a->msg.arg[0] = rq->arg[1] < VARVE_LINK_VERSION ? rq->arg[1] : VARVE_LINK_VERSION;
     a->msg.arg[1] = (uint64_t)getpid();
     a->msg.arg[2] = id->geometry.size;
     a->msg.arg[3] = id->geometry.shift;
@@ -113,13 +114,48 @@ static int link_prepare(struct varve_link *l, struct peer *p, bool arm, struct a
     return r;
 }
 
+static int link_done(struct varve_link *l, uint64_t view, struct answer *a, struct varve_err *err)
+{
+    a->fds[0] = varve_tracker_open_done(l->tracker, view, err);
+    if (a->fds[0] < 0)
+        return a->fds[0];
+    a->nfds = 1;
+    a->msg.arg[0] = view;
+    return 0;
+}
+
+/* map_fd: what came with the request, or -1. */
+static int link_narrow(struct varve_link *l, uint64_t view, int map_fd, struct answer *a,
+                       struct varve_err *err)
+{
+    struct stat st;
+    int r;
+
+    /* Nothing else can be read without waiting for whoever is behind it. */
+    if (map_fd >= 0 && (fstat(map_fd, &st) < 0 || !S_ISREG(st.st_mode)))
+        return varve_err_set(err, EINVAL, "the map of what a view does not need is no plain file");
+    r = varve_tracker_narrow(l->tracker, view, map_fd, err);
+    return r < 0 ? r : link_done(l, view, a, err);
+}
+
+static int link_release(struct varve_link *l, const struct varve_link_msg *rq,
+                        struct varve_err *err)
+{
+    if (rq->arg[2] > VARVE_LINK_RELEASE_MAX)
+        return varve_err_set(err, EINVAL, "%" PRIu64 " bytes are too much for one request",
+                             rq->arg[2]);
+    return varve_tracker_release(l->tracker, rq->arg[0], rq->arg[1], rq->arg[2], err);
+}
+
 static int link_do(struct varve_link *l, struct peer *p, const struct varve_link_msg *rq,
-                   struct answer *a, struct varve_err *err)
+                   int map_fd, struct answer *a, struct varve_err *err)
 {
     int r;
 
     if (!p->hello && rq->type != VARVE_LINK_HELLO)
         return varve_err_set(err, EPROTO, "say hello first");
+    if (map_fd >= 0 && rq->type != VARVE_LINK_NARROW)
+        return varve_err_set(err, EPROTO, "request %u takes no file", rq->type);
     if (l->owner && l->owner != p && rq->type >= VARVE_LINK_PREPARE &&
         rq->type <= VARVE_LINK_ABORT)
         return varve_err_set(err, EBUSY, "another daemon makes a checkpoint of this disk");
@@ -145,6 +181,12 @@ static int link_do(struct varve_link *l, struct peer *p, const struct varve_link
         return varve_tracker_seal(l->tracker, err);
     case VARVE_LINK_END_VIEW:
         return varve_tracker_end_view(l->tracker, rq->arg[0], err);
+    case VARVE_LINK_NARROW:
+        return link_narrow(l, rq->arg[0], map_fd, a, err);
+    case VARVE_LINK_DONE:
+        return link_done(l, rq->arg[0], a, err);
+    case VARVE_LINK_RELEASE:
+        return link_release(l, rq, err);
     case VARVE_LINK_TYPE_END:
         break;
     }
@@ -171,7 +213,8 @@ static bool peer_serve(struct varve_link *l, struct peer *p)
     struct varve_link_msg rq;
     struct answer a;
     unsigned nfds;
-    int r = varve_link_recv(p->sock, &rq, NULL, 0, &nfds, &err);
+    int map_fd = -1;
+    int r = varve_link_recv(p->sock, &rq, &map_fd, 1, &nfds, &err);
 
     if (r == -EAGAIN)
         return true;
@@ -179,7 +222,9 @@ static bool peer_serve(struct varve_link *l, struct peer *p)
         return false;
     varve_link_msg_init(&a.msg, rq.type, rq.seq);
     a.nfds = 0;
-    r = link_do(l, p, &rq, &a, &err);
+    r = link_do(l, p, &rq, map_fd, &a, &err);
+    if (map_fd >= 0)
+        close(map_fd);
     if (r < 0) {
         a.msg.status = r;
         varve_link_msg_text(&a.msg, err.msg);

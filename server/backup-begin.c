@@ -6,6 +6,7 @@
  *     union of the epochs that are sealed already     (long, and nobody waits for it)
  *     boundary over all disks, sealed                 (boundary.c)
  *     union of what the boundary sealed
+ *     views narrowed to what is to be kept            (until then they need everything)
  *     exports made, not published
  *     catalogue committed                             from here on there is a backup
  *     exports published, events, reply
@@ -16,6 +17,7 @@
 
 #include "server/boundary.h"
 #include "server/log.h"
+#include "server/release.h"
 
 #include <errno.h>
 #include <stdio.h>
@@ -96,6 +98,8 @@ static int plan_check(struct varve_daemon *d, const struct varve_backup_plan *pl
                                  "Disk '%s' has a checkpoint '%s' already: choose another name",
                                  pd->disk->name, plan->checkpoint);
         rc = check_export_name(d, plan, i, err);
+        if (rc == 0 && (plan->release || plan->preserve_dirty))
+            rc = varve_release_check(pd->disk, err);
         if (rc == 0 && pd->since[0])
             rc = varve_backup_check_since(d, pd, &work[i].base, err);
     }
@@ -136,6 +140,15 @@ static int begin_unite_early(struct varve_daemon *d, struct begin_disk *b, struc
     return live > b->base ? begin_unite(b, live, err) : 0;
 }
 
+/* With a full backup everything is dirty. */
+static int begin_narrow(const struct varve_backup_plan *plan, const struct begin_disk *b,
+                        uint64_t view, struct varve_err *err)
+{
+    if (!plan->release && !(plan->preserve_dirty && b->map))
+        return 0;
+    return varve_release_narrow(b->disk, view, plan->preserve_dirty ? b->map : NULL, err);
+}
+
 /* --- catalogue ------------------------------------------------------------------------------ */
 
 static int draft_fill(struct varve_daemon *d, struct varve_catalogue *draft,
@@ -151,6 +164,8 @@ static int draft_fill(struct varve_daemon *d, struct varve_catalogue *draft,
     cb->state = VARVE_BACKUP_RUNNING;
     cb->time_ns = now;
     cb->ttl_s = plan->ttl_s;
+    cb->release = plan->release;
+    cb->preserve_dirty = plan->preserve_dirty;
     for (size_t i = 0; i < plan->ndisks; i++) {
         struct varve_cat_backup_disk *bd = &cb->disks[i];
         const struct varve_identity *id = &work[i].disk->identity;
@@ -278,6 +293,8 @@ static int begin_run(struct varve_daemon *d, struct varve_backup_plan *plan,
     }
     for (size_t i = 0; rc == 0 && i < plan->ndisks; i++)
         rc = begin_unite(&work[i], at[i].epoch, err);
+    for (size_t i = 0; rc == 0 && i < plan->ndisks; i++)
+        rc = begin_narrow(plan, &work[i], at[i].view, err);
     if (rc == 0)
         rc = draft_fill(d, draft, plan, work, at, err);
     if (rc == 0)

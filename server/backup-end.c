@@ -146,6 +146,7 @@ static int draft_end(struct varve_daemon *d, struct varve_catalogue *draft, cons
 
         varve_backup_count(&b->disks[i], &n);
         cb->disks[i].bytes_read = n.bytes_read;
+        cb->disks[i].bytes_released = n.released_bytes;
     }
     cb->ended_ns = d->w->realtime_ns(d->w);
     if (success) {

@@ -55,9 +55,23 @@ static int backup_disk_export(struct varve_backup_disk *bd, const char *name, co
 
     if (!x)
         return varve_err_set(err, ENOMEM, "no memory for export '%s'", name);
+    x->e.releasable = bd->backup->release;
     x->next = bd->exports;
     bd->exports = x;
     return 0;
+}
+
+/* NAME+delta reads true bytes where it says holes, which a view that lets go of blocks cannot. */
+static int backup_disk_export_delta(struct varve_backup_disk *bd, const char *name,
+                                    struct varve_changes *changes, uint64_t base,
+                                    struct varve_err *err)
+{
+    char delta[3 * VARVE_NAME_MAX + 16];
+
+    if (bd->backup->release || bd->backup->preserve_dirty)
+        return 0;
+    snprintf(delta, sizeof(delta), "%s+delta", name);
+    return backup_disk_export(bd, delta, NULL, false, changes, base, err);
 }
 
 /* NAME@BASE and NAME@BASE+delta for a checkpoint before the boundary. */
@@ -75,9 +89,8 @@ static int backup_disk_export_base(struct varve_backup_disk *bd,
         return varve_err_set(err, ENOMEM, "no memory for export '%s@%s'", cbd->export, base->name);
     snprintf(name, sizeof(name), "%s@%s", cbd->export, base->name);
     rc = backup_disk_export(bd, name, base->name, listed, changes, base->epoch, err);
-    snprintf(name, sizeof(name), "%s@%s+delta", cbd->export, base->name);
     if (rc == 0)
-        rc = backup_disk_export(bd, name, NULL, false, changes, base->epoch, err);
+        rc = backup_disk_export_delta(bd, name, changes, base->epoch, err);
     varve_changes_unref(changes);
     return rc;
 }
@@ -95,13 +108,11 @@ static int backup_disk_exports(struct varve_backup_disk *bd,
 {
     const struct varve_catalogue *c = bd->backup->daemon->catalogue;
     const struct varve_cat_disk *cd = varve_catalogue_disk(c, cbd->uuid);
-    char name[2 * VARVE_NAME_MAX];
     int rc;
 
     rc = backup_disk_export(bd, cbd->export, cbd->exportbitmap, true, bd->changes, cbd->base, err);
-    snprintf(name, sizeof(name), "%s+delta", cbd->export);
     if (rc == 0)
-        rc = backup_disk_export(bd, name, NULL, false, bd->changes, cbd->base, err);
+        rc = backup_disk_export_delta(bd, cbd->export, bd->changes, cbd->base, err);
     for (size_t i = 0; cd && rc == 0 && i < cd->ncheckpoints; i++) {
         if (cd->checkpoints[i].epoch < cbd->boundary && base_is_usable(c, &cd->checkpoints[i]))
             rc = backup_disk_export_base(bd, cbd, &cd->checkpoints[i], err);
@@ -147,6 +158,8 @@ int varve_backup_new(struct varve_daemon *d, const struct varve_cat_backup *cb,
     b->daemon = d;
     snprintf(b->id, sizeof(b->id), "%s", cb->id);
     b->since_ns = d->w->monotonic_ns(d->w);
+    b->release = cb->release;
+    b->preserve_dirty = cb->preserve_dirty;
     b->ndisks = cb->ndisks;
     for (size_t i = 0; i < b->ndisks; i++) {
         struct varve_backup_disk *bd = &b->disks[i];
@@ -347,9 +360,11 @@ void varve_backup_count(const struct varve_backup_disk *bd, struct varve_backup_
         if (last > n->last_client_ns)
             n->last_client_ns = last;
     }
-    if (bd->served)
-        varve_view_usage(bd->served->source, &bd->served->view, &n->scratch_bytes, &n->lost_bytes,
-                         NULL);
+    if (!bd->served)
+        return;
+    varve_view_usage(bd->served->source, &bd->served->view, &n->scratch_bytes, &n->lost_bytes,
+                     NULL);
+    varve_view_released(bd->served->source, &bd->served->view, &n->released_bytes, NULL);
 }
 
 static void backup_break(struct varve_backup *b, const char *reason)

@@ -32,6 +32,7 @@ struct varve_backup {
     uint64_t since_ns; /* monotonic: from when its time to live runs while no client comes */
     bool withdrawn;    /* it has ended: kept only until the last reader has gone */
     bool degraded;     /* said so */
+    bool release, preserve_dirty; /* as in the catalogue */
     size_t ndisks;
     struct varve_backup_disk disks[];
 };
@@ -41,6 +42,7 @@ struct varve_backup_plan {
     char id[VARVE_NAME_MAX + 1];         /* empty: choose one */
     char checkpoint[VARVE_NAME_MAX + 1]; /* empty: none */
     uint64_t ttl_s;
+    bool release, preserve_dirty;
     size_t ndisks;
     struct varve_plan_disk {
         struct varve_disk *disk;
@@ -83,7 +85,7 @@ void varve_backups_fini(struct varve_daemon *d);
 struct varve_backup_counts {
     unsigned clients;
     uint64_t bytes_read;
-    uint64_t scratch_bytes, lost_bytes;
+    uint64_t scratch_bytes, lost_bytes, released_bytes;
     uint64_t last_client_ns;
 };
 void varve_backup_count(const struct varve_backup_disk *bd, struct varve_backup_counts *n);

@@ -123,7 +123,7 @@ static int step_offline(struct varve_boundary_disk *b, enum varve_link_type type
 /* --- attaching a disk that nobody serves
  * ----------------------------------------------------------- */
 
-static int offline_attach(struct varve_disk *disk, struct varve_tracker **t, struct varve_err *err)
+int varve_offline_attach(struct varve_disk *disk, struct varve_tracker **t, struct varve_err *err)
 {
     const struct varve_options *o = disk->daemon->options;
     struct varve_world *w = disk->daemon->w;
@@ -160,7 +160,7 @@ static int offline_attach(struct varve_disk *disk, struct varve_tracker **t, str
     return 0;
 }
 
-static void offline_detach(struct varve_disk *disk, struct varve_tracker *t)
+void varve_offline_detach(struct varve_disk *disk, struct varve_tracker *t)
 {
     struct varve_err err = VARVE_ERR_INIT;
 
@@ -225,7 +225,7 @@ static int all_attach(struct varve_boundary_disk *disks, size_t ndisks, struct v
         disks[i].prepared = disks[i].swapped = false;
         if (disk->peer)
             continue;
-        rc = offline_attach(disk, &disks[i].tracker, err);
+        rc = varve_offline_attach(disk, &disks[i].tracker, err);
         if (rc == 0)
             rc = varve_disk_open_source(disk, err); /* attaching may have made the page */
         if (rc < 0)
@@ -238,7 +238,7 @@ static void all_detach(struct varve_boundary_disk *disks, size_t ndisks)
 {
     for (size_t i = 0; i < ndisks; i++) {
         if (disks[i].tracker)
-            offline_detach(disks[i].disk, disks[i].tracker);
+            varve_offline_detach(disks[i].disk, disks[i].tracker);
         disks[i].tracker = NULL;
     }
 }
@@ -290,10 +290,10 @@ int varve_boundary_end_view(struct varve_disk *disk, uint64_t view, struct varve
         rc = varve_peer_ask(disk->peer, VARVE_LINK_END_VIEW, view, 0, err);
         return rc < 0 ? rc : varve_peer_answer(disk->peer, END_VIEW_TIMEOUT_MS, NULL, NULL, err);
     }
-    rc = offline_attach(disk, &t, err);
+    rc = varve_offline_attach(disk, &t, err);
     if (rc < 0)
         return rc;
     rc = varve_tracker_end_view(t, view, err);
-    offline_detach(disk, t);
+    varve_offline_detach(disk, t);
     return rc < 0 ? varve_err_prefix(err, "Disk '%s'", disk->name) : 0;
 }

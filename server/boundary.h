@@ -28,4 +28,9 @@ int varve_boundary_make(struct varve_boundary_disk *disks, size_t ndisks, struct
 /* Ends a view of the disk and frees what it needed. */
 int varve_boundary_end_view(struct varve_disk *disk, uint64_t view, struct varve_err *err);
 
+/* Takes a disk that nobody serves, for a moment; -EBUSY: somebody does.  Detaching logs what goes
+ * wrong. */
+int varve_offline_attach(struct varve_disk *disk, struct varve_tracker **t, struct varve_err *err);
+void varve_offline_detach(struct varve_disk *disk, struct varve_tracker *t);
+
 #endif

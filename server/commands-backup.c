@@ -33,16 +33,17 @@ static int parse_bitmap_mode(json_t *o, struct varve_err *err)
     return varve_err_set(err, EINVAL, "bitmap-mode '%s' is not available in this version", mode);
 }
 
-static int parse_preserve(json_t *args, struct varve_err *err)
+static int parse_preserve(json_t *args, bool *dirty, struct varve_err *err)
 {
     const char *what;
     int rc = varve_args_string(args, "preserve", false, &what, err);
 
     if (rc < 0 || !what || strcmp(what, "all") == 0)
         return rc;
-    if (strcmp(what, "dirty") != 0)
+    *dirty = strcmp(what, "dirty") == 0;
+    if (!*dirty)
         return varve_err_set(err, EINVAL, "Parameter 'preserve' does not accept value '%s'", what);
-    return varve_err_set(err, EINVAL, "preserve 'dirty' is not available in this version");
+    return 0;
 }
 
 /* Options that may be given as long as they ask for nothing. */
@@ -142,11 +143,11 @@ static int parse_plan(struct varve_daemon *d, json_t *args, struct varve_backup_
     if (rc == 0)
         rc = varve_args_u63(args, "ttl", TTL_DEFAULT_S, &plan->ttl_s, err);
     if (rc == 0)
-        rc = parse_false(args, "release", err);
+        rc = varve_args_bool(args, "release", false, &plan->release, err);
     if (rc == 0)
         rc = parse_false(args, "freeze", err);
     if (rc == 0)
-        rc = parse_preserve(args, err);
+        rc = parse_preserve(args, &plan->preserve_dirty, err);
     if (rc < 0)
         return rc;
     snprintf(plan->id, sizeof(plan->id), "%s", id ? id : "");
@@ -206,7 +207,8 @@ json_t *varve_command_backup_end(struct varve_daemon *d, json_t *args, struct va
 static json_t *describe_disk(const struct varve_cat_backup_disk *cbd,
                              const struct varve_backup_disk *bd, uint64_t *lost)
 {
-    struct varve_backup_counts n = {.bytes_read = cbd->bytes_read};
+    struct varve_backup_counts n = {.bytes_read = cbd->bytes_read,
+                                    .released_bytes = cbd->bytes_released};
     json_t *o;
 
     if (bd)
@@ -217,7 +219,7 @@ static json_t *describe_disk(const struct varve_cat_backup_disk *cbd,
                   json_sprintf("%s%s", VARVE_CTX_DIRTY_PREFIX, cbd->exportbitmap), "epoch",
                   (json_int_t)cbd->boundary, "dirty-bytes", (json_int_t)cbd->dirty_bytes, "clients",
                   (json_int_t)n.clients, "bytes-read", (json_int_t)n.bytes_read, "bytes-released",
-                  (json_int_t)0, "scratch-used", (json_int_t)n.scratch_bytes);
+                  (json_int_t)n.released_bytes, "scratch-used", (json_int_t)n.scratch_bytes);
     if (o && cbd->since[0])
         json_object_set_new(o, "since", json_string(cbd->since));
     return o;
@@ -255,6 +257,10 @@ static json_t *describe_backup(struct varve_daemon *d, const struct varve_cat_ba
         json_object_set_new(o, "reason", json_string(cb->reason));
     if (cb->checkpoint[0])
         json_object_set_new(o, "checkpoint", json_string(cb->checkpoint));
+    if (cb->release)
+        json_object_set_new(o, "release", json_true());
+    if (cb->preserve_dirty)
+        json_object_set_new(o, "preserve", json_string("dirty"));
     if (lost > 0)
         json_object_set_new(o, "lost-bytes", json_integer((json_int_t)lost));
     return o;

@@ -57,8 +57,10 @@ void varve_daemon_tick(void *daemon)
 
     varve_disks_refresh(d);
     varve_backups_tick(d);
-    for (struct varve_disk *disk = d->disks; disk; disk = disk->next)
+    for (struct varve_disk *disk = d->disks; disk; disk = disk->next) {
         varve_disk_note_dirt(disk);
+        varve_disk_note_scratch(disk);
+    }
 }
 
 void varve_daemon_fini(struct varve_daemon *d)

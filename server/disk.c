@@ -2,6 +2,7 @@
 #include "server/disk.h"
 
 #include "server/log.h"
+#include "server/release.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -48,6 +49,7 @@ struct varve_disk *varve_disk_new(struct varve_daemon *d, const char *name)
     disk->durable = true;
     disk->freeze_timeout_ms = 1000;
     disk->fetch_job.run = disk_fetch_job;
+    disk->release_job.run = varve_release_job;
     if (varve_paths_init(&disk->paths, d->options->state_dir, d->options->runtime_dir,
                          d->options->scratch_dir, name, NULL) < 0) {
         free(disk);
@@ -251,7 +253,7 @@ int varve_disk_fetch_epochs(struct varve_disk *disk, uint64_t first, struct varv
             return rc;
     }
     varve_source_drop_before(disk->source, first);
-    return 0;
+    return varve_release_fetch(disk, err);
 }
 
 static void disk_fetch_job(struct varve_job *job, bool stopping)

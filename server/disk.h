@@ -30,6 +30,8 @@ enum varve_disk_state {
     VARVE_DISK_MISSING,
 };
 
+struct varve_release;
+
 struct varve_disk {
     struct varve_disk *next;
     struct varve_daemon *daemon;
@@ -51,6 +53,7 @@ struct varve_disk {
     unsigned freeze_timeout_ms;
     bool durable; /* as the last plugin said; true before there was one */
     uint64_t scratch_max;
+    bool scratch_over_max, scratch_over_fs; /* said so; see varve_disk_note_scratch */
     uint64_t retry_ns; /* monotonic: not asked again before */
     struct varve_dirt_rate dirt;
 
@@ -68,6 +71,11 @@ struct varve_disk {
     uint64_t fetches; /* done so far */
     bool fetch_posted;
     struct varve_job fetch_job;
+
+    /* Ranges that clients released wait for the clerk, too; the same lock and condition. */
+    struct varve_release *releases;
+    bool release_posted;
+    struct varve_job release_job;
 };
 
 const char *varve_disk_state_name(enum varve_disk_state state);
@@ -109,6 +117,9 @@ void varve_disk_note_dirt(struct varve_disk *disk);
 
 /* Bytes of preimages that are kept now: those of the epochs since the oldest open view. */
 uint64_t varve_disk_scratch_used(struct varve_disk *disk, uint64_t live);
+/* Once a second: sends SCRATCH_THRESHOLD when what is kept passes 80 % of scratch-max, or the file
+ * system it is kept in is that full while something is; once until it has been below. */
+void varve_disk_note_scratch(struct varve_disk *disk);
 /* Bytes that more preimages could take. */
 uint64_t varve_disk_scratch_free(struct varve_disk *disk, uint64_t live);
 

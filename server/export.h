@@ -49,6 +49,12 @@ struct varve_export_ops {
      * NULL. */
     void (*cache)(struct varve_export *e, uint64_t off, uint64_t len);
 
+    /* Nobody will read the whole blocks of [off, off+len) again; within the export and at most
+     * VARVE_EXPORT_RELEASE_MAX long.  From its return on reads of them are errors.  Called in pool
+     * threads, may wait.  0 or -errno with the reason in err: some of it may have happened.  Asked
+     * only of exports that are releasable. */
+    int (*release)(struct varve_export *e, uint64_t off, uint64_t len, struct varve_err *err);
+
     /* The last reference is gone. */
     void (*free)(struct varve_export *e);
 };
@@ -59,6 +65,9 @@ struct varve_export_ops {
 /* The same for hints: what runs in the pool cannot be cancelled and should not last. */
 #define VARVE_EXPORT_CACHE_MAX (8u * 1024u * 1024u)
 
+/* The same for what is released; requests are cut at multiples of it. */
+#define VARVE_EXPORT_RELEASE_MAX (64u * 1024u * 1024u)
+
 /* Embedded in what the maker has; the first field of it or found by container_of.
  * All fields but the last group are constant once it is published. */
 struct varve_export {
@@ -68,6 +77,7 @@ struct varve_export {
     uint64_t size;          /* bytes */
     uint32_t block_pref;    /* preferred block size in bytes, a power of two */
     bool listed;            /* stands in LIST */
+    bool releasable;        /* takes TRIM, and no other change */
     unsigned ncontexts;     /* meta contexts, numbered from 0 */
     const char *const *contexts; /* their full names, e.g. "base:allocation" */
     const void *disk;       /* the same for exports that wait for the same disk; NULL: the only one */

@@ -91,6 +91,8 @@ server_libvarved_la_SOURCES = \
 	%D%/options.h \
 	%D%/peer.c \
 	%D%/peer.h \
+	%D%/release.c \
+	%D%/release.h \
 	%D%/runtime.c \
 	%D%/runtime.h \
 	%D%/sd-listen.c \

@@ -82,10 +82,11 @@ static struct varve_export *find_export(struct varve_nbd_conn *c, const char *na
 
 static uint16_t transmission_flags(const struct varve_nbd_conn *c, const struct varve_export *e)
 {
-    uint16_t flags = VARVE_NBD_FLAG_HAS_FLAGS | VARVE_NBD_FLAG_READ_ONLY |
-                     VARVE_NBD_FLAG_SEND_FLUSH | VARVE_NBD_FLAG_CAN_MULTI_CONN |
-                     VARVE_NBD_FLAG_SEND_CACHE;
+    uint16_t flags = VARVE_NBD_FLAG_HAS_FLAGS | VARVE_NBD_FLAG_SEND_FLUSH |
+                     VARVE_NBD_FLAG_CAN_MULTI_CONN | VARVE_NBD_FLAG_SEND_CACHE;
 
+    /* To an export that is read-only clients send no TRIM, whatever else is said. */
+    flags |= e->releasable ? VARVE_NBD_FLAG_SEND_TRIM : VARVE_NBD_FLAG_READ_ONLY;
     if (c->hs.structured)
         flags |= VARVE_NBD_FLAG_SEND_DF;
     if (c->hs.extended && c->hs.meta.export == e && c->hs.meta.n)

@@ -35,6 +35,13 @@ static void cache_run(struct varve_nbd_job *job)
     job->export->ops->cache(job->export, job->off, job->len);
 }
 
+static void release_run(struct varve_nbd_job *job)
+{
+    int rc = job->export->ops->release(job->export, job->off, job->len, &job->err);
+
+    job->err.code = -rc;
+}
+
 /* Sends the chunks of a piece.  True: the request's last message was among them. */
 static bool deliver_piece(struct varve_nbd_conn *c, struct varve_nbd_job *job, bool last)
 {
@@ -173,6 +180,9 @@ static uint64_t next_len(const struct varve_nbd_req *req)
     case VARVE_NBD_CMD_CACHE:
         step = VARVE_EXPORT_CACHE_MAX;
         break;
+    case VARVE_NBD_CMD_TRIM:
+        step = VARVE_EXPORT_RELEASE_MAX;
+        break;
     default:
         return req->left;
     }
@@ -215,7 +225,7 @@ static int job_prepare(struct varve_nbd_conn *c, struct varve_nbd_job *job, size
         job->held = cost;
         return 0;
     default:
-        job->run = cache_run;
+        job->run = job->req->hdr.type == VARVE_NBD_CMD_TRIM ? release_run : cache_run;
         return 0;
     }
 }

@@ -14,6 +14,12 @@ static bool is_write(const struct varve_nbd_request *hdr)
            hdr->type == VARVE_NBD_CMD_WRITE_ZEROES;
 }
 
+/* Done with a range of a backup. */
+static bool is_release(const struct varve_nbd_conn *c, const struct varve_nbd_request *hdr)
+{
+    return hdr->type == VARVE_NBD_CMD_TRIM && c->tx.export->releasable;
+}
+
 static uint16_t flags_allowed(const struct varve_nbd_conn *c, uint16_t type)
 {
     if (type == VARVE_NBD_CMD_READ && c->hs.structured)
@@ -79,13 +85,16 @@ static int check_request(const struct varve_nbd_conn *c, const struct varve_nbd_
     rc = check_payload(c, hdr, err);
     if (rc)
         return rc;
-    if (is_write(hdr))
-        return varve_err_set(err, EPERM, "the export is read-only");
+    if (is_write(hdr) && !is_release(c, hdr))
+        return varve_err_set(err, EPERM,
+                             c->tx.export->releasable ? "the export takes no writes, only TRIM"
+                                                      : "the export is read-only");
     if (hdr->flags & ~flags_allowed(c, hdr->type))
         return varve_err_set(err, EINVAL, "the command does not have the flags 0x%x", hdr->flags);
     switch (hdr->type) {
     case VARVE_NBD_CMD_READ:
     case VARVE_NBD_CMD_CACHE:
+    case VARVE_NBD_CMD_TRIM:
         return check_range(c, hdr, err);
     case VARVE_NBD_CMD_BLOCK_STATUS:
         rc = check_status(c, hdr, err);

@@ -24,6 +24,7 @@ struct varve_peer {
     int sock;
     int stop_fd;
     uint32_t seq;
+    unsigned version;           /* of the link, that both speak */
     enum varve_link_type asked; /* 0: nothing under way */
     bool lost;
     char disk[VARVE_NAME_MAX + 1];
@@ -100,8 +101,19 @@ static int peer_receive(struct varve_peer *peer, unsigned timeout_ms, struct var
     }
 }
 
+bool varve_peer_can_narrow(const struct varve_peer *peer)
+{
+    return peer->version >= VARVE_LINK_VERSION_NARROW;
+}
+
 int varve_peer_ask(struct varve_peer *peer, enum varve_link_type type, uint64_t arg0, uint64_t arg1,
                    struct varve_err *err)
+{
+    return varve_peer_ask_with(peer, type, (const uint64_t[]){arg0, arg1, 0}, -1, err);
+}
+
+int varve_peer_ask_with(struct varve_peer *peer, enum varve_link_type type, const uint64_t arg[3],
+                        int fd, struct varve_err *err)
 {
     struct varve_link_msg m;
     int rc;
@@ -111,9 +123,8 @@ int varve_peer_ask(struct varve_peer *peer, enum varve_link_type type, uint64_t 
         return peer_lose(peer, err);
     }
     varve_link_msg_init(&m, type, ++peer->seq);
-    m.arg[0] = arg0;
-    m.arg[1] = arg1;
-    rc = varve_link_send(peer->sock, &m, NULL, 0);
+    memcpy(m.arg, arg, 3 * sizeof(arg[0]));
+    rc = varve_link_send(peer->sock, &m, &fd, fd >= 0 ? 1 : 0);
     if (rc < 0) {
         varve_err_sys(err, -rc, "cannot be asked");
         return peer_lose(peer, err);
@@ -157,7 +168,8 @@ static int peer_reply(struct varve_peer *peer, unsigned timeout_ms, struct varve
 int varve_peer_answer(struct varve_peer *peer, unsigned timeout_ms, uint64_t *epoch, int fds[3],
                       struct varve_err *err)
 {
-    bool with_fds = peer->asked == VARVE_LINK_EPOCH || peer->asked == VARVE_LINK_PREPARE;
+    bool done = peer->asked == VARVE_LINK_NARROW || peer->asked == VARVE_LINK_DONE;
+    bool with_fds = done || peer->asked == VARVE_LINK_EPOCH || peer->asked == VARVE_LINK_PREPARE;
     int got[VARVE_LINK_FDS_MAX];
     struct varve_link_msg m;
     unsigned nfds;
@@ -171,12 +183,12 @@ int varve_peer_answer(struct varve_peer *peer, unsigned timeout_ms, uint64_t *ep
     rc = peer_reply(peer, timeout_ms, &m, got, &nfds, &refused, err);
     if (rc < 0)
         return rc;
-    ok = with_fds ? nfds == 1 || nfds == 3 : nfds == 0;
+    ok = with_fds ? nfds == 1 || (nfds == 3 && !done) : nfds == 0;
     for (unsigned i = 0; i < nfds; i++)
         ok = ok && fd_ok(got[i], false);
     if (!ok || (with_fds && m.arg[0] == 0)) {
         close_all(got, nfds);
-        varve_err_set(err, EPROTO, "sent files that cannot be an epoch's");
+        varve_err_set(err, EPROTO, "sent files that cannot be %s's", done ? "a view" : "an epoch");
         return peer_lose(peer, err);
     }
     if (with_fds) {
@@ -228,16 +240,16 @@ static int peer_hello(struct varve_peer *peer, const struct varve_identity *id, 
     bool refused;
     int rc;
 
-    rc = varve_peer_ask(peer, VARVE_LINK_HELLO, VARVE_LINK_VERSION, VARVE_LINK_VERSION, err);
+    rc = varve_peer_ask(peer, VARVE_LINK_HELLO, VARVE_LINK_VERSION_MIN, VARVE_LINK_VERSION, err);
     if (rc == 0)
         rc = peer_reply(peer, timeout_ms, &m, fds, &nfds, &refused, err);
     if (rc < 0)
         return rc;
-    if (m.arg[0] != VARVE_LINK_VERSION)
+    if (m.arg[0] < VARVE_LINK_VERSION_MIN || m.arg[0] > VARVE_LINK_VERSION)
         rc = varve_err_set(err, EPROTO,
-                           "speaks version %" PRIu64 " of the link, this varved %u: "
+                           "speaks version %" PRIu64 " of the link, this varved %u to %u: "
                            "upgrade the older of the two",
-                           m.arg[0], VARVE_LINK_VERSION);
+                           m.arg[0], VARVE_LINK_VERSION_MIN, VARVE_LINK_VERSION);
     else if (memcmp(m.uuid, id->uuid, sizeof(m.uuid)) != 0)
         rc = varve_err_set(err, EPROTO, "serves another disk than the state directory tells of");
     else if (m.arg[2] != id->geometry.size || m.arg[3] != id->geometry.shift)
@@ -248,6 +260,7 @@ static int peer_hello(struct varve_peer *peer, const struct varve_identity *id, 
         close_all(fds, nfds);
         return peer_lose(peer, err);
     }
+    peer->version = (unsigned)m.arg[0];
     hello->pid = (int)m.arg[1];
     hello->live_epoch = m.arg[4];
     hello->freeze_timeout_ms = m.arg[5] < 60000 ? (unsigned)m.arg[5] : 60000;

@@ -21,6 +21,9 @@
 
 struct varve_peer;
 
+/* Whether it knows views that do not need every block: NARROW, DONE and RELEASE. */
+bool varve_peer_can_narrow(const struct varve_peer *peer);
+
 struct varve_peer_hello {
     int pid;
     uint64_t live_epoch;
@@ -45,9 +48,13 @@ bool varve_peer_lost(struct varve_peer *peer);
 int varve_peer_ask(struct varve_peer *peer, enum varve_link_type type, uint64_t arg0, uint64_t arg1,
                    struct varve_err *err);
 
+/* The same for NARROW and RELEASE.  fd is borrowed; -1: none. */
+int varve_peer_ask_with(struct varve_peer *peer, enum varve_link_type type, const uint64_t arg[3],
+                        int fd, struct varve_err *err);
+
 /* Waits for its answer.  For EPOCH and PREPARE fds gets three descriptors (-1: none), the caller's
- * to close, and *epoch the number; else both may be NULL.  The peer's own error: its -errno and
- * sentence. */
+ * to close, and *epoch the number; for NARROW and DONE fds[0] the done map, and *epoch the view's
+ * id; else both may be NULL.  The peer's own error: its -errno and sentence. */
 int varve_peer_answer(struct varve_peer *peer, unsigned timeout_ms, uint64_t *epoch, int fds[3],
                       struct varve_err *err);
 

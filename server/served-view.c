@@ -1,6 +1,8 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 #include "server/served-view.h"
 
+#include "server/release.h"
+
 #include <errno.h>
 #include <stdlib.h>
 
@@ -129,6 +131,14 @@ int varve_served_view_hole_run(struct varve_served_view *v, uint64_t off, uint64
     if (rc >= 0 && served_view_check_image(v, err) < 0)
         return -ESTALE;
     return rc == -EAGAIN ? -EIO : rc;
+}
+
+int varve_served_view_release(struct varve_served_view *v, uint64_t off, uint64_t len,
+                              struct varve_err *err)
+{
+    int rc = served_view_check_image(v, err);
+
+    return rc < 0 ? rc : varve_release_range(v->disk, v->view.id, off, len, &v->stopping, err);
 }
 
 static int lost_compute(struct varve_served_view *v, struct varve_bitmap *map,

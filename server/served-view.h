@@ -52,6 +52,10 @@ int varve_served_view_read_now(struct varve_served_view *v, void *buf, uint64_t 
 int varve_served_view_hole_run(struct varve_served_view *v, uint64_t off, uint64_t end,
                                uint64_t *run_end, struct varve_err *err);
 
+/* Pool threads.  As varve_release_range. */
+int varve_served_view_release(struct varve_served_view *v, uint64_t off, uint64_t len,
+                              struct varve_err *err);
+
 /* Any thread: a client gets an error for this range. */
 void varve_served_view_note_failed(struct varve_served_view *v, uint64_t off, uint64_t len);
 

@@ -51,6 +51,12 @@ static void view_export_read_failed(struct varve_export *e, uint64_t off, uint64
     varve_served_view_note_failed(of(e)->view, off, len);
 }
 
+static int view_export_release(struct varve_export *e, uint64_t off, uint64_t len,
+                               struct varve_err *err)
+{
+    return varve_served_view_release(of(e)->view, off, len, err);
+}
+
 /* Whether the block at off is dirty, and where in (off, end] that changes. */
 static bool dirty_run(const struct varve_geometry *g, const struct varve_bitmap *map, uint64_t off,
                       uint64_t end, uint64_t *run_end)
@@ -168,6 +174,7 @@ static const struct varve_export_ops view_export_ops = {
     .read = view_export_read,
     .read_now = view_export_read_now,
     .read_failed = view_export_read_failed,
+    .release = view_export_release,
     .status = view_export_status,
     .free = view_export_free,
 };

@@ -17,6 +17,8 @@ e2e_tests = \
 	%D%/test_programs.py \
 	%D%/test_queries.py \
 	%D%/test_races.py \
+	%D%/test_release.py \
+	%D%/test_scratch.py \
 	%D%/test_stalled_client.py \
 	%D%/test_two_disks.py
 TESTS += $(e2e_tests)
@@ -27,6 +29,7 @@ EXTRA_DIST += \
 	%D%/incremental.py \
 	%D%/nbdclient.py \
 	%D%/qmpclient.py \
+	%D%/releases.py \
 	%D%/replay.py \
 	%D%/tap.py \
 	%D%/writers.py

@@ -445,8 +445,15 @@ static void a_scratch_emptied_at_any_moment_of_the_question_is_no_hole(void **st
 
 /* --- races with readers ----------------------------------------------------------------------- */
 
+static int read_block_3(bool now, char *buf)
+{
+    if (now)
+        return varve_view_read_now(c.source, &v, buf, 3 * BLOCK, BLOCK);
+    return read_view(&v, 3, buf, NULL);
+}
+
 /* Before every call of a read of block 3, each in a run of its own, `race` happens. */
-static void race_at_each_call(void (*prepare)(void), void (*race)(void *arg))
+static void race_at_each_call_of(bool now, void (*prepare)(void), void (*race)(void *arg))
 {
     for (uint64_t n = 1;; n++) {
         char buf[BLOCK];
@@ -457,7 +464,7 @@ static void race_at_each_call(void (*prepare)(void), void (*race)(void *arg))
         prepare();
         raced = false;
         fault_gate_at(&c.fault, FAULT_ANY, n, race, NULL);
-        r = read_view(&v, 3, buf, NULL);
+        r = read_block_3(now, buf);
         fault_disarm(&c.fault);
         if (r == 0) {
             for (unsigned i = 0; i < BLOCK; i++)
@@ -472,6 +479,12 @@ static void race_at_each_call(void (*prepare)(void), void (*race)(void *arg))
         core_fetch(&c);
         assert_int_equal(read_view(&v, 3, buf, NULL), -EIO);
     }
+}
+
+static void race_at_each_call(void (*prepare)(void), void (*race)(void *arg))
+{
+    race_at_each_call_of(false, prepare, race);
+    race_at_each_call_of(true, prepare, race);
 }
 
 static void prepare_overwritten(void)
