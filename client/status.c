@@ -11,6 +11,8 @@
 #include <stdio.h>
 #include <stdlib.h>
 
+enum { STATUS_CLIENTS };
+
 static void status_table(const json_t *disks)
 {
     static const char *const heading[] = {"DISK",  "STATE",       "SIZE",    "BLOCK", "EPOCHS",
@@ -39,6 +41,43 @@ static void status_table(const json_t *disks)
         varve_table_add(&t, varve_get_string(disk, "image"));
     }
     varve_table_print(&t);
+}
+
+static void status_clients(const json_t *server)
+{
+    static const char *const heading[] = {"CLIENT",   "IDENTITY", "TLS",    "EXPORT", "SINCE",
+                                          "REQUESTS", "READ",     "ERRORS", "QUEUE"};
+    char when[VARVE_OUT_TIME_LEN];
+    struct varve_table t;
+    const json_t *c;
+    size_t i;
+
+    varve_table_init(&t, 9, heading);
+    json_array_foreach(json_object_get(server, "clients"), i, c)
+    {
+        varve_table_add(&t, varve_get_string(c, "peer"));
+        varve_table_add(&t, varve_get_string(c, "identity"));
+        varve_table_add(&t, json_is_true(json_object_get(c, "tls")) ? "yes" : "no");
+        varve_table_add(&t, varve_get_string(c, "export"));
+        varve_table_add(&t, varve_out_time(when, (int64_t)varve_get_number(c, "since")));
+        varve_table_number(&t, json_object_get(c, "requests"));
+        varve_table_size(&t, json_object_get(c, "bytes-read"));
+        varve_table_number(&t, json_object_get(c, "errors"));
+        varve_table_number(&t, json_object_get(c, "queue"));
+    }
+    varve_table_print(&t);
+}
+
+static void status_server(const json_t *server)
+{
+    char *listeners = varve_get_names(server, "listeners");
+
+    printf("%-13s%s\n", "listeners", listeners);
+    printf("%-13s%zu now (at most %" PRIu64 "), %" PRIu64 " accepted, %" PRIu64 " refused\n",
+           "clients", json_array_size(json_object_get(server, "clients")),
+           varve_get_number(server, "max-connections"), varve_get_number(server, "accepted"),
+           varve_get_number(server, "refused"));
+    free(listeners);
 }
 
 static void status_names(const json_t *disk, const char *label, const char *key)
@@ -78,16 +117,46 @@ static void status_one(const json_t *disk)
     status_names(disk, "backups", "backups");
 }
 
+/* The clients of the NBD server; `all`: what else is known of it, and also when there is none. */
+static int status_run_clients(const struct varve_cli *cli, bool all, struct varve_err *err)
+{
+    json_t *server = NULL;
+    int rc = varve_control_once(cli->control, "query-nbd-server", NULL, &server, err);
+    bool any = json_array_size(json_object_get(server, "clients")) > 0;
+
+    if (rc != 0)
+        return rc;
+    if (cli->json) {
+        varve_out_json(server);
+    } else {
+        if (all)
+            status_server(server);
+        if (any) {
+            putchar('\n');
+            status_clients(server);
+        }
+    }
+    json_decref(server);
+    return 0;
+}
+
 static int status_run(const struct varve_cli *cli, const struct varve_args *args,
                       struct varve_err *err)
 {
     const char *disk = args->nwords > 0 ? args->words[0] : NULL;
+    bool clients = args->option[STATUS_CLIENTS] != NULL;
     json_t *arguments = disk ? json_pack("{s:s}", "disk", disk) : NULL;
     json_t *disks = NULL;
     int rc;
 
     if (disk && !arguments)
         return varve_cli_usage(err, "names of disks must be UTF-8");
+    if (clients && disk) {
+        json_decref(arguments);
+        return varve_cli_usage(err, "--clients are those of all disks: leave out %s", disk);
+    }
+    if (clients)
+        return status_run_clients(cli, true, err);
     rc = varve_control_once(cli->control, "query-disks", arguments, &disks, err);
     if (rc != 0)
         return rc;
@@ -104,13 +173,19 @@ static int status_run(const struct varve_cli *cli, const struct varve_args *args
         status_table(disks);
     }
     json_decref(disks);
-    return 0;
+    return cli->json || disk ? 0 : status_run_clients(cli, false, err);
 }
+
+static const struct varve_option status_options[] = {
+    [STATUS_CLIENTS] = {"clients", NULL, "the NBD server and its clients instead"},
+    {NULL, NULL, NULL},
+};
 
 const struct varve_verb varve_status_verbs[] = {
     {.name = "status",
-     .synopsis = "[DISK]",
-     .summary = "Shows the disks, or one disk in full",
+     .synopsis = "[DISK | --clients]",
+     .summary = "Shows the disks and the NBD server's clients, or one disk in full",
+     .options = status_options,
      .words_max = 1,
      .run = status_run},
     {.name = NULL},

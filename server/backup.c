@@ -357,6 +357,8 @@ void varve_backup_count(const struct varve_backup_disk *bd, struct varve_backup_
 
         n->clients += x->e.clients;
         n->bytes_read += x->e.bytes_read;
+        n->requests += x->e.requests;
+        n->errors += x->e.errors;
         if (last > n->last_client_ns)
             n->last_client_ns = last;
     }

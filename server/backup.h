@@ -84,7 +84,7 @@ void varve_backups_fini(struct varve_daemon *d);
 /* Counters over the exports of one of its disks. */
 struct varve_backup_counts {
     unsigned clients;
-    uint64_t bytes_read;
+    uint64_t bytes_read, requests, errors;
     uint64_t scratch_bytes, lost_bytes, released_bytes;
     uint64_t last_client_ns;
 };

@@ -60,7 +60,7 @@ int varve_client_id_prove(struct varve_client_id *id, enum varve_client_proof pr
     return 0;
 }
 
-static void text_where(const struct varve_client_id *id, char *buf, size_t len)
+const char *varve_client_id_peer(const struct varve_client_id *id, char *buf, size_t len)
 {
     char host[INET6_ADDRSTRLEN] = "?";
     struct sockaddr_in6 six;
@@ -89,19 +89,27 @@ static void text_where(const struct varve_client_id *id, char *buf, size_t len)
             snprintf(buf, len, "unknown");
         break;
     }
+    return buf;
+}
+
+const char *varve_client_id_identity(const struct varve_client_id *id, char *buf, size_t len)
+{
+    bool named = id->proof == VARVE_CLIENT_DN || id->proof == VARVE_CLIENT_PSK;
+
+    snprintf(buf, len, "%s%s", named ? (id->proof == VARVE_CLIENT_DN ? "dn:" : "psk:") : "",
+             named ? id->name : "");
+    return buf;
 }
 
 const char *varve_client_id_text(const struct varve_client_id *id, char *buf, size_t len)
 {
-    static const char *const proofs[] = {
-        [VARVE_CLIENT_PLAIN] = "",
-        [VARVE_CLIENT_ANONYMOUS] = " tls",
-        [VARVE_CLIENT_DN] = " dn:",
-        [VARVE_CLIENT_PSK] = " psk:",
-    };
-    char where[96];
+    char peer[VARVE_CLIENT_PEER_MAX], identity[VARVE_CLIENT_NAME_MAX + 8];
 
-    text_where(id, where, sizeof(where));
-    snprintf(buf, len, "%s%s%s", where, proofs[id->proof], id->name);
+    varve_client_id_peer(id, peer, sizeof(peer));
+    varve_client_id_identity(id, identity, sizeof(identity));
+    if (id->proof == VARVE_CLIENT_ANONYMOUS)
+        snprintf(buf, len, "%s tls", peer);
+    else
+        snprintf(buf, len, "%s%s%s", peer, *identity ? " " : "", identity);
     return buf;
 }

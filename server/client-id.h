@@ -16,7 +16,8 @@
 /* The longest name that TLS may prove, in bytes. */
 #define VARVE_CLIENT_NAME_MAX 1024u
 
-/* A text form fits in so many bytes, its end included. */
+/* Text forms of an address, and of all of it, fit in so many bytes, their end included. */
+#define VARVE_CLIENT_PEER_MAX 96u
 #define VARVE_CLIENT_TEXT_MAX (VARVE_CLIENT_NAME_MAX + 128u)
 
 enum varve_client_proof {
@@ -44,8 +45,14 @@ int varve_client_id_of_socket(struct varve_client_id *id, int fd, struct varve_e
 int varve_client_id_prove(struct varve_client_id *id, enum varve_client_proof proof,
                           const void *name, size_t len, struct varve_err *err);
 
+/* Its parts, for people: where the client is (`uid 1000 (pid 4711)`, `192.0.2.1:50000`), and what
+ * it proved (`psk:alice`, `dn:CN=b`; empty: nothing).  Return buf. */
+const char *varve_client_id_peer(const struct varve_client_id *id, char *buf, size_t len);
+const char *varve_client_id_identity(const struct varve_client_id *id, char *buf, size_t len);
+
 /* For people: `uid 1000 (pid 4711)`, `192.0.2.1:50000 psk:alice`, `[2001:db8::1]:5 dn:CN=b`,
- * `vsock:3:1024`.  The name is the peer's: whoever prints it must take care of control bytes.  Returns buf. */
+ * `vsock:3:1024`.  The name is the peer's: whoever prints it must take care of control bytes.
+ * Returns buf. */
 const char *varve_client_id_text(const struct varve_client_id *id, char *buf, size_t len);
 
 #endif

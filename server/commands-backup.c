@@ -214,11 +214,12 @@ static json_t *describe_disk(const struct varve_cat_backup_disk *cbd,
     if (bd)
         varve_backup_count(bd, &n);
     *lost += n.lost_bytes;
-    o = json_pack("{s:s, s:s, s:o, s:I, s:I, s:I, s:I, s:I, s:I}", "disk", cbd->disk, "export",
-                  cbd->export, "context",
+    o = json_pack("{s:s, s:s, s:o, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I}", "disk", cbd->disk,
+                  "export", cbd->export, "context",
                   json_sprintf("%s%s", VARVE_CTX_DIRTY_PREFIX, cbd->exportbitmap), "epoch",
                   (json_int_t)cbd->boundary, "dirty-bytes", (json_int_t)cbd->dirty_bytes, "clients",
-                  (json_int_t)n.clients, "bytes-read", (json_int_t)n.bytes_read, "bytes-released",
+                  (json_int_t)n.clients, "bytes-read", (json_int_t)n.bytes_read, "requests",
+                  (json_int_t)n.requests, "errors", (json_int_t)n.errors, "bytes-released",
                   (json_int_t)n.released_bytes, "scratch-used", (json_int_t)n.scratch_bytes);
     if (o && cbd->since[0])
         json_object_set_new(o, "since", json_string(cbd->since));

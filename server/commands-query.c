@@ -138,15 +138,57 @@ json_t *varve_command_query_disks(struct varve_daemon *d, json_t *args, struct v
     return list;
 }
 
+/* A name that TLS proved need not be UTF-8; JSON must. */
+static json_t *text_json(const char *text)
+{
+    json_t *value = json_string(text);
+    char *plain = value ? NULL : strdup(text);
+
+    for (char *p = plain; p && *p; p++) {
+        if ((unsigned char)*p < ' ' || (unsigned char)*p > '~')
+            *p = '?';
+    }
+    if (plain)
+        value = json_string(plain);
+    free(plain);
+    return value;
+}
+
+static json_t *client_describe(const struct varve_nbd_census_client *c)
+{
+    json_t *o = json_pack("{s:o, s:b, s:f, s:I, s:I, s:I, s:i}", "peer", text_json(c->peer), "tls",
+                          c->tls, "since", (double)c->since_ns / 1e9, "requests",
+                          (json_int_t)c->requests, "bytes-read", (json_int_t)c->bytes, "errors",
+                          (json_int_t)c->errors, "queue", (int)c->queue);
+
+    if (o && c->identity[0])
+        json_object_set_new(o, "identity", text_json(c->identity));
+    if (o && c->export)
+        json_object_set_new(o, "export", json_string(c->export));
+    return o;
+}
+
 json_t *varve_command_query_nbd_server(struct varve_daemon *d, json_t *args, struct varve_err *err)
 {
     static const char *const known[] = {NULL};
-    json_t *list;
+    struct varve_nbd_census census;
+    json_t *listeners, *clients, *o;
 
-    if (varve_args_check(args, known, NULL, err) < 0)
+    if (varve_args_check(args, known, NULL, err) < 0 ||
+        varve_nbd_server_census(d->nbd, &census, err) < 0)
         return NULL;
-    list = json_array();
+    listeners = json_array();
     for (size_t i = 0; i < d->nlisteners; i++)
-        json_array_append_new(list, json_string(d->listeners[i]));
-    return json_pack("{s:o}", "listeners", list);
+        json_array_append_new(listeners, json_string(d->listeners[i]));
+    clients = json_array();
+    for (size_t i = 0; i < census.nclients; i++)
+        json_array_append_new(clients, client_describe(&census.clients[i]));
+    o = json_pack("{s:o, s:o, s:I, s:I, s:I}", "listeners", listeners, "clients", clients,
+                  "max-connections", (json_int_t)census.max, "accepted",
+                  (json_int_t)census.accepted, "refused", (json_int_t)census.refused);
+    if (o && census.max_per_peer)
+        json_object_set_new(o, "max-connections-per-peer",
+                            json_integer((json_int_t)census.max_per_peer));
+    varve_nbd_census_fini(&census);
+    return o;
 }

@@ -88,6 +88,7 @@ struct varve_export {
     _Atomic unsigned clients;          /* connections in transmission phase now */
     _Atomic uint64_t bytes_read;       /* sent to clients since it was published */
     _Atomic uint64_t requests;
+    _Atomic uint64_t errors;           /* requests that were answered with one */
     _Atomic uint64_t last_client_ns;   /* monotonic: when the last client came or left */
     struct varve_export *next;         /* registry's list */
 };

@@ -128,7 +128,7 @@ enum varve_nbd_verdict varve_nbd_clients_enter(struct varve_nbd_clients *r,
     clock_gettime(CLOCK_REALTIME, &now);
     k->since_ns = (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
     peer_of(id, k->peer);
-    varve_client_id_text(id, k->who, sizeof(k->who));
+    varve_client_id_peer(id, k->peer_text, sizeof(k->peer_text));
     pthread_mutex_lock(&r->lock);
     if (judge(r, k, why)) {
         verdict = r->nrefused < VARVE_NBD_REFUSING_MAX ? VARVE_NBD_REFUSE : VARVE_NBD_DROP;
@@ -162,7 +162,7 @@ void varve_nbd_clients_identify(struct varve_nbd_clients *r, struct varve_nbd_cl
                                 const struct varve_client_id *id)
 {
     pthread_mutex_lock(&r->lock);
-    varve_client_id_text(id, k->who, sizeof(k->who));
+    varve_client_id_identity(id, k->identity, sizeof(k->identity));
     k->tls = true;
     pthread_mutex_unlock(&r->lock);
 }
@@ -182,7 +182,8 @@ static int census_add(struct varve_nbd_census *c, const struct varve_nbd_client 
     struct varve_nbd_census_client *out = &c->clients[c->nclients];
 
     *out = (struct varve_nbd_census_client){
-        .who = strdup(k->who),
+        .peer = strdup(k->peer_text),
+        .identity = strdup(k->identity),
         .export = k->export ? strdup(k->export) : NULL,
         .tls = k->tls,
         .since_ns = k->since_ns,
@@ -192,7 +193,7 @@ static int census_add(struct varve_nbd_census *c, const struct varve_nbd_client 
         .queue = k->queue,
     };
     c->nclients++;
-    return out->who && (out->export || !k->export) ? 0 : -ENOMEM;
+    return out->peer && out->identity && (out->export || !k->export) ? 0 : -ENOMEM;
 }
 
 int varve_nbd_clients_census(struct varve_nbd_clients *r, struct varve_nbd_census *out,
@@ -227,7 +228,8 @@ int varve_nbd_clients_census(struct varve_nbd_clients *r, struct varve_nbd_censu
 void varve_nbd_census_fini(struct varve_nbd_census *c)
 {
     for (size_t i = 0; i < c->nclients; i++) {
-        free(c->clients[i].who);
+        free(c->clients[i].peer);
+        free(c->clients[i].identity);
         free(c->clients[i].export);
     }
     free(c->clients);

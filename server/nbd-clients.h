@@ -27,7 +27,8 @@ struct varve_nbd_client {
     bool refused;
 
     /* guarded by the register's lock */
-    char who[VARVE_CLIENT_TEXT_MAX];
+    char peer_text[VARVE_CLIENT_PEER_MAX];
+    char identity[VARVE_CLIENT_TEXT_MAX];
     bool tls;
     const char *export; /* name; NULL before the transmission phase and at the end */
     uint64_t since_ns;  /* realtime */

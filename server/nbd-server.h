@@ -71,8 +71,9 @@ void varve_nbd_server_kick(struct varve_nbd_server *s);
 
 /* One connection, as it was when it was looked at. */
 struct varve_nbd_census_client {
-    char *who;    /* varve_client_id_text */
-    char *export; /* its export's name; NULL: it has none (yet, or any more) */
+    char *peer;     /* varve_client_id_peer */
+    char *identity; /* what TLS proved, varve_client_id_identity; "": nothing */
+    char *export;   /* its export's name; NULL: it has none (yet, or any more) */
     bool tls;
     uint64_t since_ns; /* realtime: it came */
     uint64_t requests; /* all that it sent */

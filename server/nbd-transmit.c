@@ -59,6 +59,7 @@ void varve_nbd_reply_error(struct varve_nbd_conn *c, const struct varve_nbd_requ
     size_t len = VARVE_NBD_SIMPLE_REPLY_LEN, ext = varve_nbd_extension(c);
 
     varve_nbd_client_add(&c->client.errors, 1);
+    atomic_fetch_add(&c->tx.export->errors, 1);
     tell_read_failed(c, hdr);
     if (c->hs.structured)
         len = ext + varve_nbd_encode_error(NULL, 0, 0, error, msg, off);

@@ -92,7 +92,7 @@ def bad_command_lines_are_usage():
 
 @test
 def socket_comes_from_option_then_environment():
-    with Cli({"query-disks": []}) as c:
+    with Cli({"query-disks": [], "query-nbd-server": {"clients": []}}) as c:
         assert "no disks" in good("status", env={"VARVE_CONTROL": c("c.sock")})
         assert "no disks" in good("status", "--control", c("c.sock"),
                                   env={"VARVE_CONTROL": "/nowhere"})
@@ -133,17 +133,40 @@ def daemon_that_hangs_up_is_one_line():
 
 @test
 def status_shows_all_disks_and_one():
-    with Cli({"query-disks": lambda a: [DISK] if a else [DISK, LOST]}) as c:
+    with Cli({"query-disks": lambda a: [DISK] if a else [DISK, LOST],
+              "query-nbd-server": {"listeners": [], "clients": []}}) as c:
         lines = c.good("status").splitlines()
         assert lines[0].split()[:3] == ["DISK", "STATE", "SIZE"] and len(lines) == 3, lines
         assert lines[1].split() == ["vda", "live", "64M", "64K", "3", "448K", "2", "1",
                                     "/images/vda.img"], lines
-        assert c.last() == ("query-disks", None)
+        assert c.daemon.seen[-2:] == [("query-disks", None), ("query-nbd-server", None)]
         told = c.good("status", "vda")
         assert c.last() == ("query-disks", {"disk": "vda"})
         for text in ("64M (67108864 bytes)", "monday, tuesday", "1.5M used", "live", "7 (3 kept)"):
             assert text in told, (text, told)
         assert json.loads(c.good("status", "--json")) == [DISK, LOST]
+
+
+@test
+def status_shows_the_clients():
+    server = {"listeners": ["unix:/run/varve/nbd.sock"], "max-connections": 1024, "accepted": 7,
+              "refused": 2, "clients": [
+                  {"peer": "192.0.2.1:50000", "identity": "psk:alice", "tls": True, "export": "vda",
+                   "since": 1700000000.5, "requests": 12, "bytes-read": 3 << 20, "errors": 1,
+                   "queue": 4},
+                  {"peer": "uid 0 (pid 7)", "tls": False, "since": 1700000000, "requests": 0,
+                   "bytes-read": 0, "errors": 0, "queue": 0}]}
+    with Cli({"query-disks": [DISK], "query-nbd-server": server}) as c:
+        for words in (("status",), ("status", "--clients")):
+            lines = c.good(*words).splitlines()
+            one = [x for x in lines if x.startswith("192.0.2.1:50000")][0].split()
+            assert one[1:4] == ["psk:alice", "yes", "vda"] and one[-4:] == ["12", "3M", "1", "4"], one
+            assert [x for x in lines if x.startswith("uid 0 (pid 7)")], lines
+        told = c.good("status", "--clients")
+        assert "2 now (at most 1024), 7 accepted, 2 refused" in told, told
+        assert "unix:/run/varve/nbd.sock" in told, told
+        assert json.loads(c.good("--json", "status", "--clients")) == server
+        misused("status", "--clients", "vda", says="leave out vda")
 
 
 @test
@@ -324,7 +347,7 @@ def qmp_quit_ends_well():
 
 @test
 def full_standard_output_is_an_error():
-    with Cli({"query-disks": [DISK]}) as c, open("/dev/full", "wb") as full:
+    with Cli({"query-disks": [DISK], "query-nbd-server": {}}) as c, open("/dev/full", "wb") as full:
         done = subprocess.run([VARVE, "--control", c("c.sock"), "status"], stdout=full,
                               stderr=subprocess.PIPE, check=False)
         assert done.returncode == 1 and done.stderr.count(b"\n") == 1, done
