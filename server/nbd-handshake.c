@@ -3,7 +3,7 @@
  * Options of the fixed newstyle handshake.
  *
  *     CLIENT_FLAGS ──▶ OPTION ──▶ PAYLOAD ──▶ answer ──▶ OPTION ... until GO, EXPORT_NAME or ABORT
- *                        └──▶ SKIPPED (too long: thrown away, answered) ──▶ OPTION
+ *                        └──▶ SKIPPED (too long: thrown away) ──▶ answer
  *
  * An option is looked at only when the peer has taken every answer before it: what it does not read
  * stays bounded by one answer.
@@ -167,6 +167,15 @@ static void handle_list(struct varve_nbd_conn *c)
 
 /* --- INFO and GO ---------------------------------------------------------------------------- */
 
+/* The option's data was thrown away; that is answered. */
+static bool was_skipped(struct varve_nbd_conn *c)
+{
+    if (c->hs.payload)
+        return false;
+    reply_error(c, VARVE_NBD_REP_ERR_TOO_BIG, "the option is too long");
+    return true;
+}
+
 static void info_export(struct varve_nbd_conn *c, const struct varve_export *e)
 {
     struct varve_nbd_out *out = reply_new(c, VARVE_NBD_REP_INFO, INFO_EXPORT_LEN);
@@ -214,6 +223,8 @@ static void handle_info(struct varve_nbd_conn *c)
     struct varve_nbd_info_request req;
     struct varve_export *e;
 
+    if (was_skipped(c))
+        return;
     if (varve_nbd_decode_info(c->hs.payload, c->hs.opt.len, &req, &err)) {
         reply_error(c, VARVE_NBD_REP_ERR_INVALID, err.msg);
         return;
@@ -290,6 +301,8 @@ static void handle_meta(struct varve_nbd_conn *c)
         reply_error(c, VARVE_NBD_REP_ERR_INVALID, "structured replies must be negotiated first");
         return;
     }
+    if (was_skipped(c))
+        return;
     if (varve_nbd_decode_meta(c->hs.payload, c->hs.opt.len, &req, &err)) {
         reply_error(c, VARVE_NBD_REP_ERR_INVALID, err.msg);
         return;
@@ -514,11 +527,7 @@ size_t varve_nbd_handshake_feed(struct varve_nbd_conn *c, const uint8_t *buf, si
     case VARVE_NBD_STEP_PAYLOAD:
         return feed_payload(c, buf, len);
     case VARVE_NBD_STEP_SKIPPED:
-        c->hs.step = VARVE_NBD_STEP_OPTION;
-        if (lacks_tls(c))
-            refuse_without_tls(c);
-        else
-            reply_error(c, VARVE_NBD_REP_ERR_TOO_BIG, "the option is too long");
+        finish_option(c);
         return 0;
     }
     return 0;

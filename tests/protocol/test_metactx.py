@@ -233,7 +233,8 @@ def failed_set_drops_what_was_set_before(s):
     """NBD_OPT_SET_META_CONTEXT: replaces all (including when this command fails)."""
     for export, data in (("vda", b"\0\0"), ("vda", Conn.meta_data("vda", [BA])[:-1]),
                          ("vda", Conn.meta_data("vda", [BA]) + b"x"),
-                         ("vda", Conn.meta_data("nope", [BA])), ("vda", b"")):
+                         ("vda", Conn.meta_data("nope", [BA])), ("vda", b""),
+                         ("vda", Conn.meta_data("vda", [BA]) + bytes(100000))):
         with structured(s) as c:
             c.set_meta("vda", [BA])
             rs = c.option(OPT_SET_META, data)

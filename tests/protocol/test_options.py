@@ -30,6 +30,25 @@ def data_of_an_unknown_option_is_skipped(s):
         c.disc()
 
 
+@test
+def data_too_long_to_keep_is_answered_as_the_option_wants(s):
+    """Baseline: options not implemented MUST get UNSUP; NBD_OPT_ABORT: SHOULD ignore any data;
+    NBD_OPT_LIST, STRUCTURED_REPLY, EXTENDED_HEADERS, STARTTLS: data SHOULD be INVALID; else
+    NBD_REP_ERR_TOO_BIG: the request is too large to process.  However much it is."""
+    due = {12: ERR_UNSUP, 77: ERR_UNSUP, OPT_PEEK_EXPORT: ERR_UNSUP, OPT_LIST: ERR_INVALID,
+           OPT_STRUCTURED: ERR_INVALID, OPT_EXTENDED: ERR_INVALID, OPT_STARTTLS: ERR_INVALID,
+           OPT_INFO: ERR_TOO_BIG, OPT_GO: ERR_TOO_BIG, OPT_LIST_META: ERR_TOO_BIG,
+           OPT_SET_META: ERR_TOO_BIG}
+    for n in (64 * K + 1, M):
+        with s.hello() as c:
+            c.negotiate_structured()
+            for opt, want in due.items():
+                t = c.final(opt, bytes(n))
+                must(t == want, "option %d of %d bytes got %s", opt, n, rep_name(t))
+            must(c.final(OPT_ABORT, bytes(n)) == REP_ACK, "no ACK")
+            c.expect_close()
+
+
 @test(generic=True)
 def option_after_an_unknown_one_is_parsed(s):
     """Baseline: the server MUST NOT fail to parse the next message received."""
