@@ -144,7 +144,7 @@ static bool may_be_warm(const struct varve_nbd_conn *c, const struct varve_nbd_r
  * this connection may have now: more than there ever are on most disks. */
 static size_t status_extents(const struct varve_nbd_conn *c, const struct varve_nbd_req *req)
 {
-    size_t most = varve_nbd_status_extents_max(&req->hdr);
+    size_t most = varve_nbd_status_extents_max(c, &req->hdr);
     size_t now = varve_nbd_pool_room(c) / varve_nbd_status_cost(c, req->nctx, 1);
 
     if (most <= now || c->tx.held ||

@@ -14,15 +14,6 @@
 /* Exports know no finer grain than this; if one does, its answers are shorter than asked. */
 #define STATUS_GRAIN 4096u
 
-size_t varve_nbd_status_extents_max(const struct varve_nbd_request *hdr)
-{
-    uint64_t worst = hdr->len / STATUS_GRAIN + 2; /* one begun at each end */
-
-    if (hdr->flags & VARVE_NBD_CMD_FLAG_REQ_ONE)
-        return 1;
-    return worst < VARVE_NBD_EXTENTS_MAX ? (size_t)worst : VARVE_NBD_EXTENTS_MAX;
-}
-
 /* Before a chunk's extents: its header, the context's number, and their number if extended. */
 static size_t status_header_len(bool extended)
 {
@@ -32,6 +23,19 @@ static size_t status_header_len(bool extended)
 static size_t status_extent_len(bool extended)
 {
     return extended ? VARVE_NBD_EXT_EXTENT_LEN : VARVE_NBD_EXTENT_LEN;
+}
+
+size_t varve_nbd_status_extents_max(const struct varve_nbd_conn *c,
+                                    const struct varve_nbd_request *hdr)
+{
+    uint64_t worst = hdr->len / STATUS_GRAIN + 2; /* one begun at each end */
+    size_t max = c->host->options.max_request / status_extent_len(c->hs.extended);
+
+    if (hdr->flags & VARVE_NBD_CMD_FLAG_REQ_ONE)
+        return 1;
+    if (max > VARVE_NBD_EXTENTS_MAX)
+        max = VARVE_NBD_EXTENTS_MAX;
+    return worst < max ? (size_t)worst : max;
 }
 
 size_t varve_nbd_status_cost(const struct varve_nbd_conn *c, unsigned ncontexts, size_t extents_max)

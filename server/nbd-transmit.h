@@ -145,7 +145,8 @@ bool varve_nbd_read_now(struct varve_nbd_job *job);
 void varve_nbd_status_run(struct varve_nbd_job *job);
 
 /* Extents that a query may be answered with, in each context. */
-size_t varve_nbd_status_extents_max(const struct varve_nbd_request *hdr);
+size_t varve_nbd_status_extents_max(const struct varve_nbd_conn *c,
+                                    const struct varve_nbd_request *hdr);
 
 /* The most bytes that a status job takes. */
 size_t varve_nbd_status_cost(const struct varve_nbd_conn *c, unsigned ncontexts,

@@ -637,6 +637,8 @@ class Conn:
         count, rest = divmod(length - head, each)
         must(count >= 1 and rest == 0, "BLOCK_STATUS chunk of length %d", length)
         must(count <= MAX_DESCRIPTORS, "%d extents in a chunk", count)
+        must(not self.block_size or count * each <= self.block_size[2],
+             "%d bytes of extents, more than the advertised maximum payload", count * each)
         body = self.recv(length, "a status chunk")
         ctx = struct.unpack(">I", body[:4])[0]
         must(not self.extended or struct.unpack(">I", body[4:8])[0] == count,

@@ -3,6 +3,8 @@
 """Size constraints, numbers of connections and of requests in flight."""
 from nbdtest import *  # noqa: F401,F403
 
+FINE = "qemu:dirty-bitmap:f"
+
 MODES = (False, True)
 BA = "base:allocation"
 
@@ -39,6 +41,14 @@ def chunks_stay_within_the_maximum_payload(s):
             for off in (0, 12345, 32 * M - 1000):
                 must(c.read(off, 64 * K).data == f.exports["vda"].content(off, 64 * K), "wrong bytes")
             c.disc()
+        for mode, each in ((dict(structured=True), 8), (dict(extended=True), 16)):
+            with f.open("vda", [FINE], infos=[INFO_BLOCK_SIZE], **mode) as c:
+                for off, n in ((0, 64 * M), (8 * M + 2048, 40 * M), (32 * M, 64 * K)):
+                    (ext,) = c.status(off, n).status.values()  # nbdwire counts
+                    covered = sum(e[0] for e in ext)
+                    must(ext == f.exports["vda"].dirty(off, covered), "wrong extents")
+                    must(covered == n or len(ext) == 64 * K // each, "cut at %d", len(ext))
+                c.disc()
 
 
 @test
