@@ -323,10 +323,21 @@ void varve_nbd_chunk_set_done(uint8_t *chunk)
     varve_nbd_put16(chunk + 4, (uint16_t)(varve_nbd_get16(chunk + 4) | VARVE_NBD_CHUNK_DONE));
 }
 
+/* Bytes of a message that may go out: the protocol wants UTF-8, and a long one may have been cut
+ * in the middle of a letter. */
+static size_t message_len(const char *msg)
+{
+    size_t len = strnlen(msg, VARVE_NBD_STRING_MAX);
+
+    while (!varve_nbd_string_ok(msg, len))
+        len--;
+    return len;
+}
+
 size_t varve_nbd_encode_error(uint8_t *buf, uint16_t flags, uint64_t cookie, uint32_t error,
                               const char *msg, const uint64_t *off)
 {
-    size_t msg_len = strnlen(msg, VARVE_NBD_STRING_MAX);
+    size_t msg_len = message_len(msg);
     size_t payload = 6 + msg_len + (off ? 8 : 0);
 
     if (!buf)

@@ -264,6 +264,19 @@ static void error_chunk_carries_message_and_offset(void **state)
     assert_true(varve_nbd_get64(buf + 30) == off);
 }
 
+static void error_message_cut_in_a_letter_is_sent_without_its_half(void **state)
+{
+    uint8_t buf[64];
+
+    (void)state;
+    varve_nbd_encode_error(buf, 0, 7, VARVE_NBD_EIO, "disk \xc3\xa4\xe2\x82", NULL);
+    assert_int_equal(varve_nbd_get16(buf + 24), 7);
+    assert_memory_equal(buf + 26, "disk \xc3\xa4", 7);
+    assert_int_equal(varve_nbd_get32(buf + 16), 6 + 7);
+    varve_nbd_encode_error(buf, 0, 7, VARVE_NBD_EIO, "\xff", NULL);
+    assert_int_equal(varve_nbd_get32(buf + 16), 6);
+}
+
 static void chunk_done_is_added_later(void **state)
 {
     uint8_t buf[VARVE_NBD_HOLE_LEN];
@@ -355,6 +368,7 @@ int main(void)
         cmocka_unit_test(decoders_bear_any_bytes),
         cmocka_unit_test(option_reply_magic_is_the_protocols),
         cmocka_unit_test(error_chunk_carries_message_and_offset),
+        cmocka_unit_test(error_message_cut_in_a_letter_is_sent_without_its_half),
         cmocka_unit_test(chunk_done_is_added_later),
         cmocka_unit_test(extended_request_needs_its_magic_and_has_64_bits),
         cmocka_unit_test(extended_chunk_differs_in_its_header_only),
