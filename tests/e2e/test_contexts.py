@@ -6,7 +6,7 @@ import errno
 import backups
 import nbdclient
 from harness import K, M, Stack
-from nbdclient import CMD_READ, NBDError
+from nbdclient import CMD_BLOCK_STATUS, CMD_READ, NBDError
 from tap import main, test
 
 SIZE, BLOCK = 16 * M, 64 * K
@@ -214,6 +214,36 @@ def read_across_a_lost_block_fails_alone():
                         assert r.buf[:min(gone) - off] == content[off:min(gone)], off
                     else:
                         assert not r.error and r.buf == content[off:off + 256 * K], off
+            backups.end(q, ident, success=False)
+
+
+@test
+def client_of_a_broken_backup_is_told_so_and_a_bad_request_is_another_thing():
+    """EIO with a text that names the reason, for reads and allocation, again and again on the same
+    connection; what the client asked wrongly stays EINVAL with a text of its own."""
+    content = bytes(range(1, 256)) * (SIZE // 255) + b"x" * (SIZE % 255)
+    with Stack() as s:
+        disk = s.start("vda", SIZE, content, granularity="64K", scratch_max="64K",
+                       on_scratch_full="break")
+        with s.qmp() as q, disk.connect() as guest:
+            ident, _ = backups.begin(q, ["vda"])
+            with s.connect("vda", [ALLOC]) as c:
+                assert c.read(0, BLOCK) == content[:BLOCK]
+                for i in range(4):
+                    guest.write(i * M, b"new")
+                for _ in range(3):
+                    for cmd, off in ((CMD_READ, 0), (CMD_READ, 8 * M), (CMD_BLOCK_STATUS, 0)):
+                        try:
+                            c.call(cmd, off, BLOCK)
+                            raise AssertionError("a broken backup answered")
+                        except NBDError as e:
+                            assert e.errno == errno.EIO and "broken" in e.text, e
+                    for cmd in (CMD_READ, CMD_BLOCK_STATUS):
+                        try:
+                            c.call(cmd, SIZE - 1, 2)
+                            raise AssertionError("beyond the end")
+                        except NBDError as e:
+                            assert e.errno == errno.EINVAL and "beyond the end" in e.text, e
             backups.end(q, ident, success=False)
 
 

@@ -15,6 +15,7 @@ last word counts.
 """
 import atexit
 import ctypes
+import errno
 import functools
 import os
 import re
@@ -22,6 +23,8 @@ import resource
 import selectors
 import shutil
 import signal
+import socket
+import stat
 import struct
 import subprocess
 import sys
@@ -36,6 +39,7 @@ from nbdwire import Conn, DEADLINE, Silence, Violation, must, rep_name  # noqa: 
 K, M, G, T = 1 << 10, 1 << 20, 1 << 30, 1 << 40
 PATTERN_KEY = 0x5A5A5A5A5A5A5A5A
 UNIT = 64 * K
+PIDFD_GETFD = 438  # the system call's number, everywhere
 
 
 class Skip(Exception):
@@ -357,6 +361,25 @@ class Fixture(Server):
             except FileNotFoundError:
                 pass
         return n
+
+    def tcp_options(self, option):
+        """Values of the option of each TCP connection that it has."""
+        values, pidfd = [], os.pidfd_open(self.proc.pid)
+        for fd in map(int, os.listdir("/proc/%d/fd" % self.proc.pid)):
+            copy = ctypes.CDLL(None, use_errno=True).syscall(PIDFD_GETFD, pidfd, fd, 0)
+            if copy < 0:
+                if ctypes.get_errno() == errno.EPERM:
+                    raise Skip("pidfd_getfd is forbidden here")
+                continue  # it was closed meanwhile
+            if not stat.S_ISSOCK(os.fstat(copy).st_mode):
+                os.close(copy)
+                continue
+            with socket.socket(fileno=copy) as sock:
+                accepts = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
+                if sock.family == socket.AF_INET and not accepts:
+                    values.append(sock.getsockopt(socket.IPPROTO_TCP, option))
+        os.close(pidfd)
+        return values
 
     def cpu(self):
         """Seconds of processor time used."""

@@ -58,6 +58,24 @@ def error_comes_with_a_message_in_structured_mode(s):
         c.disc()
 
 
+@test
+def eoverflow_and_enotsup_come_only_where_the_page_has_them(s):
+    """Error values: SHOULD NOT return EOVERFLOW but for READ with structured replies, or lengths
+    above the maximum payload; SHOULD NOT return ENOTSUP but for fast zeroes, which are not offered."""
+    for mode in (dict(structured=False), dict(structured=True), dict(extended=True)):
+        with s.open("huge", ["base:allocation"] if mode != dict(structured=False) else None,
+                    **mode) as c:
+            must(not c.tflags & SEND_FAST_ZERO, "fast zeroes are offered")
+            long = c.read(0, 32 * M + 1)
+            must(long.error == (EOVERFLOW if c.structured else EINVAL), "got %s", long.errors)
+            for cmd in list(range(3, 12)) + [0xFFFF]:
+                for length in (0, 512, 32 * M + 1, 0xFFFFFFFF):
+                    for flags in (0, NO_HOLE, FAST_ZERO, FAST_ZERO | NO_HOLE, DF, REQ_ONE):
+                        r = c.do(cmd, 8192, length, flags)
+                        must(r.error in (0, EPERM, EINVAL), "command %d got %s", cmd, r.errors)
+            c.disc()
+
+
 @test(generic=True)
 def request_without_its_magic_closes(s):
     """Terminating the transmission phase: MAY disconnect on a violation; nothing else is sound."""

@@ -1,6 +1,8 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: BSD-3-Clause
 """Extended headers: proto.md of the branch extension-ext-header, "EXTENDED_HEADERS" below."""
+import itertools
+
 from nbdtest import *  # noqa: F401,F403
 
 BA = "base:allocation"
@@ -54,6 +56,37 @@ def structured_replies_after_extended_headers_are_refused(s):
         c.go("pat")
         alive(c)
         c.disc()
+
+
+@test
+def options_work_in_every_order_with_extended_headers(s):
+    """Fixed newstyle: options in any order; contexts want either kind of chunks first, and the last
+    of the two that was granted counts."""
+    def structured(c):
+        t = c.final(OPT_STRUCTURED)
+        must(t == (ERR_EXT_HEADER_REQD if c.extended else REP_ACK), "got %s", rep_name(t))
+
+    def extended(c):
+        c.negotiate_extended()
+
+    def info(c):
+        flags = c.info("vda", [INFO_BLOCK_SIZE]).flags
+        must(bool(flags & BLOCK_STATUS_PAYLOAD) == bool(c.extended and c.contexts), "%#x", flags)
+
+    def listing(c):
+        must(c.list_meta("vda")[1] == REP_ACK, "LIST_META failed")
+
+    def setm(c):
+        t = c.set_meta("vda", [BA])[1]
+        must(t == (REP_ACK if c.structured else ERR_INVALID), "SET_META %s", rep_name(t))
+
+    for order in itertools.permutations((structured, extended, info, listing, setm)):
+        with s.hello() as c:
+            for step in order + order:
+                step(c)
+            c.go("vda")
+            must(not c.status(0, 4096).errors, "no status")
+            c.disc()
 
 
 @test

@@ -18,6 +18,17 @@ def tcp_gives_the_same_greeting(s):
         must(a.recv(18) == b.recv(18), "greetings differ")
 
 
+@test
+def nagle_is_off(s):
+    """Protocol phases: with TCP sockets both sides SHOULD set TCP_NODELAY.  (A copy of the server's
+    own descriptors is looked at.)"""
+    with s.hello(tcp=True) as c:
+        c.go(s.name)
+        found = s.tcp_options(socket.TCP_NODELAY)
+        must(found and all(found), "TCP_NODELAY of its connections: %s", found)
+        c.disc()
+
+
 @test(generic=True)
 def fixed_newstyle_is_offered(s):
     """Handshake flags: bit 0 MUST be set by servers that support the fixed newstyle."""

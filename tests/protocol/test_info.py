@@ -156,6 +156,30 @@ def information_may_be_asked_in_any_order(s):
 
 
 @test
+def each_set_of_information_requests_gets_what_it_asks(s):
+    """NBD_OPT_INFO: EXPORT always; NAME, DESCRIPTION and BLOCK_SIZE when asked, alone or with
+    others, whatever unknown ones stand between."""
+    with Fixture(["a:1M:pattern,description=what it is", "b:1M:pattern,pref=65536"]) as f:
+        for n in range(64):
+            asked = [i for i in (INFO_DESCRIPTION, INFO_BLOCK_SIZE, INFO_EXPORT, INFO_NAME, 77, 0xFFFF)
+                     if n >> (i % 7) & 1]
+            for opt in BOTH:
+                for e in f.exports.values():
+                    want = {INFO_EXPORT: struct.pack(">QH", M, 0)[:8]}
+                    if INFO_NAME in asked:
+                        want[INFO_NAME] = e.name.encode()
+                    if INFO_DESCRIPTION in asked and "description" in e.opts:
+                        want[INFO_DESCRIPTION] = e.opts["description"].encode()
+                    if INFO_BLOCK_SIZE in asked:
+                        want[INFO_BLOCK_SIZE] = struct.pack(">III", 1, int(e.opts.get("pref", 4096)),
+                                                            32 * M)
+                    with f.hello() as c:
+                        got = dict(c.info(e.name, asked, opt).items)
+                        got[INFO_EXPORT] = got[INFO_EXPORT][:8]
+                        must(got == want, "%s asked of %s: %s", asked, e.name, got)
+
+
+@test
 def many_information_requests_are_answered_once_each(s):
     """NBD_OPT_INFO: 16 bits count them."""
     with s.hello() as c:

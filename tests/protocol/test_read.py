@@ -468,6 +468,26 @@ def slow_read_does_not_hold_up_other_exports(s):
             c.disc()
 
 
+@test
+def quick_reply_overtakes_a_slow_one(s):
+    """Transmission: replies need not be sent in the same order as requests.
+
+    client:  READs (block on the gate)  FLUSH, wrong requests: answered   gate opens   answered"""
+    gate = os.path.join(tempfile.mkdtemp(dir=tmpdir()), "gate")
+    with Fixture(["slow:4M:pattern,slow=" + gate]) as f:
+        open(gate, "w").close()
+        with f.open("slow") as c:
+            reads = [c.cmd(CMD_READ, i * 512 * K, 100 * K) for i in range(2)]
+            for quick, off in ((CMD_FLUSH, 0), (CMD_READ, 4 * M), (CMD_WRITE_ZEROES, 0)):
+                cookie = c.cmd(quick, off, 0 if quick == CMD_FLUSH else 4096)
+                must(c.wait_any()[0] == cookie, "the slow read came first")
+            os.unlink(gate)
+            for _ in reads:
+                p = c.wait_any()[1]
+                must(p.data == pattern(p.off, 100 * K), "wrong bytes")
+            c.disc()
+
+
 @test(house=True)
 def many_slow_reads_do_not_hold_up_other_exports(s):
     """Issue 3: no connection waits for another's disk.  1280 reads stick, from 40 connections, so

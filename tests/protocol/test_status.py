@@ -345,4 +345,38 @@ def status_error_with_two_contexts_is_one_reply(s):
                 c.disc()
 
 
+@test
+def when_the_last_of_several_contexts_fails_nothing_follows_done(s):
+    """Structured reply flags: DONE marks the final chunk; nbdwire takes whatever follows it for a
+    violation.  (QEMU sends the chunks of contexts that it could tell, the last with DONE, and then
+    the error.)  The error is of the whole reply, has a text, and is no bad request's."""
+    ctx = [BA, "qemu:dirty-bitmap:d"]
+    with Fixture(["b:1M:pattern,dirty=d,statuserrors=65536+4096,lastfails"]) as f:
+        for mode in (dict(structured=True), dict(extended=True)):
+            with f.open("b", contexts=ctx, **mode) as c:
+                for flags in (0, REQ_ONE):
+                    cookies = [c.cmd(CMD_BLOCK_STATUS, 65536, 512, flags) for _ in range(20)]
+                    for r in map(c.wait, cookies):
+                        must([e[:2] for e in r.errors] == [(EIO, "lost")], "got %s", r.errors)
+                must(len(c.status(0, 4096).status) == 2, "not both contexts before the range")
+                must(c.status(M, 1).error == EINVAL, "a bad request")
+                c.disc()
+
+
+@test
+def req_one_gives_one_extent_for_each_context(s):
+    """NBD_CMD_FLAG_REQ_ONE: every reply chunk MUST contain exactly one descriptor (nbdwire counts),
+    which tells the truth."""
+    e = s.exports["vda"]
+    for mode in (dict(structured=True), dict(extended=True)):
+        with s.open("vda", contexts=[BA, DIRTY], **mode) as c:
+            for off, n in ((0, e.size), (65536, e.size - 65536), (32 * M - 5, 100), (1, 1)):
+                r = c.status(off, n, REQ_ONE)
+                must(len(r.status) == 2, "got %s", r.status)
+                for i, ext in r.status.items():
+                    want = e.dirty if c.contexts[i] == DIRTY else e.allocation
+                    must(ext == want(off, total(ext)), "[%d, +%d) gave %s", off, n, r.status)
+            c.disc()
+
+
 main()

@@ -86,6 +86,39 @@ def starttls_forgets_what_was_negotiated(s):
 
 
 @test
+def starttls_may_come_after_any_options_and_forgets_them_all(s):
+    """Client-side requirements: the client MAY send STARTTLS at any time; NBD_OPT_STARTTLS: nothing
+    of what was negotiated before is kept, whatever it was."""
+    def failing_go(c):
+        must(c.info("nope", [], OPT_GO).final == ERR_UNKNOWN, "GO")
+
+    steps = [lambda c: c.option(OPT_LIST), lambda c: c.info("vda", [INFO_BLOCK_SIZE]),
+             lambda c: c.list_meta("vda"), lambda c: c.final(77, b"?"), failing_go,
+             lambda c: c.negotiate_structured(), lambda c: c.set_meta("vda", [BA]),
+             lambda c: c.negotiate_extended(), lambda c: c.set_meta("vda", [BA, "qemu:dirty-bitmap:backup-vda"]),
+             lambda c: c.final(OPT_STARTTLS, b"x")]
+    with TlsFixture("on") as f:
+        for n in range(len(steps) + 1):
+            for again in (False, True):
+                with f.hello() as c:
+                    for step in steps[:n]:
+                        step(c)
+                    upgrade(c)
+                    c.extended = False
+                    flags = c.info("vda").flags
+                    must(not flags & (SEND_DF | BLOCK_STATUS_PAYLOAD), "flags %#x", flags)
+                    must(c.final(OPT_SET_META, c.meta_data("vda", [BA])) == ERR_INVALID, "SET")
+                    if again:
+                        c.negotiate_structured()
+                        c.set_meta("vda", [BA])
+                    c.go("vda")
+                    must(c.read(0, 512).simple != again, "replies are not as negotiated under TLS")
+                    r = c.status(0, 512)
+                    must(len(r.status) == 1 if again else r.error == EINVAL, "status %s", r.errors)
+                    c.disc()
+
+
+@test
 def second_starttls_is_invalid(s):
     """FORCEDTLS, SELECTIVETLS: it MUST reply with INVALID."""
     for mode in ("on", "require"):

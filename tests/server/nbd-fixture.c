@@ -61,6 +61,7 @@ struct fixture_export {
     unsigned nstatus_errors;
     struct fixture_range now; /* len 0: none */
     char *slow;               /* reads wait while this file exists; may be NULL */
+    bool last_status_fails;   /* that is, errors are of the last context only */
 };
 
 struct fixture {
@@ -116,6 +117,7 @@ static const char usage[] =
     "  errors=OFF+LEN    reads that touch it fail with EIO and the message \"lost\"\n"
     "  statuserrors=OFF+LEN  block status that touches it fails with EIO and \"lost\"\n"
     "  now=OFF+LEN       reads within it are answered on the loop, whatever slow= says\n"
+    "  lastfails         statuserrors are of the last context only\n"
     "  slow=PATH         reads wait while the file PATH exists (looked at every 5 ms)\n"
     "  unlisted          does not stand in LIST; found by its name\n"
     "  description=TEXT  no comma in it\n"
@@ -293,7 +295,8 @@ static int fixture_status(struct varve_export *e, unsigned ctx, uint64_t off, ui
 
     assert(ctx < e->ncontexts && len > 0 && max > 0 && off <= e->size && len <= e->size - off);
     for (unsigned i = 0; i < f->nstatus_errors; i++)
-        if (touches(&f->status_errors[i], off, len))
+        if ((!f->last_status_fails || ctx == e->ncontexts - 1) &&
+            touches(&f->status_errors[i], off, len))
             return varve_err_set(err, EIO, "lost");
     while (off < end && n < max) {
         uint64_t run_end;
@@ -437,6 +440,8 @@ static void apply_option(struct fixture_export *f, const char *opt)
         parse_range(value, f->status_errors, &f->nstatus_errors);
     else if (!strncmp(opt, "now=", len + 1))
         parse_range(value, &f->now, &(unsigned){0});
+    else if (!strcmp(opt, "lastfails"))
+        f->last_status_fails = true;
     else if (!strncmp(opt, "slow=", len + 1) && !f->slow)
         f->slow = need_dup(value, strlen(value));
     else if (!strncmp(opt, "description=", len + 1) && !f->base.description)
