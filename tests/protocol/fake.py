@@ -142,6 +142,8 @@ class Client:
                     self.hoard = bytearray(min(n, 200 * M))
                     self.hoard[::4096] = b"x" * len(self.hoard[::4096])
                 self.skip(n)
+                if opt == OPT_SET_META:
+                    self.ctx, self.ctx_export = {}, None
                 self.rep(opt, ERR_TOO_BIG)
                 continue
             if broken("unknown-option-data-not-skipped") and opt == 77:

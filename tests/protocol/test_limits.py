@@ -129,7 +129,7 @@ def surplus(f, tcp=False):
         return r.data.decode() if r.type == ERR_POLICY else None
 
 
-@test
+@test(plain=True)
 def connection_beyond_the_limit_is_told_so(s):
     """Issue 3: a refused connection gets an answer where the protocol has one (ERR_POLICY)."""
     needs("--max-connections")
@@ -178,7 +178,7 @@ def connections_refused_are_few_and_go_by_themselves(s):
         must(kept.read(0, 512).data == pattern(0, 512), "the client within the limit suffered")
 
 
-@test
+@test(plain=True)
 def peer_that_takes_all_leaves_a_reserve_for_others(s):
     """Issue 3: one address cannot shut the others out."""
     needs("--max-connections")
@@ -193,7 +193,7 @@ def peer_that_takes_all_leaves_a_reserve_for_others(s):
         eventually(lambda: not surplus(f), "places free again")
 
 
-@test
+@test(plain=True)
 def peer_has_no_more_connections_than_it_may(s):
     """Issue 3: limits on connections per peer address."""
     needs("--max-per-peer")
@@ -221,7 +221,7 @@ def opened(f):
     return got[0]
 
 
-@test
+@test(plain=True)
 def place_of_a_client_that_left_is_free_again(s):
     """Issue 3: limits on connections."""
     needs("--max-connections")
