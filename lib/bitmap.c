@@ -121,3 +121,16 @@ void varve_bitmap_or(struct varve_bitmap *into, const struct varve_bitmap *from)
     for (size_t i = 0; i < varve_bitmap_nwords(into); i++)
         into->words[i] |= from->words[i];
 }
+
+void varve_bitmap_round(struct varve_bitmap *m, uint64_t unit)
+{
+    uint64_t at = unit > 1 ? varve_bitmap_find(m, 0, true) : m->nbits;
+
+    while (at < m->nbits) {
+        uint64_t from = at / unit * unit;
+        uint64_t to = m->nbits - from > unit ? from + unit : m->nbits;
+
+        varve_bitmap_set(m, from, to);
+        at = varve_bitmap_find(m, to, true);
+    }
+}

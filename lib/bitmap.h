@@ -66,4 +66,8 @@ uint64_t varve_bitmap_or_words(struct varve_bitmap *into, size_t word, const uin
 /* into |= from; both have the same nbits. */
 void varve_bitmap_or(struct varve_bitmap *into, const struct varve_bitmap *from);
 
+/* Cuts the bits into units of `unit` (the last may be partial), and sets all bits of each unit that
+ * has one set. */
+void varve_bitmap_round(struct varve_bitmap *m, uint64_t unit);
+
 #endif

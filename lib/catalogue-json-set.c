@@ -13,6 +13,11 @@ static const char *const mode_names[] = {
     [VARVE_BITMAP_ALWAYS] = "always",
 };
 
+const char *varve_bitmap_mode_name(enum varve_bitmap_mode mode)
+{
+    return mode_names[mode];
+}
+
 /* --- ranges and sets ------------------------------------------------------------------------ */
 
 json_t *varve_cat_ranges_dump(const struct varve_cat_range *ranges, size_t n, bool *bad)

@@ -19,7 +19,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
-/* 2: there are bitmaps, whose epochs an older version would free.  Catalogues of format 1 are read. */
+/* 2: there are bitmaps, whose epochs an older version would free.  Catalogues of format 1 are read.
+ */
 #define VARVE_CATALOGUE_FORMAT 2u
 
 /* Ended backups that are kept for queries. */
@@ -70,6 +71,9 @@ enum varve_bitmap_mode {
     VARVE_BITMAP_ALWAYS,     /* as on success; else what was copied leaves it */
 };
 
+/* As users write it. */
+const char *varve_bitmap_mode_name(enum varve_bitmap_mode mode);
+
 struct varve_cat_backup_disk {
     uint8_t uuid[16];
     char disk[VARVE_NAME_MAX + 1];
@@ -78,7 +82,8 @@ struct varve_cat_backup_disk {
     char *bitmap;                   /* owned; may be NULL */
     enum varve_bitmap_mode mode;    /* with bitmap only, as are the next two */
     uint64_t granularity;
-    struct varve_change_set set; /* what the bitmap was at the boundary */
+    struct varve_change_set
+        set; /* the bitmap's; what it has from behind the boundary is not meant */
     char export[VARVE_NAME_MAX + 1];
     char *exportbitmap; /* bitmap name, owned */
     uint64_t view;      /* id in the disk's control page */

@@ -41,6 +41,14 @@ int varve_change_set_copy(struct varve_change_set *to, const struct varve_change
     return 0;
 }
 
+bool varve_change_set_equal(const struct varve_change_set *a, const struct varve_change_set *b)
+{
+    return a->has_blocks == b->has_blocks && a->nspans == b->nspans && a->nranges == b->nranges &&
+           (!a->has_blocks || memcmp(a->blocks, b->blocks, sizeof(a->blocks)) == 0) &&
+           (a->nspans == 0 || memcmp(a->spans, b->spans, a->nspans * sizeof(*a->spans)) == 0) &&
+           (a->nranges == 0 || memcmp(a->ranges, b->ranges, a->nranges * sizeof(*a->ranges)) == 0);
+}
+
 bool varve_change_set_is_empty(const struct varve_change_set *s)
 {
     return !s->has_blocks && s->nspans == 0 && s->nranges == 0;

@@ -45,6 +45,7 @@ void varve_change_set_clear(struct varve_change_set *s);
 /* `to` must be empty.  -ENOMEM: it still is. */
 int varve_change_set_copy(struct varve_change_set *to, const struct varve_change_set *from);
 
+bool varve_change_set_equal(const struct varve_change_set *a, const struct varve_change_set *b);
 bool varve_change_set_is_empty(const struct varve_change_set *s);
 
 /* Its last span is open. */

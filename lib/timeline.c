@@ -220,7 +220,7 @@ int varve_timeline_union_counting(struct varve_world *w, const struct varve_path
         uint64_t prev = tl->files[at].prev;
         size_t before = find_last(tl, at, prev);
         const struct varve_epoch_file *f = &tl->files[before];
-        int rc;
+        int rc = 0;
 
         if (prev < first)
             return missing(p, first, err);
@@ -234,7 +234,8 @@ int varve_timeline_union_counting(struct varve_world *w, const struct varve_path
         if (f->state != VARVE_EPOCH_FILE_SEALED)
             return varve_err_set(err, EUCLEAN, "the map of epoch %" PRIu64 " in %s was not sealed",
                                  f->first, p->state);
-        rc = varve_epoch_file_load_counting(w, p, uuid, g, f->first, f->last, into, added, err);
+        if (into)
+            rc = varve_epoch_file_load_counting(w, p, uuid, g, f->first, f->last, into, added, err);
         if (rc == -ENOENT)
             return missing(p, prev, err);
         if (rc < 0)

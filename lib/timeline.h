@@ -27,7 +27,8 @@ void varve_timeline_fini(struct varve_timeline *tl);
 /* ORs what was written in the sealed epochs from `first` on and before `end` into `into`.
  * first == end: nothing.  Both are boundaries; the file that begins at `end`, sealed or live,
  * proves that nothing before it is missing.  -EUCLEAN: one of them is missing, unsealed or damaged,
- * err names it; `into` may then hold some of the others. */
+ * err names it; `into` may then hold some of the others.  into NULL: looks only whether the files
+ * are there, by their heads and marks. */
 int varve_timeline_union(struct varve_world *w, const struct varve_paths *p,
                          const uint8_t uuid[16], const struct varve_geometry *g,
                          const struct varve_timeline *tl, uint64_t first, uint64_t end,

@@ -1,23 +1,25 @@
 /* SPDX-License-Identifier: BSD-3-Clause
  *
- * The beginning of a backup, in this order:
+ * The beginning of a backup, an action of a transaction (transaction.c):
  *
- *     check everything that can be checked
- *     union of the epochs that are sealed already     (long, and nobody waits for it)
- *     boundary over all disks, sealed                 (boundary.c)
- *     union of what the boundary sealed
- *     views narrowed to what is to be kept            (until then they need everything)
- *     exports made, not published
- *     catalogue committed                             from here on there is a backup
- *     exports published, events, reply
+ *     trial      all checks; where the backup is all there is to do, the epochs that are sealed
+ *                already are united (long, and nobody waits for it)
+ *     boundary   over all disks, with a view opened in each, sealed
+ *     apply      what the boundary sealed is united; the backup is written into the draft
+ *     prepare    views narrowed to what is to be kept (until then they need everything);
+ *                exports made, not published
+ *     commit     from here on there is a backup
+ *     committed  exports published, events
  *
  * A failure before the commit leaves a boundary without a name, and its views are ended.
  */
 #include "server/backup.h"
 
-#include "server/boundary.h"
+#include "server/bitmap.h"
+#include "server/commands.h"
 #include "server/log.h"
 #include "server/release.h"
+#include "server/transaction.h"
 
 #include <errno.h>
 #include <stdio.h>
@@ -28,26 +30,53 @@
 struct begin_disk {
     const struct varve_plan_disk *plan;
     struct varve_disk *disk;
-    uint64_t base;            /* epoch after `since`; 0: full */
-    uint64_t united;          /* epochs before this are in map */
-    struct varve_bitmap *map; /* NULL: every block */
+    uint64_t view;
+    struct varve_change_set base; /* empty: full */
+    uint64_t granularity;         /* of the bitmap; 0: blocks */
+    uint64_t united;              /* epochs before this are in map */
+    struct varve_bitmap *map;     /* NULL: every block, or nothing united yet */
+};
+
+struct begin {
+    struct varve_action a;
+    struct varve_backup_plan plan;
+    bool id_given;
+    struct begin_disk *work;
+    struct varve_backup *backup; /* between prepare and publication */
 };
 
 /* --- checks --------------------------------------------------------------------------------- */
 
-static int check_export_name(struct varve_daemon *d, const struct varve_backup_plan *plan,
-                             size_t index, struct varve_err *err)
+static bool export_is_taken(const struct varve_tx *tx, const char *name)
 {
-    const char *name = plan->disks[index].export;
-    struct varve_export *e = varve_exports_get(d->exports, name, strlen(name));
+    struct varve_export *e = varve_exports_get(tx->d->exports, name, strlen(name));
 
     if (e) {
         varve_export_unref(e);
+        return true;
+    }
+    /* By a backup that begins in the same transaction. */
+    for (size_t i = 0; i < tx->draft->nbackups; i++) {
+        const struct varve_cat_backup *b = &tx->draft->backups[i];
+
+        for (size_t k = 0; varve_cat_backup_open(b) && k < b->ndisks; k++) {
+            if (strcmp(b->disks[k].export, name) == 0)
+                return true;
+        }
+    }
+    return false;
+}
+
+static int check_export_name(const struct varve_tx *tx, const struct varve_backup_plan *plan,
+                             size_t index, struct varve_err *err)
+{
+    const char *name = plan->disks[index].export;
+
+    if (export_is_taken(tx, name))
         return varve_err_set(err, EEXIST,
                              "Export '%s' exists already: end the backup that offers it, or give "
                              "another name as 'export'",
                              name);
-    }
     for (size_t i = 0; i < index; i++) {
         if (strcmp(plan->disks[i].export, name) == 0)
             return varve_err_set(err, EEXIST, "Two disks of the backup have the export name '%s'",
@@ -56,10 +85,10 @@ static int check_export_name(struct varve_daemon *d, const struct varve_backup_p
     return 0;
 }
 
-int varve_backup_check_since(struct varve_daemon *d, const struct varve_plan_disk *pd,
-                             uint64_t *base, struct varve_err *err)
+static int base_since(const struct varve_catalogue *c, const struct varve_plan_disk *pd,
+                      struct varve_change_set *set, struct varve_err *err)
 {
-    const struct varve_cat_disk *cd = varve_catalogue_disk(d->catalogue, pd->disk->identity.uuid);
+    const struct varve_cat_disk *cd = varve_catalogue_disk(c, pd->disk->identity.uuid);
     const struct varve_cat_checkpoint *p = varve_catalogue_checkpoint(cd, pd->since);
     const struct varve_cat_backup *own;
 
@@ -68,151 +97,223 @@ int varve_backup_check_since(struct varve_daemon *d, const struct varve_plan_dis
                              "Disk '%s' has no checkpoint '%s': query-checkpoints lists those "
                              "there are",
                              pd->disk->name, pd->since);
-    own = p->backup[0] ? varve_catalogue_backup(d->catalogue, p->backup) : NULL;
+    own = p->backup[0] ? varve_catalogue_backup(c, p->backup) : NULL;
     if (own && varve_cat_backup_open(own))
         return varve_err_set(err, EBUSY,
                              "Disk '%s': checkpoint '%s' belongs to backup '%s', which still "
                              "runs: end that first",
                              pd->disk->name, pd->since, own->id);
-    *base = p->epoch;
-    return 0;
+    return varve_changes_since(p, set) < 0 ? varve_err_set(err, ENOMEM, "no memory for a backup")
+                                           : 0;
 }
 
-static int plan_check(struct varve_daemon *d, const struct varve_backup_plan *plan,
-                      struct begin_disk *work, struct varve_err *err)
+/* A bitmap may be the base of several backups if none of them moves it (edges.md 15). */
+static int base_bitmap(const struct varve_catalogue *c, const struct varve_plan_disk *pd,
+                       struct varve_change_set *set, uint64_t *granularity, struct varve_err *err)
 {
-    int rc = 0;
+    const struct varve_cat_backup *user;
+    struct varve_cat_bitmap *b;
+    bool never;
+    int rc = varve_bitmap_lookup(c, pd->disk, pd->bitmap, &b, err);
 
-    if (plan->id[0] && varve_catalogue_backup(d->catalogue, plan->id))
+    if (rc < 0)
+        return rc;
+    user = varve_bitmap_user(c, pd->disk->identity.uuid, pd->bitmap, &never);
+    rc = user && never && pd->mode == VARVE_BITMAP_NEVER
+             ? varve_bitmap_check_set(pd->disk, &b->set, err)
+             : varve_bitmap_check(c, pd->disk, b, err);
+    if (rc < 0)
+        return rc;
+    *granularity = b->granularity;
+    return varve_change_set_copy(set, &b->set) < 0
+               ? varve_err_set(err, ENOMEM, "no memory for a backup")
+               : 0;
+}
+
+int varve_backup_plan_base(const struct varve_catalogue *c, const struct varve_plan_disk *pd,
+                           struct varve_change_set *set, uint64_t *granularity,
+                           struct varve_err *err)
+{
+    memset(set, 0, sizeof(*set));
+    *granularity = 0;
+    if (pd->since[0])
+        return base_since(c, pd, set, err);
+    return pd->bitmap[0] ? base_bitmap(c, pd, set, granularity, err) : 0;
+}
+
+static bool is_full(const struct begin_disk *b)
+{
+    return !b->plan->since[0] && !b->plan->bitmap[0];
+}
+
+static int begin_check(struct varve_tx *tx, struct begin *b, struct varve_err *err)
+{
+    const struct varve_backup_plan *plan = &b->plan;
+
+    if (b->id_given && varve_catalogue_backup(tx->draft, plan->id))
         return varve_err_set(err, EEXIST, "There is a backup '%s' already: choose another id",
                              plan->id);
-    for (size_t i = 0; rc == 0 && i < plan->ndisks; i++) {
-        const struct varve_plan_disk *pd = &plan->disks[i];
-        const struct varve_cat_disk *cd =
-            varve_catalogue_disk(d->catalogue, pd->disk->identity.uuid);
+    for (size_t i = 0; i < plan->ndisks; i++) {
+        struct begin_disk *w = &b->work[i];
+        const struct varve_cat_disk *cd = varve_catalogue_disk(tx->draft, w->disk->identity.uuid);
+        int rc;
 
-        work[i].plan = pd;
-        work[i].disk = pd->disk;
         if (plan->checkpoint[0] && varve_catalogue_checkpoint(cd, plan->checkpoint))
             return varve_err_set(err, EEXIST,
                                  "Disk '%s' has a checkpoint '%s' already: choose another name",
-                                 pd->disk->name, plan->checkpoint);
-        rc = check_export_name(d, plan, i, err);
+                                 w->disk->name, plan->checkpoint);
+        rc = check_export_name(tx, plan, i, err);
         if (rc == 0 && (plan->release || plan->preserve_dirty))
-            rc = varve_release_check(pd->disk, err);
-        if (rc == 0 && pd->since[0])
-            rc = varve_backup_check_since(d, pd, &work[i].base, err);
-    }
-    return rc;
-}
-
-/* --- maps ----------------------------------------------------------------------------------- */
-
-static int begin_unite(struct begin_disk *b, uint64_t end, struct varve_err *err)
-{
-    int rc;
-
-    if (b->base == 0)
-        return 0;
-    rc = varve_disk_union(b->disk, b->united, end, b->map, err);
-    if (rc < 0)
-        return varve_err_prefix(err, "cannot tell what changed since '%s', begin a full backup",
-                                b->plan->since);
-    b->united = end;
-    return 0;
-}
-
-/* What is sealed before the boundary is made. */
-static int begin_unite_early(struct varve_daemon *d, struct begin_disk *b, struct varve_err *err)
-{
-    const struct varve_geometry *g = &b->disk->identity.geometry;
-    const struct varve_cat_disk *cd = varve_catalogue_disk(d->catalogue, b->disk->identity.uuid);
-    uint64_t live;
-
-    if (b->base == 0)
-        return 0;
-    b->map = varve_bitmap_new(g->nblks);
-    if (!b->map)
-        return varve_err_set(err, ENOMEM, "Disk '%s': no memory for a map", b->disk->name);
-    varve_changes_heal(g, varve_catalogue_checkpoint(cd, b->plan->since), b->map);
-    b->united = b->base;
-    live = varve_disk_live_epoch(b->disk);
-    return live > b->base ? begin_unite(b, live, err) : 0;
-}
-
-/* With a full backup everything is dirty. */
-static int begin_narrow(const struct varve_backup_plan *plan, const struct begin_disk *b,
-                        uint64_t view, struct varve_err *err)
-{
-    if (!plan->release && !(plan->preserve_dirty && b->map))
-        return 0;
-    return varve_release_narrow(b->disk, view, plan->preserve_dirty ? b->map : NULL, err);
-}
-
-/* --- catalogue ------------------------------------------------------------------------------ */
-
-static int draft_fill(struct varve_daemon *d, struct varve_catalogue *draft,
-                      const struct varve_backup_plan *plan, const struct begin_disk *work,
-                      const struct varve_boundary_disk *at, struct varve_err *err)
-{
-    struct varve_cat_backup *cb = varve_catalogue_add_backup(draft, plan->id, plan->ndisks);
-    uint64_t now = d->w->realtime_ns(d->w);
-
-    if (!cb)
-        return varve_err_set(err, ENOMEM, "no memory for backup '%s'", plan->id);
-    snprintf(cb->checkpoint, sizeof(cb->checkpoint), "%s", plan->checkpoint);
-    cb->state = VARVE_BACKUP_RUNNING;
-    cb->time_ns = now;
-    cb->ttl_s = plan->ttl_s;
-    cb->release = plan->release;
-    cb->preserve_dirty = plan->preserve_dirty;
-    for (size_t i = 0; i < plan->ndisks; i++) {
-        struct varve_cat_backup_disk *bd = &cb->disks[i];
-        const struct varve_identity *id = &work[i].disk->identity;
-        struct varve_cat_disk *cd = varve_catalogue_add_disk(draft, id->uuid, work[i].disk->name);
-        int rc;
-
-        memcpy(bd->uuid, id->uuid, sizeof(bd->uuid));
-        snprintf(bd->disk, sizeof(bd->disk), "%s", work[i].disk->name);
-        snprintf(bd->since, sizeof(bd->since), "%s", work[i].plan->since);
-        snprintf(bd->export, sizeof(bd->export), "%s", work[i].plan->export);
-        bd->exportbitmap = strdup(work[i].plan->exportbitmap);
-        bd->view = at[i].view;
-        bd->base = work[i].base;
-        bd->boundary = at[i].epoch;
-        bd->dirty_bytes =
-            work[i].map ? varve_dirty_bytes(&id->geometry, work[i].map) : id->geometry.size;
-        if (!cd || !bd->exportbitmap)
-            return varve_err_set(err, ENOMEM, "no memory for backup '%s'", plan->id);
-        if (!plan->checkpoint[0])
-            continue;
-        rc = varve_catalogue_add_checkpoint(cd, plan->checkpoint, plan->id, now, at[i].epoch, err);
+            rc = varve_release_check(w->disk, err);
+        varve_change_set_clear(&w->base);
+        if (rc == 0)
+            rc = varve_backup_plan_base(tx->draft, w->plan, &w->base, &w->granularity, err);
         if (rc < 0)
             return rc;
     }
     return 0;
 }
 
-/* Makes the exports, commits, publishes.  The maps are taken over. */
-static int begin_serve(struct varve_daemon *d, const struct varve_backup_plan *plan,
-                       struct begin_disk *work, struct varve_catalogue *draft,
-                       struct varve_err *err)
+/* --- maps ----------------------------------------------------------------------------------- */
+
+/* What the base has of the epochs before `end` and is not in the map yet. */
+static int begin_unite(struct begin_disk *w, uint64_t end, struct varve_err *err)
 {
-    const struct varve_cat_backup *cb = varve_catalogue_backup(draft, plan->id);
+    int rc;
+
+    if (is_full(w))
+        return 0;
+    if (!w->map)
+        w->map = varve_bitmap_new(w->disk->identity.geometry.nblks);
+    if (!w->map)
+        return varve_err_set(err, ENOMEM, "Disk '%s': no memory for a map", w->disk->name);
+    rc = varve_disk_union(w->disk, &w->base, w->united, end, w->map, err);
+    if (rc < 0)
+        return varve_err_prefix(err, "cannot tell what changed since '%.100s', begin a full backup",
+                                w->plan->since[0] ? w->plan->since : w->plan->bitmap);
+    w->united = end;
+    return 0;
+}
+
+static int begin_unite_early(struct begin_disk *w, struct varve_err *err)
+{
+    uint64_t live = varve_disk_live_epoch(w->disk);
+
+    return live > 0 ? begin_unite(w, live, err) : 0;
+}
+
+/* --- the draft ------------------------------------------------------------------------------ */
+
+static void choose_id(struct begin *b, struct varve_catalogue *draft)
+{
+    char *id = b->plan.id;
+
+    if (b->id_given)
+        return;
+    do
+        snprintf(id, sizeof(b->plan.id), "backup-%llu", (unsigned long long)draft->next_backup++);
+    while (varve_catalogue_backup(draft, id));
+}
+
+static int fill_disk(struct varve_tx *tx, const struct begin *b, const struct begin_disk *w,
+                     uint64_t boundary, struct varve_cat_backup_disk *bd, struct varve_err *err)
+{
+    const struct varve_identity *id = &w->disk->identity;
+    struct varve_cat_disk *cd = varve_tx_disk(tx, w->disk, err);
+
+    if (!cd)
+        return -ENOMEM;
+    memcpy(bd->uuid, id->uuid, sizeof(bd->uuid));
+    snprintf(bd->disk, sizeof(bd->disk), "%s", w->disk->name);
+    snprintf(bd->since, sizeof(bd->since), "%s", w->plan->since);
+    snprintf(bd->export, sizeof(bd->export), "%s", w->plan->export);
+    bd->exportbitmap = strdup(w->plan->exportbitmap);
+    bd->view = w->view;
+    bd->boundary = boundary;
+    if (w->plan->since[0]) {
+        bd->base = w->base.spans[0].first;
+    } else if (w->plan->bitmap[0]) {
+        bd->bitmap = strdup(w->plan->bitmap);
+        bd->mode = w->plan->mode;
+        bd->granularity = w->granularity;
+        if (!bd->bitmap || varve_change_set_copy(&bd->set, &w->base) < 0)
+            return varve_err_set(err, ENOMEM, "no memory for a backup");
+    }
+    bd->dirty_bytes = w->map ? varve_dirty_bytes(&id->geometry, w->map) : id->geometry.size;
+    if (!bd->exportbitmap)
+        return varve_err_set(err, ENOMEM, "no memory for a backup");
+    if (!b->plan.checkpoint[0])
+        return 0;
+    return varve_catalogue_add_checkpoint(cd, b->plan.checkpoint, b->plan.id, tx->time_ns, boundary,
+                                          err);
+}
+
+static int begin_apply(struct varve_tx *tx, struct varve_action *a, struct varve_err *err)
+{
+    struct begin *b = (struct begin *)a;
+    struct varve_backup_plan *plan = &b->plan;
+    struct varve_cat_backup *cb;
+    int rc = begin_check(tx, b, err);
+
+    if (rc < 0)
+        return rc;
+    choose_id(b, tx->draft);
+    cb = varve_catalogue_add_backup(tx->draft, plan->id, plan->ndisks);
+    if (!cb)
+        return varve_err_set(err, ENOMEM, "no memory for backup '%s'", plan->id);
+    snprintf(cb->checkpoint, sizeof(cb->checkpoint), "%s", plan->checkpoint);
+    cb->state = VARVE_BACKUP_RUNNING;
+    cb->time_ns = tx->time_ns;
+    cb->ttl_s = plan->ttl_s;
+    cb->release = plan->release;
+    cb->preserve_dirty = plan->preserve_dirty;
+    for (size_t i = 0; rc == 0 && i < plan->ndisks; i++) {
+        struct begin_disk *w = &b->work[i];
+        uint64_t boundary;
+
+        rc = varve_tx_view(tx, w->disk, w->view, &boundary, err);
+        if (rc == 0 && !varve_tx_is_trial(tx))
+            rc = begin_unite(w, boundary, err);
+        else if (rc == 0 && tx->nactions == 1)
+            rc = begin_unite_early(w, err);
+        if (rc == 0 && w->map && !varve_tx_is_trial(tx))
+            varve_changes_round(&w->disk->identity.geometry, w->granularity, w->map);
+        if (rc == 0)
+            rc = fill_disk(tx, b, w, boundary, &cb->disks[i], err);
+        varve_tx_tidy(tx, w->disk);
+    }
+    return rc;
+}
+
+/* --- exports -------------------------------------------------------------------------------- */
+
+/* With a full backup everything is dirty. */
+static int begin_narrow(const struct varve_backup_plan *plan, const struct begin_disk *w,
+                        struct varve_err *err)
+{
+    if (!plan->release && !(plan->preserve_dirty && w->map))
+        return 0;
+    return varve_release_narrow(w->disk, w->view, plan->preserve_dirty ? w->map : NULL, err);
+}
+
+/* The maps are taken over. */
+static int begin_exports(struct varve_tx *tx, struct begin *b, struct varve_err *err)
+{
+    const struct varve_backup_plan *plan = &b->plan;
+    const struct varve_cat_backup *cb = varve_catalogue_backup(tx->draft, plan->id);
     struct varve_changes **changes = calloc(plan->ndisks, sizeof(*changes));
     struct varve_disk **disks = calloc(plan->ndisks, sizeof(struct varve_disk *));
-    struct varve_backup *b = NULL;
     bool memory = changes && disks;
     int rc;
 
     for (size_t i = 0; memory && i < plan->ndisks; i++) {
-        disks[i] = work[i].disk;
-        changes[i] = varve_changes_new(work[i].map);
-        work[i].map = NULL;
+        disks[i] = b->work[i].disk;
+        changes[i] = varve_changes_new(b->work[i].map);
+        b->work[i].map = NULL;
         memory = changes[i] != NULL;
     }
     if (memory) {
-        rc = varve_backup_new(d, cb, disks, changes, &b, err);
+        rc = varve_backup_new(tx->d, tx->draft, cb, disks, changes, &b->backup, err);
     } else {
         for (size_t i = 0; changes && i < plan->ndisks; i++)
             varve_changes_unref(changes[i]);
@@ -220,23 +321,20 @@ static int begin_serve(struct varve_daemon *d, const struct varve_backup_plan *p
     }
     free(changes);
     free(disks);
-    if (rc < 0) {
-        varve_catalogue_free(draft);
-        return rc;
-    }
-    rc = varve_daemon_commit(d, draft, err);
-    if (rc < 0) {
-        varve_backup_discard(b);
-        return rc;
-    }
-    rc = varve_backup_publish(b, err);
-    if (rc < 0) {
-        struct varve_err other = VARVE_ERR_INIT;
-
-        if (varve_backup_end(d, plan->id, false, err->msg, &other) < 0)
-            varve_log("%s", other.msg);
-    }
     return rc;
+}
+
+static int begin_prepare(struct varve_tx *tx, struct varve_action *a, struct varve_err *err)
+{
+    struct begin *b = (struct begin *)a;
+
+    for (size_t i = 0; i < b->plan.ndisks; i++) {
+        int rc = begin_narrow(&b->plan, &b->work[i], err);
+
+        if (rc < 0)
+            return rc;
+    }
+    return begin_exports(tx, b, err);
 }
 
 static void begin_events(struct varve_daemon *d, const struct varve_backup_plan *plan)
@@ -252,77 +350,101 @@ static void begin_events(struct varve_daemon *d, const struct varve_backup_plan 
                       json_pack("{s:s, s:o}", "id", plan->id, "disks", names));
 }
 
-static int choose_ids(struct varve_daemon *d, struct varve_backup_plan *plan,
-                      struct varve_catalogue *draft, struct varve_boundary_disk *at,
-                      struct varve_err *err)
+static int begin_committed(struct varve_tx *tx, struct varve_action *a, struct varve_err *err)
 {
-    while (!plan->id[0] || varve_catalogue_backup(draft, plan->id))
-        snprintf(plan->id, sizeof(plan->id), "backup-%llu",
-                 (unsigned long long)draft->next_backup++);
-    for (size_t i = 0; i < plan->ndisks; i++) {
-        at[i].disk = plan->disks[i].disk;
+    struct begin *b = (struct begin *)a;
+    struct varve_backup *backup = b->backup;
+    int rc;
+
+    b->backup = NULL; /* the daemon's */
+    rc = varve_backup_publish(backup, err);
+    if (rc < 0) {
+        struct varve_err other = VARVE_ERR_INIT;
+
+        if (varve_backup_end(tx->d, b->plan.id, false, err->msg, &other) < 0)
+            varve_log("%s", other.msg);
+        return rc;
+    }
+    varve_log("Backup '%s' begins", b->plan.id);
+    begin_events(tx->d, &b->plan);
+    return 0;
+}
+
+/* --- the action ----------------------------------------------------------------------------- */
+
+static void begin_free(struct varve_action *a)
+{
+    struct begin *b = (struct begin *)a;
+
+    if (b->backup)
+        varve_backup_discard(b->backup);
+    for (size_t i = 0; b->work && i < b->plan.ndisks; i++) {
+        varve_change_set_clear(&b->work[i].base);
+        free(b->work[i].map);
+    }
+    free(b->work);
+    free(b->plan.disks);
+    free(b);
+}
+
+static int begin_views(struct varve_daemon *d, struct begin *b, struct varve_err *err)
+{
+    for (size_t i = 0; i < b->plan.ndisks; i++) {
+        struct begin_disk *w = &b->work[i];
+
+        w->plan = &b->plan.disks[i];
+        w->disk = w->plan->disk;
         do {
-            int rc = d->w->random(d->w, &at[i].view, sizeof(at[i].view));
+            int rc = d->w->random(d->w, &w->view, sizeof(w->view));
 
             if (rc < 0)
                 return varve_err_sys(err, -rc, "no random numbers");
-        } while (at[i].view == 0);
+        } while (w->view == 0);
     }
     return 0;
 }
 
-static int begin_run(struct varve_daemon *d, struct varve_backup_plan *plan,
-                     struct begin_disk *work, struct varve_boundary_disk *at, struct varve_err *err)
-{
-    struct varve_catalogue *draft;
-    int rc = plan_check(d, plan, work, err);
-
-    for (size_t i = 0; rc == 0 && i < plan->ndisks; i++)
-        rc = begin_unite_early(d, &work[i], err);
-    if (rc < 0)
-        return rc;
-    draft = varve_daemon_draft(d, err);
-    if (!draft)
-        return -ENOMEM;
-    rc = choose_ids(d, plan, draft, at, err);
-    if (rc == 0)
-        rc = varve_boundary_make(at, plan->ndisks, err);
-    if (rc < 0) {
-        varve_catalogue_free(draft);
-        return rc;
-    }
-    for (size_t i = 0; rc == 0 && i < plan->ndisks; i++)
-        rc = begin_unite(&work[i], at[i].epoch, err);
-    for (size_t i = 0; rc == 0 && i < plan->ndisks; i++)
-        rc = begin_narrow(plan, &work[i], at[i].view, err);
-    if (rc == 0)
-        rc = draft_fill(d, draft, plan, work, at, err);
-    if (rc == 0)
-        rc = begin_serve(d, plan, work, draft, err);
-    else
-        varve_catalogue_free(draft);
-    for (size_t i = 0; rc < 0 && i < plan->ndisks; i++)
-        varve_backups_end_stray_views(plan->disks[i].disk);
-    return rc;
-}
-
-int varve_backup_begin(struct varve_daemon *d, struct varve_backup_plan *plan,
+static int begin_parse(struct varve_daemon *d, json_t *data, struct varve_action **out,
                        struct varve_err *err)
 {
-    struct begin_disk *work = calloc(plan->ndisks, sizeof(*work));
-    struct varve_boundary_disk *at = calloc(plan->ndisks, sizeof(*at));
-    int rc = work && at ? begin_run(d, plan, work, at, err)
-                        : varve_err_set(err, ENOMEM, "no memory for a backup");
+    struct begin *b = calloc(1, sizeof(*b));
+    int rc;
 
-    for (size_t i = 0; work && i < plan->ndisks; i++)
-        free(work[i].map);
-    free(work);
-    free(at);
-    if (rc < 0)
+    if (!b)
+        return varve_err_set(err, ENOMEM, "no memory for a backup");
+    rc = varve_backup_parse_plan(d, data, &b->plan, err);
+    if (rc == 0) {
+        b->id_given = b->plan.id[0] != '\0';
+        b->work = calloc(b->plan.ndisks, sizeof(*b->work));
+        rc =
+            b->work ? begin_views(d, b, err) : varve_err_set(err, ENOMEM, "no memory for a backup");
+    }
+    if (rc < 0) {
+        begin_free(&b->a);
         return rc;
-    for (size_t i = 0; i < plan->ndisks; i++)
-        varve_disk_tidy(plan->disks[i].disk);
-    varve_log("Backup '%s' begins", plan->id);
-    begin_events(d, plan);
+    }
+    *out = &b->a;
     return 0;
+}
+
+static json_t *begin_result(struct varve_daemon *d, struct varve_action *a)
+{
+    const struct begin *b = (const struct begin *)a;
+
+    return varve_backup_begun(varve_catalogue_backup(d->catalogue, b->plan.id));
+}
+
+const struct varve_action_ops varve_backup_begin_ops = {
+    .name = "backup-begin",
+    .parse = begin_parse,
+    .apply = begin_apply,
+    .prepare = begin_prepare,
+    .committed = begin_committed,
+    .result = begin_result,
+    .free = begin_free,
+};
+
+json_t *varve_command_backup_begin(struct varve_daemon *d, json_t *args, struct varve_err *err)
+{
+    return varve_transaction_single(d, "backup-begin", args, err);
 }

@@ -13,48 +13,33 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* Ranges that are kept with a checkpoint; what is more is joined, which only adds. */
-#define HEAL_MAX 1024u
-
 /* --- healing: what was answered with an error counts as changed at the new base
  * -------------------- */
 
-static size_t heal_ranges(const struct varve_geometry *g, const struct varve_bitmap *map,
-                          uint64_t gap_blks, struct varve_cat_range *out, size_t max)
+/* The map's runs, as ranges; *out is to be freed. */
+static int heal_ranges(const struct varve_geometry *g, const struct varve_bitmap *map,
+                       struct varve_change_set *out)
 {
+    struct varve_cat_range ranges[256];
     uint64_t from = varve_bitmap_find(map, 0, true);
-    size_t n = 0;
 
+    memset(out, 0, sizeof(*out));
     while (from < map->nbits) {
-        uint64_t to = varve_bitmap_find(map, from, false), next;
+        size_t n = 0;
 
-        next = varve_bitmap_find(map, to, true);
-        while (next < map->nbits && next - to <= gap_blks) {
-            to = varve_bitmap_find(map, next, false);
-            next = varve_bitmap_find(map, to, true);
+        while (from < map->nbits && n < sizeof(ranges) / sizeof(ranges[0])) {
+            uint64_t to = varve_bitmap_find(map, from, false);
+
+            ranges[n].off = from << g->shift;
+            ranges[n].len = varve_block_end(g, to - 1) - ranges[n].off;
+            n++;
+            from = varve_bitmap_find(map, to, true);
         }
-        if (n < max) {
-            out[n].off = from << g->shift;
-            out[n].len = varve_block_end(g, to - 1) - out[n].off;
+        if (varve_change_set_add_ranges(out, ranges, n) < 0) {
+            varve_change_set_clear(out);
+            return -ENOMEM;
         }
-        n++;
-        from = next;
     }
-    return n;
-}
-
-static int heal_checkpoint(struct varve_cat_checkpoint *p, const struct varve_geometry *g,
-                           const struct varve_bitmap *map, struct varve_err *err)
-{
-    uint64_t gap = 0;
-    size_t n;
-
-    p->heal = calloc(HEAL_MAX, sizeof(*p->heal));
-    if (!p->heal)
-        return varve_err_set(err, ENOMEM, "no memory for checkpoint '%s'", p->name);
-    while ((n = heal_ranges(g, map, gap, p->heal, HEAL_MAX)) > HEAL_MAX)
-        gap = gap * 2 + 1;
-    p->nheal = n;
     return 0;
 }
 
@@ -81,26 +66,94 @@ static int heal_collect(const struct varve_backup_disk *bd, const struct varve_c
     return 0;
 }
 
-static int draft_heal(struct varve_catalogue *draft, const struct varve_cat_backup *cb,
-                      const struct varve_backup *b, struct varve_err *err)
+/* What clients of the disk got errors for; *out is the caller's to clear. */
+static int heal_of(const struct varve_backup_disk *bd, const struct varve_cat_backup_disk *cbd,
+                   struct varve_change_set *out, struct varve_err *err)
 {
-    for (size_t i = 0; i < b->ndisks && cb->checkpoint[0]; i++) {
-        const struct varve_geometry *g = &b->disks[i].disk->identity.geometry;
-        struct varve_cat_checkpoint *p = varve_catalogue_checkpoint(
-            varve_catalogue_disk(draft, cb->disks[i].uuid), cb->checkpoint);
-        struct varve_bitmap *map;
-        bool any;
-        int rc;
+    const struct varve_geometry *g = &bd->disk->identity.geometry;
+    struct varve_bitmap *map;
+    bool any;
+    int rc;
 
-        if (!p || !b->disks[i].served)
-            continue;
-        map = varve_bitmap_new(g->nblks);
-        if (!map)
-            return varve_err_set(err, ENOMEM, "no memory for a map");
-        rc = heal_collect(&b->disks[i], &cb->disks[i], map, &any, err);
-        if (rc == 0 && any)
-            rc = heal_checkpoint(p, g, map, err);
-        free(map);
+    memset(out, 0, sizeof(*out));
+    if (!bd->served)
+        return 0;
+    map = varve_bitmap_new(g->nblks);
+    if (!map)
+        return varve_err_set(err, ENOMEM, "no memory for a map");
+    rc = heal_collect(bd, cbd, map, &any, err);
+    if (rc == 0 && any && heal_ranges(g, map, out) < 0)
+        rc = varve_err_set(err, ENOMEM, "no memory for a map");
+    free(map);
+    return rc;
+}
+
+static int heal_checkpoint(struct varve_cat_checkpoint *p, const struct varve_change_set *heal,
+                           struct varve_err *err)
+{
+    if (heal->nranges == 0)
+        return 0;
+    p->heal = calloc(heal->nranges, sizeof(*p->heal));
+    if (!p->heal)
+        return varve_err_set(err, ENOMEM, "no memory for checkpoint '%s'", p->name);
+    memcpy(p->heal, heal->ranges, heal->nranges * sizeof(*p->heal));
+    p->nheal = heal->nranges;
+    return 0;
+}
+
+/* --- bitmaps: three rules for one base
+ * ---------------------------------------------------------- */
+
+/* The backup's bitmap, if it is still what it was at the beginning; nothing may change one that a
+ * backup uses, but a daemon that ends takes transient ones along. */
+static struct varve_cat_bitmap *bitmap_of(struct varve_catalogue *draft,
+                                          const struct varve_cat_backup_disk *cbd)
+{
+    struct varve_cat_bitmap *m =
+        cbd->bitmap ? varve_catalogue_bitmap(varve_catalogue_disk(draft, cbd->uuid), cbd->bitmap)
+                    : NULL;
+
+    return m && varve_change_set_equal(&m->set, &cbd->set) ? m : NULL;
+}
+
+/* The bitmap has what was written since the backup's boundary, and what the backup could not
+ * deliver. */
+static int bitmap_move(struct varve_cat_bitmap *m, const struct varve_cat_backup_disk *cbd,
+                       const struct varve_change_set *heal, struct varve_err *err)
+{
+    bool records = varve_change_set_records(&m->set);
+
+    varve_change_set_clear(&m->set);
+    if ((records && varve_change_set_add_span(&m->set, cbd->boundary, VARVE_SPAN_OPEN) < 0) ||
+        varve_change_set_add_ranges(&m->set, heal->ranges, heal->nranges) < 0)
+        return varve_err_set(err, ENOMEM, "no memory for bitmap '%.200s'", m->name);
+    return 0;
+}
+
+/* After a failure the bitmap is what it was: nothing was cleared.  (Mode `always`: blocks that the
+ * appliance has released count as copied, and would be taken out here, those and no others.  There
+ * is no release yet, so nothing counts as copied.) */
+
+static int draft_succeed(struct varve_catalogue *draft, const struct varve_cat_backup *cb,
+                         const struct varve_backup *b, struct varve_err *err)
+{
+    for (size_t i = 0; i < cb->ndisks; i++) {
+        const struct varve_cat_backup_disk *cbd = &cb->disks[i];
+        struct varve_cat_checkpoint *p =
+            cb->checkpoint[0]
+                ? varve_catalogue_checkpoint(varve_catalogue_disk(draft, cbd->uuid), cb->checkpoint)
+                : NULL;
+        struct varve_cat_bitmap *m = cbd->mode == VARVE_BITMAP_NEVER ? NULL : bitmap_of(draft, cbd);
+        struct varve_change_set heal = {.nranges = 0};
+        int rc = 0;
+
+        if (b && (p || m))
+            rc = heal_of(&b->disks[i], cbd, &heal, err);
+        if (rc == 0 && p)
+            rc = heal_checkpoint(p, &heal, err);
+        if (rc == 0 && m)
+            rc = bitmap_move(m, cbd, &heal, err);
+        varve_change_set_clear(&heal);
         if (rc < 0)
             return rc;
     }
@@ -139,7 +192,8 @@ static int draft_end(struct varve_daemon *d, struct varve_catalogue *draft, cons
     const struct varve_backup *b = varve_backups_find(d, id);
     struct varve_cat_backup *cb;
 
-    varve_catalogue_trim(draft); /* as long as this one is open: whatever the clock says, it stays */
+    varve_catalogue_trim(
+        draft); /* as long as this one is open: whatever the clock says, it stays */
     cb = varve_catalogue_backup(draft, id);
     for (size_t i = 0; b && i < cb->ndisks; i++) {
         struct varve_backup_counts n;
@@ -150,7 +204,7 @@ static int draft_end(struct varve_daemon *d, struct varve_catalogue *draft, cons
     }
     cb->ended_ns = d->w->realtime_ns(d->w);
     if (success) {
-        int rc = b ? draft_heal(draft, cb, b, err) : 0;
+        int rc = draft_succeed(draft, cb, b, err);
 
         if (rc < 0)
             return rc;

@@ -42,15 +42,15 @@ static int restore_changes(struct varve_daemon *d, struct varve_disk *disk,
                            const struct varve_cat_backup_disk *cbd, struct varve_changes **out,
                            struct varve_err *err)
 {
-    const struct varve_cat_disk *cd = varve_catalogue_disk(d->catalogue, cbd->uuid);
-    const struct varve_cat_checkpoint *p = varve_catalogue_checkpoint(cd, cbd->since);
-    struct varve_cat_checkpoint since = {.epoch = cbd->base};
+    struct varve_change_set base;
     const struct varve_bitmap *map;
 
-    if (p && p->epoch == cbd->base)
-        since = *p;
-    *out = cbd->base == 0 ? varve_changes_new(NULL)
-                          : varve_changes_new_lazy(disk, &since, cbd->boundary);
+    if (varve_backup_base(d->catalogue, cbd, &base) < 0)
+        return varve_err_set(err, ENOMEM, "no memory for a map");
+    *out = varve_backup_is_full(cbd)
+               ? varve_changes_new(NULL)
+               : varve_changes_new_lazy(disk, &base, cbd->granularity, cbd->boundary);
+    varve_change_set_clear(&base);
     if (!*out)
         return varve_err_set(err, ENOMEM, "no memory for a map");
     return varve_changes_get(*out, &map, err);
@@ -76,7 +76,7 @@ static int restore_backup(struct varve_daemon *d, const struct varve_cat_backup 
             rc = restore_changes(d, disks[i], &cb->disks[i], &changes[i], err);
     }
     if (rc == 0) {
-        rc = varve_backup_new(d, cb, disks, changes, &b, err);
+        rc = varve_backup_new(d, d->catalogue, cb, disks, changes, &b, err);
         if (rc == 0)
             rc = varve_backup_publish(b, err);
     } else {

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 #include "server/backup.h"
 
+#include "server/base.h"
 #include "server/boundary.h"
 #include "server/log.h"
 
@@ -32,6 +33,22 @@ struct varve_backup *varve_backups_find(struct varve_daemon *d, const char *id)
     return NULL;
 }
 
+int varve_backup_base(const struct varve_catalogue *c, const struct varve_cat_backup_disk *cbd,
+                      struct varve_change_set *set)
+{
+    const struct varve_cat_disk *cd = varve_catalogue_disk(c, cbd->uuid);
+    const struct varve_cat_checkpoint *p = varve_catalogue_checkpoint(cd, cbd->since);
+
+    memset(set, 0, sizeof(*set));
+    if (cbd->bitmap)
+        return varve_change_set_copy(set, &cbd->set);
+    if (cbd->base == 0)
+        return 0;
+    if (p && p->epoch == cbd->base)
+        return varve_changes_since(p, set);
+    return varve_change_set_add_span(set, cbd->base, VARVE_SPAN_OPEN);
+}
+
 /* --- making exports
  * -------------------------------------------------------------------------------- */
 
@@ -47,7 +64,7 @@ static void view_last_gone(struct varve_served_view *v, void *arg)
 }
 
 static int backup_disk_export(struct varve_backup_disk *bd, const char *name, const char *bitmap,
-                              bool listed, struct varve_changes *changes, uint64_t base,
+                              bool listed, struct varve_changes *changes, const char *base,
                               struct varve_err *err)
 {
     struct varve_view_export *x =
@@ -61,61 +78,108 @@ static int backup_disk_export(struct varve_backup_disk *bd, const char *name, co
     return 0;
 }
 
-/* NAME+delta reads true bytes where it says holes, which a view that lets go of blocks cannot. */
-static int backup_disk_export_delta(struct varve_backup_disk *bd, const char *name,
-                                    struct varve_changes *changes, uint64_t base,
-                                    struct varve_err *err)
+/* NAME and NAME+delta, which reads true bytes where it says holes: a view that lets go of blocks
+ * cannot do that. */
+static int backup_disk_export_pair(struct varve_backup_disk *bd, const char *name,
+                                   const char *bitmap, bool listed, struct varve_changes *changes,
+                                   const char *base, struct varve_err *err)
 {
-    char delta[3 * VARVE_NAME_MAX + 16];
+    int rc = backup_disk_export(bd, name, bitmap, listed, changes, base, err);
+    char *delta = NULL;
 
-    if (bd->backup->release || bd->backup->preserve_dirty)
-        return 0;
-    snprintf(delta, sizeof(delta), "%s+delta", name);
-    return backup_disk_export(bd, delta, NULL, false, changes, base, err);
+    if (rc < 0 || bd->backup->release || bd->backup->preserve_dirty)
+        return rc;
+    if (asprintf(&delta, "%s+delta", name) < 0)
+        return varve_err_set(err, ENOMEM, "no memory for export '%s'", name);
+    rc = backup_disk_export(bd, delta, NULL, false, changes, base, err);
+    free(delta);
+    return rc;
 }
 
-/* NAME@BASE and NAME@BASE+delta for a checkpoint before the boundary. */
+/* NAME@BASE and NAME@BASE+delta. */
 static int backup_disk_export_base(struct varve_backup_disk *bd,
-                                   const struct varve_cat_backup_disk *cbd,
-                                   const struct varve_cat_checkpoint *base, struct varve_err *err)
+                                   const struct varve_cat_backup_disk *cbd, const char *base,
+                                   const struct varve_change_set *set, uint64_t granularity,
+                                   struct varve_err *err)
 {
     bool listed = bd->backup->daemon->options->list_bases;
-    char name[3 * VARVE_NAME_MAX];
-    struct varve_changes *changes;
+    char text[VARVE_BASE_TEXT_LEN], *name = varve_base_export_name(cbd->export, base);
+    struct varve_changes *changes =
+        varve_changes_new_lazy(bd->disk, set, granularity, cbd->boundary);
+    int rc = varve_base_describe(set, granularity, text, err);
+
+    if (rc == 0 && (!changes || !name))
+        rc = varve_err_set(err, ENOMEM, "no memory for an export of '%s'", cbd->export);
+    if (rc == 0)
+        rc = backup_disk_export_pair(bd, name, base, listed, changes, text, err);
+    varve_changes_unref(changes);
+    free(name);
+    return rc;
+}
+
+static int backup_disk_export_checkpoint(struct varve_backup_disk *bd,
+                                         const struct varve_cat_backup_disk *cbd,
+                                         const struct varve_cat_checkpoint *p,
+                                         struct varve_err *err)
+{
+    struct varve_change_set set;
     int rc;
 
-    changes = varve_changes_new_lazy(bd->disk, base, cbd->boundary);
-    if (!changes)
-        return varve_err_set(err, ENOMEM, "no memory for export '%s@%s'", cbd->export, base->name);
-    snprintf(name, sizeof(name), "%s@%s", cbd->export, base->name);
-    rc = backup_disk_export(bd, name, base->name, listed, changes, base->epoch, err);
-    if (rc == 0)
-        rc = backup_disk_export_delta(bd, name, changes, base->epoch, err);
-    varve_changes_unref(changes);
+    if (varve_changes_since(p, &set) < 0)
+        return varve_err_set(err, ENOMEM, "no memory for an export of '%s'", cbd->export);
+    rc = backup_disk_export_base(bd, cbd, p->name, &set, 0, err);
+    varve_change_set_clear(&set);
     return rc;
 }
 
 /* A checkpoint whose own backup has not succeeded yet is no base. */
-static bool base_is_usable(const struct varve_catalogue *c, const struct varve_cat_checkpoint *p)
+static bool checkpoint_is_base(const struct varve_catalogue *c,
+                               const struct varve_cat_checkpoint *p, uint64_t boundary)
 {
     const struct varve_cat_backup *own = p->backup[0] ? varve_catalogue_backup(c, p->backup) : NULL;
 
-    return !own || !varve_cat_backup_open(own);
+    return p->epoch < boundary && (!own || !varve_cat_backup_open(own));
 }
 
-static int backup_disk_exports(struct varve_backup_disk *bd,
+/* One that was cleared since the boundary (a daemon that starts may meet that), or is empty, would
+ * say that nothing changed; one called like a checkpoint stands behind that. */
+static bool bitmap_is_base(const struct varve_cat_disk *cd, const struct varve_cat_bitmap *b,
+                           uint64_t boundary)
+{
+    bool any = b->set.has_blocks || b->set.nranges > 0;
+
+    for (size_t i = 0; i < b->set.nspans; i++) {
+        if (b->set.spans[i].first > boundary)
+            return false;
+        any = any || b->set.spans[i].first < boundary;
+    }
+    return any && !varve_catalogue_checkpoint(cd, b->name);
+}
+
+static int backup_disk_exports(struct varve_backup_disk *bd, const struct varve_catalogue *c,
                                const struct varve_cat_backup_disk *cbd, struct varve_err *err)
 {
-    const struct varve_catalogue *c = bd->backup->daemon->catalogue;
     const struct varve_cat_disk *cd = varve_catalogue_disk(c, cbd->uuid);
+    char text[VARVE_BASE_TEXT_LEN];
+    struct varve_change_set base;
     int rc;
 
-    rc = backup_disk_export(bd, cbd->export, cbd->exportbitmap, true, bd->changes, cbd->base, err);
+    if (varve_backup_base(c, cbd, &base) < 0)
+        return varve_err_set(err, ENOMEM, "no memory for an export of '%s'", cbd->export);
+    rc = varve_base_describe(&base, cbd->granularity, text, err);
+    varve_change_set_clear(&base);
     if (rc == 0)
-        rc = backup_disk_export_delta(bd, cbd->export, bd->changes, cbd->base, err);
+        rc = backup_disk_export_pair(bd, cbd->export, cbd->exportbitmap, true, bd->changes,
+                                     varve_backup_is_full(cbd) ? NULL : text, err);
     for (size_t i = 0; cd && rc == 0 && i < cd->ncheckpoints; i++) {
-        if (cd->checkpoints[i].epoch < cbd->boundary && base_is_usable(c, &cd->checkpoints[i]))
-            rc = backup_disk_export_base(bd, cbd, &cd->checkpoints[i], err);
+        if (checkpoint_is_base(c, &cd->checkpoints[i], cbd->boundary))
+            rc = backup_disk_export_checkpoint(bd, cbd, &cd->checkpoints[i], err);
+    }
+    for (size_t i = 0; cd && rc == 0 && i < cd->nbitmaps; i++) {
+        const struct varve_cat_bitmap *b = &cd->bitmaps[i];
+
+        if (bitmap_is_base(cd, b, cbd->boundary))
+            rc = backup_disk_export_base(bd, cbd, b->name, &b->set, b->granularity, err);
     }
     return rc;
 }
@@ -143,9 +207,10 @@ void varve_backup_discard(struct varve_backup *b)
     free(b);
 }
 
-int varve_backup_new(struct varve_daemon *d, const struct varve_cat_backup *cb,
-                     struct varve_disk **disks, struct varve_changes **changes,
-                     struct varve_backup **out, struct varve_err *err)
+int varve_backup_new(struct varve_daemon *d, const struct varve_catalogue *c,
+                     const struct varve_cat_backup *cb, struct varve_disk **disks,
+                     struct varve_changes **changes, struct varve_backup **out,
+                     struct varve_err *err)
 {
     struct varve_backup *b = calloc(1, sizeof(*b) + cb->ndisks * sizeof(b->disks[0]));
     int rc = 0;
@@ -180,7 +245,7 @@ int varve_backup_new(struct varve_daemon *d, const struct varve_cat_backup *cb,
         else
             bd->gone = false;
         if (rc == 0)
-            rc = backup_disk_exports(bd, &cb->disks[i], err);
+            rc = backup_disk_exports(bd, c, &cb->disks[i], err);
     }
     if (rc < 0) {
         varve_backup_discard(b);

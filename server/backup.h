@@ -46,24 +46,32 @@ struct varve_backup_plan {
     size_t ndisks;
     struct varve_plan_disk {
         struct varve_disk *disk;
-        char since[VARVE_NAME_MAX + 1]; /* empty: full */
+        char since[VARVE_NAME_MAX + 1]; /* these two empty: full */
+        char bitmap[VARVE_BITMAP_NAME_MAX + 1];
+        enum varve_bitmap_mode mode; /* of bitmap */
         char export[VARVE_NAME_MAX + 1];
         char exportbitmap[VARVE_BITMAP_NAME_MAX + 1];
     } * disks;
 };
 
-/* The argument `disks` of backup-begin.  free() plan->disks in either case.  The daemon's disks were
- * refreshed. */
+/* The argument `disks` of backup-begin.  free() plan->disks in either case.  The daemon's disks
+ * were refreshed. */
 int varve_backup_parse_disks(struct varve_daemon *d, json_t *args, struct varve_backup_plan *plan,
                              struct varve_err *err);
 
-/* The first epoch after the disk's `since`, which must be there and usable. */
-int varve_backup_check_since(struct varve_daemon *d, const struct varve_plan_disk *pd,
-                             uint64_t *base, struct varve_err *err);
+/* What the disk's backup would be based on: the changes since `since`, or `bitmap`, which must be
+ * there and usable; empty for a full backup.  *granularity: of the bitmap, else 0.  The set is the
+ * caller's to clear. */
+int varve_backup_plan_base(const struct varve_catalogue *c, const struct varve_plan_disk *pd,
+                           struct varve_change_set *set, uint64_t *granularity,
+                           struct varve_err *err);
 
-/* Checks the plan, makes the boundary, commits, publishes.  plan->id is filled in. */
-int varve_backup_begin(struct varve_daemon *d, struct varve_backup_plan *plan,
-                       struct varve_err *err);
+/* All arguments of backup-begin.  free() plan->disks in either case. */
+int varve_backup_parse_plan(struct varve_daemon *d, json_t *args, struct varve_backup_plan *plan,
+                            struct varve_err *err);
+
+/* What backup-begin returns of it. */
+json_t *varve_backup_begun(const struct varve_cat_backup *cb);
 
 /* Ends it; the same end again is no error.  reason: why it failed, "" if asked to. */
 int varve_backup_end(struct varve_daemon *d, const char *id, bool success, const char *reason,
@@ -92,11 +100,12 @@ void varve_backup_count(const struct varve_backup_disk *bd, struct varve_backup_
 
 /* --- between backup.c, backup-begin.c and backup-end.c -------------------------------------- */
 
-/* Exports for backup `cb`, not yet published.  changes[i] (references are taken over, also on
- * failure) are those of disk i; sources must be open. */
-int varve_backup_new(struct varve_daemon *d, const struct varve_cat_backup *cb,
-                     struct varve_disk **disks, struct varve_changes **changes,
-                     struct varve_backup **out, struct varve_err *err);
+/* Exports for backup `cb` of catalogue c, not yet published.  changes[i] (references are taken
+ * over, also on failure) are those of disk i; sources must be open. */
+int varve_backup_new(struct varve_daemon *d, const struct varve_catalogue *c,
+                     const struct varve_cat_backup *cb, struct varve_disk **disks,
+                     struct varve_changes **changes, struct varve_backup **out,
+                     struct varve_err *err);
 int varve_backup_publish(struct varve_backup *b, struct varve_err *err);
 /* Frees one that was never published. */
 void varve_backup_discard(struct varve_backup *b);
@@ -104,6 +113,15 @@ void varve_backup_discard(struct varve_backup *b);
 void varve_backup_withdraw(struct varve_backup *b);
 /* Ends views of the disk that neither an open backup nor a reader has. */
 void varve_backups_end_stray_views(struct varve_disk *disk);
+
+/* What a disk of a backup is based on; *set is the caller's to clear.  It is empty, too, for a full
+ * backup.  -ENOMEM */
+int varve_backup_base(const struct varve_catalogue *c, const struct varve_cat_backup_disk *cbd,
+                      struct varve_change_set *set);
+static inline bool varve_backup_is_full(const struct varve_cat_backup_disk *cbd)
+{
+    return cbd->base == 0 && !cbd->bitmap;
+}
 
 /* reason is cut and made plain ASCII, as the catalogue must be able to keep it. */
 void varve_backup_set_reason(struct varve_cat_backup *cb, const char *reason);

@@ -5,6 +5,7 @@
 #include <pthread.h>
 #include <stdatomic.h>
 #include <stdlib.h>
+#include <string.h>
 
 struct varve_changes {
     _Atomic unsigned refs;
@@ -15,8 +16,8 @@ struct varve_changes {
 
     /* to compute it from; disk NULL: nothing to compute */
     struct varve_disk *disk;
-    uint64_t base, boundary;
-    struct varve_bitmap *heal; /* NULL: none */
+    struct varve_change_set set;
+    uint64_t granularity, boundary;
 };
 
 struct varve_changes *varve_changes_new(struct varve_bitmap *map)
@@ -35,8 +36,8 @@ struct varve_changes *varve_changes_new(struct varve_bitmap *map)
 }
 
 struct varve_changes *varve_changes_new_lazy(struct varve_disk *disk,
-                                             const struct varve_cat_checkpoint *since,
-                                             uint64_t boundary)
+                                             const struct varve_change_set *set,
+                                             uint64_t granularity, uint64_t boundary)
 {
     struct varve_changes *c = varve_changes_new(NULL);
 
@@ -44,15 +45,11 @@ struct varve_changes *varve_changes_new_lazy(struct varve_disk *disk,
         return NULL;
     c->known = false;
     c->disk = disk;
-    c->base = since->epoch;
+    c->granularity = granularity;
     c->boundary = boundary;
-    if (since->nheal > 0) {
-        c->heal = varve_bitmap_new(disk->identity.geometry.nblks);
-        if (!c->heal) {
-            varve_changes_unref(c);
-            return NULL;
-        }
-        varve_changes_heal(&disk->identity.geometry, since, c->heal);
+    if (varve_change_set_copy(&c->set, set) < 0) {
+        varve_changes_unref(c);
+        return NULL;
     }
     return c;
 }
@@ -68,7 +65,7 @@ void varve_changes_unref(struct varve_changes *c)
     if (!c || --c->refs > 0)
         return;
     pthread_mutex_destroy(&c->lock);
-    free(c->heal);
+    varve_change_set_clear(&c->set);
     free(c->map);
     free(c);
 }
@@ -80,13 +77,12 @@ static int changes_compute(struct varve_changes *c, struct varve_err *err)
 
     if (!map)
         return varve_err_set(err, ENOMEM, "Disk '%s': no memory for a map", c->disk->name);
-    rc = varve_disk_union(c->disk, c->base, c->boundary, map, err);
+    rc = varve_disk_union(c->disk, &c->set, 0, c->boundary, map, err);
     if (rc < 0) {
         free(map);
         return rc;
     }
-    if (c->heal)
-        varve_bitmap_or(map, c->heal);
+    varve_changes_round(&c->disk->identity.geometry, c->granularity, map);
     c->map = map;
     c->known = true;
     return 0;
@@ -121,15 +117,22 @@ static void heal_blocks(const struct varve_geometry *g, const struct varve_cat_r
     *to = ((r->off + len - 1) >> g->shift) + 1;
 }
 
-void varve_changes_heal(const struct varve_geometry *g, const struct varve_cat_checkpoint *since,
-                        struct varve_bitmap *map)
+int varve_changes_since(const struct varve_cat_checkpoint *since, struct varve_change_set *set)
 {
-    for (size_t i = 0; i < since->nheal; i++) {
-        uint64_t from, to;
-
-        heal_blocks(g, &since->heal[i], &from, &to);
-        varve_bitmap_set(map, from, to);
+    memset(set, 0, sizeof(*set));
+    if (varve_change_set_add_span(set, since->epoch, VARVE_SPAN_OPEN) < 0 ||
+        varve_change_set_add_ranges(set, since->heal, since->nheal) < 0) {
+        varve_change_set_clear(set);
+        return -ENOMEM;
     }
+    return 0;
+}
+
+void varve_changes_round(const struct varve_geometry *g, uint64_t granularity,
+                         struct varve_bitmap *map)
+{
+    if (granularity > varve_block_size(g))
+        varve_bitmap_round(map, granularity >> g->shift);
 }
 
 uint64_t varve_changes_heal_count(const struct varve_geometry *g,

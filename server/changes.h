@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: BSD-3-Clause
  *
- * Changes: the blocks of a disk that were written between two boundaries, reference-counted,
+ * Changes: the blocks of a disk that its readers are told of as changed, reference-counted,
  * computed when somebody first asks unless they were given.  Any thread.  Once known they never
  * change.
  */
@@ -18,10 +18,11 @@ struct varve_changes;
  * NULL: no memory. */
 struct varve_changes *varve_changes_new(struct varve_bitmap *map);
 
-/* Those since checkpoint `since` and before `boundary`, to be computed.  NULL: no memory. */
+/* Those of the set, as it was at the boundary before epoch `boundary`, in units of `granularity`
+ * bytes (0: blocks), to be computed.  NULL: no memory. */
 struct varve_changes *varve_changes_new_lazy(struct varve_disk *disk,
-                                             const struct varve_cat_checkpoint *since,
-                                             uint64_t boundary);
+                                             const struct varve_change_set *set,
+                                             uint64_t granularity, uint64_t boundary);
 
 struct varve_changes *varve_changes_ref(struct varve_changes *c);
 void varve_changes_unref(struct varve_changes *c);
@@ -31,14 +32,18 @@ void varve_changes_unref(struct varve_changes *c);
 int varve_changes_get(struct varve_changes *c, const struct varve_bitmap **map,
                       struct varve_err *err);
 
-/* Marks what a checkpoint's backup could not deliver. */
-void varve_changes_heal(const struct varve_geometry *g, const struct varve_cat_checkpoint *since,
-                        struct varve_bitmap *map);
-/* How many blocks that would set in the map, and whether it marks this one. */
+/* How many blocks its ranges would set in the map, and whether they have this one. */
 uint64_t varve_changes_heal_count(const struct varve_geometry *g,
                                   const struct varve_cat_checkpoint *since,
                                   const struct varve_bitmap *map);
 bool varve_changes_heals(const struct varve_geometry *g, const struct varve_cat_checkpoint *since,
                          uint64_t blk);
+
+/* The set of what changed since a checkpoint; *set is the caller's to clear.  -ENOMEM */
+int varve_changes_since(const struct varve_cat_checkpoint *since, struct varve_change_set *set);
+
+/* Rounds the map to units of `granularity` bytes (0: blocks). */
+void varve_changes_round(const struct varve_geometry *g, uint64_t granularity,
+                         struct varve_bitmap *map);
 
 #endif

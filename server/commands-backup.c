@@ -20,17 +20,26 @@
 /* --- begin
  * ----------------------------------------------------------------------------------------- */
 
-static int parse_bitmap_mode(json_t *o, struct varve_err *err)
+static int parse_bitmap_mode(json_t *o, enum varve_bitmap_mode *out, struct varve_err *err)
 {
     const char *mode;
     int rc = varve_args_string(o, "bitmap-mode", false, &mode, err);
 
+    *out = VARVE_BITMAP_ON_SUCCESS;
     if (rc < 0 || !mode || strcmp(mode, "on-success") == 0)
         return rc;
-    if (strcmp(mode, "never") != 0 && strcmp(mode, "always") != 0)
-        return varve_err_set(err, EINVAL, "Parameter 'bitmap-mode' does not accept value '%s'",
+    if (strcmp(mode, "never") == 0)
+        *out = VARVE_BITMAP_NEVER;
+    else if (strcmp(mode, "always") == 0)
+        *out = VARVE_BITMAP_ALWAYS;
+    else
+        return varve_err_set(err, EINVAL, "Parameter 'bitmap-mode' does not accept value '%.200s'",
                              mode);
-    return varve_err_set(err, EINVAL, "bitmap-mode '%s' is not available in this version", mode);
+    return json_object_get(o, "bitmap")
+               ? 0
+               : varve_err_set(err, EINVAL,
+                               "Cannot specify bitmap sync mode without a bitmap: what a backup is "
+                               "'since' never moves");
 }
 
 static int parse_preserve(json_t *args, bool *dirty, struct varve_err *err)
@@ -60,26 +69,29 @@ static int parse_false(json_t *args, const char *key, struct varve_err *err)
 static int parse_plan_disk(struct varve_daemon *d, json_t *o, struct varve_plan_disk *pd,
                            struct varve_err *err)
 {
-    static const char *const known[] = {"disk",         "since",       "export",
+    static const char *const known[] = {"disk",         "since",       "bitmap", "export",
                                         "exportbitmap", "bitmap-mode", NULL};
-    static const char *const later[] = {"bitmap", NULL};
-    const char *disk, *since, *export, *bitmap;
+    const char *disk, *since, *base, *export, *bitmap;
     int rc;
 
     if (!json_is_object(o))
         return varve_err_set(err, EINVAL,
                              "Invalid parameter type for 'disks', expected: array of objects");
-    rc = varve_args_check(o, known, later, err);
+    rc = varve_args_check(o, known, NULL, err);
     if (rc == 0)
         rc = varve_args_string(o, "disk", true, &disk, err);
     if (rc == 0)
         rc = varve_args_string(o, "since", false, &since, err);
     if (rc == 0)
+        rc = varve_args_string(o, "bitmap", false, &base, err);
+    if (rc == 0 && since && base)
+        rc = varve_err_set(err, EINVAL, "Parameters 'since' and 'bitmap' exclude each other");
+    if (rc == 0)
         rc = varve_args_name(o, "export", false, &export, err);
     if (rc == 0)
         rc = varve_args_string(o, "exportbitmap", false, &bitmap, err);
     if (rc == 0)
-        rc = parse_bitmap_mode(o, err);
+        rc = parse_bitmap_mode(o, &pd->mode, err);
     if (rc == 0)
         rc = varve_disks_find(d, disk, &pd->disk, err);
     if (rc < 0)
@@ -89,7 +101,13 @@ static int parse_plan_disk(struct varve_daemon *d, json_t *o, struct varve_plan_
     if (bitmap && (bitmap[0] == '\0' || strlen(bitmap) > VARVE_BITMAP_NAME_MAX))
         return varve_err_set(err, EINVAL, "exportbitmap of disk '%s' must have 1 to %d bytes", disk,
                              VARVE_BITMAP_NAME_MAX);
+    if (base && (base[0] == '\0' || strlen(base) > VARVE_BITMAP_NAME_MAX))
+        return varve_err_set(err, EINVAL,
+                             "Dirty bitmap '%.80s' not found: disk '%s' has none with "
+                             "such a name",
+                             base, disk);
     snprintf(pd->since, sizeof(pd->since), "%s", since ? since : "");
+    snprintf(pd->bitmap, sizeof(pd->bitmap), "%s", base ? base : "");
     snprintf(pd->export, sizeof(pd->export), "%s", export ? export : disk);
     if (bitmap)
         snprintf(pd->exportbitmap, sizeof(pd->exportbitmap), "%s", bitmap);
@@ -127,8 +145,8 @@ int varve_backup_parse_disks(struct varve_daemon *d, json_t *args, struct varve_
     return 0;
 }
 
-static int parse_plan(struct varve_daemon *d, json_t *args, struct varve_backup_plan *plan,
-                      struct varve_err *err)
+int varve_backup_parse_plan(struct varve_daemon *d, json_t *args, struct varve_backup_plan *plan,
+                            struct varve_err *err)
 {
     static const char *const known[] = {"id",      "ttl",      "disks",  "checkpoint",
                                         "release", "preserve", "freeze", NULL};
@@ -156,20 +174,10 @@ static int parse_plan(struct varve_daemon *d, json_t *args, struct varve_backup_
     return varve_backup_parse_disks(d, args, plan, err);
 }
 
-json_t *varve_command_backup_begin(struct varve_daemon *d, json_t *args, struct varve_err *err)
+json_t *varve_backup_begun(const struct varve_cat_backup *cb)
 {
-    struct varve_backup_plan plan = {.disks = NULL};
-    const struct varve_cat_backup *cb;
-    json_t *list;
-    int rc = parse_plan(d, args, &plan, err);
+    json_t *list = json_array();
 
-    if (rc == 0)
-        rc = varve_backup_begin(d, &plan, err);
-    free(plan.disks);
-    if (rc < 0)
-        return NULL;
-    cb = varve_catalogue_backup(d->catalogue, plan.id);
-    list = json_array();
     for (size_t i = 0; i < cb->ndisks; i++) {
         const struct varve_cat_backup_disk *bd = &cb->disks[i];
 
@@ -179,7 +187,7 @@ json_t *varve_command_backup_begin(struct varve_daemon *d, json_t *args, struct 
                             json_sprintf("%s%s", VARVE_CTX_DIRTY_PREFIX, bd->exportbitmap), "epoch",
                             (json_int_t)bd->boundary, "dirty-bytes", (json_int_t)bd->dirty_bytes));
     }
-    return json_pack("{s:s, s:o}", "id", plan.id, "disks", list);
+    return json_pack("{s:s, s:o}", "id", cb->id, "disks", list);
 }
 
 /* --- end
@@ -223,6 +231,10 @@ static json_t *describe_disk(const struct varve_cat_backup_disk *cbd,
                   (json_int_t)n.released_bytes, "scratch-used", (json_int_t)n.scratch_bytes);
     if (o && cbd->since[0])
         json_object_set_new(o, "since", json_string(cbd->since));
+    if (o && cbd->bitmap) {
+        json_object_set_new(o, "bitmap", json_string(cbd->bitmap));
+        json_object_set_new(o, "bitmap-mode", json_string(varve_bitmap_mode_name(cbd->mode)));
+    }
     return o;
 }
 

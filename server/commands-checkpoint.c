@@ -5,9 +5,8 @@
 #include "server/commands.h"
 
 #include "server/args.h"
-#include "server/boundary.h"
 #include "server/disk.h"
-#include "server/log.h"
+#include "server/transaction.h"
 
 #include <errno.h>
 #include <stdlib.h>
@@ -46,95 +45,112 @@ static int find_disks(struct varve_daemon *d, json_t *names, struct varve_disk *
 /* --- create
  * ---------------------------------------------------------------------------------------- */
 
-static int create_check(struct varve_daemon *d, const char *name, struct varve_disk **disks,
-                        size_t n, struct varve_err *err)
-{
-    for (size_t i = 0; i < n; i++) {
-        const struct varve_cat_disk *cd =
-            varve_catalogue_disk(d->catalogue, disks[i]->identity.uuid);
+struct create {
+    struct varve_action a;
+    const char *name;
+    struct varve_disk **disks;
+    uint64_t *epochs;
+    size_t n;
+    uint64_t time_ns;
+};
 
-        if (varve_catalogue_checkpoint(cd, name))
-            return varve_err_set(err, EEXIST,
-                                 "Disk '%s' has a checkpoint '%s' already: choose another name",
-                                 disks[i]->name, name);
+static void create_free(struct varve_action *a)
+{
+    struct create *c = (struct create *)a;
+
+    free(c->epochs);
+    free(c->disks);
+    free(c);
+}
+
+static int create_parse(struct varve_daemon *d, json_t *data, struct varve_action **out,
+                        struct varve_err *err)
+{
+    static const char *const known[] = {"name", "disks", NULL};
+    static const char *const later[] = {"freeze", NULL};
+    json_t *names;
+    struct create *c;
+    const char *name;
+    int rc;
+
+    if (varve_args_check(data, known, later, err) < 0 ||
+        varve_args_name(data, "name", true, &name, err) < 0 ||
+        varve_args_list(data, "disks", true, &names, err) < 0)
+        return -EINVAL;
+    c = calloc(1, sizeof(*c));
+    if (!c)
+        return varve_err_set(err, ENOMEM, "no memory");
+    c->name = name;
+    varve_disks_refresh(d);
+    rc = find_disks(d, names, &c->disks, &c->n, err);
+    if (rc == 0) {
+        c->epochs = calloc(c->n, sizeof(*c->epochs));
+        if (!c->epochs)
+            rc = varve_err_set(err, ENOMEM, "no memory");
+    }
+    if (rc < 0) {
+        create_free(&c->a);
+        return rc;
+    }
+    *out = &c->a;
+    return 0;
+}
+
+static int create_apply(struct varve_tx *tx, struct varve_action *a, struct varve_err *err)
+{
+    struct create *c = (struct create *)a;
+
+    c->time_ns = tx->time_ns;
+    for (size_t i = 0; i < c->n; i++) {
+        struct varve_cat_disk *cd = varve_tx_disk(tx, c->disks[i], err);
+        int rc = cd ? varve_tx_boundary(tx, c->disks[i], &c->epochs[i], err) : -ENOMEM;
+
+        if (rc == 0)
+            rc = varve_catalogue_add_checkpoint(cd, c->name, "", tx->time_ns, c->epochs[i], err);
+        if (rc < 0)
+            return rc;
     }
     return 0;
 }
 
-static int create_commit(struct varve_daemon *d, const char *name, uint64_t time_ns,
-                         const struct varve_boundary_disk *at, size_t n, struct varve_err *err)
+static int create_committed(struct varve_tx *tx, struct varve_action *a, struct varve_err *err)
 {
-    struct varve_catalogue *draft = varve_daemon_draft(d, err);
+    struct create *c = (struct create *)a;
+    json_t *names = json_array();
 
-    if (!draft)
-        return -ENOMEM;
-    for (size_t i = 0; i < n; i++) {
-        struct varve_disk *disk = at[i].disk;
-        struct varve_cat_disk *cd =
-            varve_catalogue_add_disk(draft, disk->identity.uuid, disk->name);
-        int rc = cd ? varve_catalogue_add_checkpoint(cd, name, "", time_ns, at[i].epoch, err)
-                    : varve_err_set(err, ENOMEM, "no memory for checkpoint '%s'", name);
-
-        if (rc < 0) {
-            varve_catalogue_free(draft);
-            return rc;
-        }
-    }
-    return varve_daemon_commit(d, draft, err);
+    (void)err;
+    for (size_t i = 0; i < c->n; i++)
+        json_array_append_new(names, json_string(c->disks[i]->name));
+    varve_events_send(tx->d->events, "CHECKPOINT_CREATED",
+                      json_pack("{s:s, s:o}", "name", c->name, "disks", names));
+    return 0;
 }
 
-static json_t *create_reply(struct varve_daemon *d, const char *name, uint64_t time_ns,
-                            const struct varve_boundary_disk *at, size_t n)
+static json_t *create_result(struct varve_daemon *d, struct varve_action *a)
 {
-    json_t *list = json_array(), *names = json_array();
+    struct create *c = (struct create *)a;
+    json_t *list = json_array();
 
-    for (size_t i = 0; i < n; i++) {
-        json_array_append_new(list, json_pack("{s:s, s:I}", "disk", at[i].disk->name, "epoch",
-                                              (json_int_t)at[i].epoch));
-        json_array_append_new(names, json_string(at[i].disk->name));
-    }
-    varve_events_send(d->events, "CHECKPOINT_CREATED",
-                      json_pack("{s:s, s:o}", "name", name, "disks", names));
-    return json_pack("{s:s, s:f, s:o}", "name", name, "time", (double)time_ns / 1e9, "disks", list);
+    (void)d;
+    for (size_t i = 0; i < c->n; i++)
+        json_array_append_new(list, json_pack("{s:s, s:I}", "disk", c->disks[i]->name, "epoch",
+                                              (json_int_t)c->epochs[i]));
+    return json_pack("{s:s, s:f, s:o}", "name", c->name, "time", (double)c->time_ns / 1e9, "disks",
+                     list);
 }
+
+const struct varve_action_ops varve_checkpoint_create_ops = {
+    .name = "checkpoint-create",
+    .parse = create_parse,
+    .apply = create_apply,
+    .committed = create_committed,
+    .result = create_result,
+    .free = create_free,
+};
 
 json_t *varve_command_checkpoint_create(struct varve_daemon *d, json_t *args, struct varve_err *err)
 {
-    static const char *const known[] = {"name", "disks", NULL};
-    static const char *const later[] = {"freeze", NULL};
-    struct varve_boundary_disk *at = NULL;
-    struct varve_disk **disks = NULL;
-    json_t *names, *reply = NULL;
-    const char *name;
-    uint64_t now;
-    size_t n = 0;
-    int rc;
-
-    if (varve_args_check(args, known, later, err) < 0 ||
-        varve_args_name(args, "name", true, &name, err) < 0 ||
-        varve_args_list(args, "disks", true, &names, err) < 0)
-        return NULL;
-    varve_disks_refresh(d);
-    rc = find_disks(d, names, &disks, &n, err);
-    if (rc == 0)
-        rc = create_check(d, name, disks, n, err);
-    if (rc == 0) {
-        at = calloc(n, sizeof(*at));
-        if (!at)
-            rc = varve_err_set(err, ENOMEM, "no memory");
-    }
-    for (size_t i = 0; rc == 0 && i < n; i++)
-        at[i].disk = disks[i];
-    if (rc == 0)
-        rc = varve_boundary_make(at, n, err);
-    now = d->w->realtime_ns(d->w);
-    if (rc == 0)
-        rc = create_commit(d, name, now, at, n, err);
-    if (rc == 0)
-        reply = create_reply(d, name, now, at, n);
-    free(at);
-    free(disks);
-    return reply;
+    return varve_transaction_single(d, "checkpoint-create", args, err);
 }
 
 /* --- delete
@@ -184,57 +200,84 @@ static int delete_from(struct varve_catalogue *draft, struct varve_disk *disk, c
     return 0;
 }
 
-static int delete_run(struct varve_daemon *d, const char *name, struct varve_disk **disks, size_t n,
-                      struct varve_err *err)
+struct delete
 {
-    struct varve_catalogue *draft = varve_daemon_draft(d, err);
+    struct varve_action a;
+    const char *name;
+    struct varve_disk **disks; /* NULL: all that have it */
+    size_t n;
+};
+
+static void delete_free(struct varve_action *a)
+{
+    struct delete *x = (struct delete *)a;
+
+    free(x->disks);
+    free(x);
+}
+
+static int delete_parse(struct varve_daemon *d, json_t *data, struct varve_action **out,
+                        struct varve_err *err)
+{
+    static const char *const known[] = {"name", "disks", NULL};
+    struct delete *x;
+    const char *name;
+    json_t *names;
+    int rc = 0;
+
+    if (varve_args_check(data, known, NULL, err) < 0 ||
+        varve_args_string(data, "name", true, &name, err) < 0 ||
+        varve_args_list(data, "disks", false, &names, err) < 0)
+        return -EINVAL;
+    x = calloc(1, sizeof(*x));
+    if (!x)
+        return varve_err_set(err, ENOMEM, "no memory");
+    x->name = name;
+    varve_disks_refresh(d);
+    if (names)
+        rc = find_disks(d, names, &x->disks, &x->n, err);
+    if (rc < 0) {
+        delete_free(&x->a);
+        return rc;
+    }
+    *out = &x->a;
+    return 0;
+}
+
+static int delete_apply(struct varve_tx *tx, struct varve_action *a, struct varve_err *err)
+{
+    const struct delete *x = (struct delete *)a;
+    struct varve_daemon *d = tx->d;
     size_t found = 0;
     int rc = 0;
 
-    if (!draft)
-        return -ENOMEM;
-    for (size_t i = 0; rc == 0 && i < n; i++)
-        rc = delete_from(draft, disks[i], name, err);
-    for (struct varve_disk *disk = disks ? NULL : d->disks; rc == 0 && disk; disk = disk->next) {
+    for (size_t i = 0; rc == 0 && i < x->n; i++)
+        rc = delete_from(tx->draft, x->disks[i], x->name, err);
+    for (struct varve_disk *disk = x->disks ? NULL : d->disks; rc == 0 && disk; disk = disk->next) {
         if (disk->gone || !disk->known)
             continue;
-        rc = delete_from(draft, disk, name, err);
+        rc = delete_from(tx->draft, disk, x->name, err);
         found += rc == 0;
         if (rc == -ENOENT)
             rc = 0;
     }
-    if (rc == 0 && !disks && found == 0)
+    if (rc == 0 && !x->disks && found == 0)
         rc = varve_err_set(err, ENOENT,
                            "There is no checkpoint '%s': query-checkpoints lists those there are",
-                           name);
-    if (rc < 0) {
-        varve_catalogue_free(draft);
-        return rc;
-    }
-    rc = varve_daemon_commit(d, draft, err);
-    for (struct varve_disk *disk = rc == 0 ? d->disks : NULL; disk; disk = disk->next)
-        varve_disk_tidy(disk);
+                           x->name);
+    for (struct varve_disk *disk = d->disks; rc == 0 && disk; disk = disk->next)
+        varve_tx_tidy(tx, disk);
     return rc;
 }
 
+const struct varve_action_ops varve_checkpoint_delete_ops = {
+    .name = "checkpoint-delete",
+    .parse = delete_parse,
+    .apply = delete_apply,
+    .free = delete_free,
+};
+
 json_t *varve_command_checkpoint_delete(struct varve_daemon *d, json_t *args, struct varve_err *err)
 {
-    static const char *const known[] = {"name", "disks", NULL};
-    struct varve_disk **disks = NULL;
-    const char *name;
-    json_t *names;
-    size_t n = 0;
-    int rc = 0;
-
-    if (varve_args_check(args, known, NULL, err) < 0 ||
-        varve_args_string(args, "name", true, &name, err) < 0 ||
-        varve_args_list(args, "disks", false, &names, err) < 0)
-        return NULL;
-    varve_disks_refresh(d);
-    if (names)
-        rc = find_disks(d, names, &disks, &n, err);
-    if (rc == 0)
-        rc = delete_run(d, name, disks, n, err);
-    free(disks);
-    return rc < 0 ? NULL : json_object();
+    return varve_transaction_single(d, "checkpoint-delete", args, err);
 }

@@ -15,31 +15,26 @@
 static int estimate_map(struct varve_daemon *d, const struct varve_plan_disk *pd, uint64_t live,
                         struct varve_bitmap *map, struct varve_err *err)
 {
-    const struct varve_geometry *g = &pd->disk->identity.geometry;
-    const struct varve_cat_disk *cd = varve_catalogue_disk(d->catalogue, pd->disk->identity.uuid);
-    uint64_t base;
+    struct varve_change_set base;
+    uint64_t granularity;
     int rc;
 
-    if (!pd->since[0]) {
+    if (!pd->since[0] && !pd->bitmap[0]) {
         varve_bitmap_set(map, 0, map->nbits);
         return 0;
     }
-    rc = varve_backup_check_since(d, pd, &base, err);
+    rc = varve_backup_plan_base(d->catalogue, pd, &base, &granularity, err);
     if (rc < 0)
         return rc;
-    varve_changes_heal(g, varve_catalogue_checkpoint(cd, pd->since), map);
-    if (live > base) {
-        rc = varve_disk_union(pd->disk, base, live, map, err);
-        if (rc < 0)
-            return varve_err_prefix(err, "cannot tell what changed since '%s', begin a full backup",
-                                    pd->since);
-    }
-    rc = varve_disk_or_live(pd->disk, map, err);
-    if (rc == -EUCLEAN) {
-        /* Its server died and so did its live map: the boundary would count every block (I7). */
-        varve_bitmap_set(map, 0, map->nbits);
-        rc = 0;
-    }
+    rc = varve_disk_union(pd->disk, &base, 0, live, map, err);
+    if (rc < 0)
+        rc = varve_err_prefix(err, "cannot tell what changed since '%.200s', begin a full backup",
+                              pd->since[0] ? pd->since : pd->bitmap);
+    if (rc == 0 && varve_change_set_records(&base))
+        rc = varve_disk_or_live_all(pd->disk, map, err);
+    if (rc == 0)
+        varve_changes_round(&pd->disk->identity.geometry, granularity, map);
+    varve_change_set_clear(&base);
     return rc;
 }
 

@@ -23,6 +23,17 @@ static json_t *disk_checkpoints(struct varve_disk *disk)
     return list;
 }
 
+static json_t *disk_bitmaps(struct varve_disk *disk)
+{
+    const struct varve_cat_disk *cd =
+        varve_catalogue_disk(disk->daemon->catalogue, disk->identity.uuid);
+    json_t *list = json_array();
+
+    for (size_t i = 0; cd && i < cd->nbitmaps; i++)
+        json_array_append_new(list, json_string(cd->bitmaps[i].name));
+    return list;
+}
+
 static json_t *disk_backups(struct varve_disk *disk)
 {
     const struct varve_catalogue *c = disk->daemon->catalogue;
@@ -91,13 +102,13 @@ static json_t *disk_describe(struct varve_disk *disk)
 
     if (disk->known)
         varve_disk_live_dirty(disk, &dirty);
-    o = json_pack("{s:s, s:s, s:I, s:I, s:I, s:I, s:s, s:I, s:I, s:[], s:o, s:o}", "name",
+    o = json_pack("{s:s, s:s, s:I, s:I, s:I, s:I, s:s, s:I, s:I, s:o, s:o, s:o}", "name",
                   disk->name, "image", disk->identity.image, "size", (json_int_t)g->size,
                   "granularity", (json_int_t)(disk->known ? varve_block_size(g) : 0), "epoch",
                   (json_int_t)live, "epochs", (json_int_t)epochs, "durability",
                   disk->durable ? "host" : "process", "dirty-bytes", (json_int_t)dirty,
-                  "intent-regions", (json_int_t)0, "bitmaps", "checkpoints", disk_checkpoints(disk),
-                  "backups", disk_backups(disk));
+                  "intent-regions", (json_int_t)0, "bitmaps", disk_bitmaps(disk), "checkpoints",
+                  disk_checkpoints(disk), "backups", disk_backups(disk));
     scratch = json_pack("{s:I}", "used", (json_int_t)varve_disk_scratch_used(disk, live));
     if (!o) { /* an image's name that is not UTF-8 cannot stand in JSON */
         json_decref(scratch);

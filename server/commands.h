@@ -23,6 +23,19 @@ const struct varve_command *varve_command_find(const char *name);
 /* What query-commands returns. */
 json_t *varve_command_list(void);
 
+/* transaction.c */
+json_t *varve_command_transaction(struct varve_daemon *d, json_t *args, struct varve_err *err);
+/* commands-bitmap.c */
+json_t *varve_command_bitmap_add(struct varve_daemon *d, json_t *args, struct varve_err *err);
+json_t *varve_command_bitmap_remove(struct varve_daemon *d, json_t *args, struct varve_err *err);
+json_t *varve_command_bitmap_clear(struct varve_daemon *d, json_t *args, struct varve_err *err);
+json_t *varve_command_bitmap_enable(struct varve_daemon *d, json_t *args, struct varve_err *err);
+json_t *varve_command_bitmap_disable(struct varve_daemon *d, json_t *args, struct varve_err *err);
+json_t *varve_command_bitmap_merge(struct varve_daemon *d, json_t *args, struct varve_err *err);
+json_t *varve_command_bitmap_copy(struct varve_daemon *d, json_t *args, struct varve_err *err);
+json_t *varve_command_query_block(struct varve_daemon *d, json_t *args, struct varve_err *err);
+json_t *varve_command_query_named_block_nodes(struct varve_daemon *d, json_t *args,
+                                              struct varve_err *err);
 /* commands-query.c */
 json_t *varve_command_query_disks(struct varve_daemon *d, json_t *args, struct varve_err *err);
 json_t *varve_command_query_nbd_server(struct varve_daemon *d, json_t *args, struct varve_err *err);

@@ -41,9 +41,22 @@ int varve_daemon_commit(struct varve_daemon *d, struct varve_catalogue *next, st
     return 0;
 }
 
+/* Bitmaps that were not to be kept; running backups from them go on. */
+static void drop_transient_bitmaps(struct varve_daemon *d)
+{
+    struct varve_err err = VARVE_ERR_INIT;
+    struct varve_catalogue *draft = varve_daemon_draft(d, &err);
+
+    if (!draft || !varve_catalogue_remove_transient(draft))
+        varve_catalogue_free(draft);
+    else if (varve_daemon_commit(d, draft, &err) < 0)
+        varve_log("%s", err.msg);
+}
+
 void varve_daemon_restore(struct varve_daemon *d)
 {
     varve_disks_refresh(d);
+    drop_transient_bitmaps(d);
     varve_backups_restore(d);
     for (struct varve_disk *disk = d->disks; disk; disk = disk->next) {
         varve_backups_end_stray_views(disk);

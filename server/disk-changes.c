@@ -40,27 +40,73 @@ uint64_t varve_disk_live_epoch(struct varve_disk *disk)
     return live;
 }
 
-int varve_disk_union(struct varve_disk *disk, uint64_t first, uint64_t end,
-                     struct varve_bitmap *into, struct varve_err *err)
+static int union_spans(struct varve_disk *disk, const struct varve_change_set *set, uint64_t from,
+                       uint64_t end, struct varve_bitmap *into, struct varve_err *err)
 {
     struct varve_world *w = disk->daemon->w;
     const struct varve_identity *id = &disk->identity;
     struct varve_timeline tl;
-    int rc;
+    int rc = varve_timeline_scan(w, &disk->paths, id->uuid, &id->geometry, &tl, err);
 
-    if (first == end)
-        return 0;
-    pthread_mutex_lock(&disk->timeline_lock);
-    rc = varve_timeline_scan(w, &disk->paths, id->uuid, &id->geometry, &tl, err);
-    if (rc == 0) {
-        rc = varve_timeline_union(w, &disk->paths, id->uuid, &id->geometry, &tl, first, end, into,
-                                  err);
-        varve_timeline_fini(&tl);
+    if (rc < 0)
+        return rc;
+    for (size_t i = 0; rc == 0 && i < set->nspans; i++) {
+        uint64_t first = set->spans[i].first > from ? set->spans[i].first : from;
+        uint64_t last = set->spans[i].end < end ? set->spans[i].end : end;
+
+        if (first < last)
+            rc = varve_timeline_union(w, &disk->paths, id->uuid, &id->geometry, &tl, first, last,
+                                      into, err);
     }
+    varve_timeline_fini(&tl);
+    return rc;
+}
+
+static int union_blocks(struct varve_disk *disk, const struct varve_change_set *set,
+                        struct varve_bitmap *into, struct varve_err *err)
+{
+    const struct varve_identity *id = &disk->identity;
+
+    if (!set->has_blocks)
+        return 0;
+    if (!into)
+        return varve_blocks_look(disk->daemon->w, &disk->paths, set->blocks, err);
+    return varve_blocks_load(disk->daemon->w, &disk->paths, id->uuid, &id->geometry, set->blocks,
+                             into, err);
+}
+
+int varve_disk_union(struct varve_disk *disk, const struct varve_change_set *set, uint64_t from,
+                     uint64_t end, struct varve_bitmap *into, struct varve_err *err)
+{
+    int rc = 0;
+
+    pthread_mutex_lock(&disk->timeline_lock);
+    if (set->nspans > 0)
+        rc = union_spans(disk, set, from, end, into, err);
+    if (rc == 0 && from == 0)
+        rc = union_blocks(disk, set, into, err);
     pthread_mutex_unlock(&disk->timeline_lock);
     if (rc < 0)
         return varve_err_prefix(err, "Disk '%s'", disk->name);
+    if (from == 0 && into)
+        varve_disk_or_ranges(disk, set->ranges, set->nranges, into);
     return 0;
+}
+
+void varve_disk_or_ranges(struct varve_disk *disk, const struct varve_cat_range *ranges, size_t n,
+                          struct varve_bitmap *into)
+{
+    const struct varve_geometry *g = &disk->identity.geometry;
+
+    for (size_t i = 0; i < n; i++) {
+        uint64_t off = ranges[i].off, len = ranges[i].len;
+
+        if (off >= g->size)
+            continue;
+        if (len > g->size - off)
+            len = g->size - off;
+        varve_bitmap_set(into, off >> g->shift, ((off + len - 1) >> g->shift) + 1);
+    }
 }
 
 int varve_disk_or_live(struct varve_disk *disk, struct varve_bitmap *into, struct varve_err *err)
@@ -101,6 +147,17 @@ void varve_disk_note_dirt(struct varve_disk *disk)
     live = varve_disk_live_epoch(disk);
     if (varve_dirt_rate_due(&disk->dirt, live, now) && varve_disk_live_dirty(disk, &bytes) == 0)
         varve_dirt_rate_note(&disk->dirt, live, now, bytes);
+}
+
+int varve_disk_or_live_all(struct varve_disk *disk, struct varve_bitmap *into,
+                           struct varve_err *err)
+{
+    int rc = varve_disk_or_live(disk, into, err);
+
+    if (rc != -EUCLEAN)
+        return rc;
+    varve_bitmap_set(into, 0, into->nbits);
+    return 0;
 }
 
 static int add_number(uint64_t **list, size_t *n, uint64_t number)

@@ -10,6 +10,7 @@
 #define VARVE_SERVER_DISK_H
 
 #include "include/varve.h"
+#include "lib/change-set.h"
 #include "lib/identity.h"
 #include "lib/timeline.h"
 #include "lib/view.h"
@@ -42,8 +43,9 @@ struct varve_disk {
     struct varve_identity identity;
     bool known; /* the identity was read */
 
-    bool gone; /* its folder is no longer there, or is another disk's now */
-    bool seen; /* by the scan under way */
+    bool gone;   /* its folder is no longer there, or is another disk's now */
+    bool seen;   /* by the scan under way */
+    bool untidy; /* a transaction under way leaves something to free */
     enum varve_disk_state state;
     char reason[256];     /* why it is in that state; may be empty */
     char link_error[256]; /* why its plugin, if there is one, is not asked */
@@ -104,11 +106,21 @@ uint64_t varve_disk_oldest_view(struct varve_disk *disk);
 /* The live epoch's number: from the control page, else the newest in the timeline.  0: unknown. */
 uint64_t varve_disk_live_epoch(struct varve_disk *disk);
 
-/* ORs what was written in [first, end), sealed epochs, into `into`.  Any thread. */
-int varve_disk_union(struct varve_disk *disk, uint64_t first, uint64_t end,
-                     struct varve_bitmap *into, struct varve_err *err);
+/* ORs the set as it was at the boundary before epoch `end` (that and all before it are sealed) into
+ * `into`, but for what it has from before epoch `from`; 0: all of it.  Both are boundaries.  Any
+ * thread.  into NULL: looks only whether all files are there.  -EUCLEAN: one is missing or damaged,
+ * err names it. */
+int varve_disk_union(struct varve_disk *disk, const struct varve_change_set *set, uint64_t from,
+                     uint64_t end, struct varve_bitmap *into, struct varve_err *err);
+/* Any thread. */
+void varve_disk_or_ranges(struct varve_disk *disk, const struct varve_cat_range *ranges, size_t n,
+                          struct varve_bitmap *into);
 /* ORs what was written in the live epoch so far. */
 int varve_disk_or_live(struct varve_disk *disk, struct varve_bitmap *into, struct varve_err *err);
+/* The same; but where its map is gone with its server, that is every block, as a boundary will find
+ * it (I7). */
+int varve_disk_or_live_all(struct varve_disk *disk, struct varve_bitmap *into,
+                           struct varve_err *err);
 /* Bytes of that.  On error they are 0. */
 int varve_disk_live_dirty(struct varve_disk *disk, uint64_t *bytes);
 

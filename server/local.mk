@@ -55,6 +55,11 @@ server_libvarved_la_SOURCES = \
 	%D%/backup-restore.c \
 	%D%/backup.c \
 	%D%/backup.h \
+	%D%/base.c \
+	%D%/base.h \
+	%D%/bitmap-actions.c \
+	%D%/bitmap.c \
+	%D%/bitmap.h \
 	%D%/boundary.c \
 	%D%/boundary.h \
 	%D%/changes.c \
@@ -62,6 +67,7 @@ server_libvarved_la_SOURCES = \
 	%D%/clerk.c \
 	%D%/clerk.h \
 	%D%/commands-backup.c \
+	%D%/commands-bitmap.c \
 	%D%/commands-checkpoint.c \
 	%D%/commands-checkpoints.c \
 	%D%/commands-estimate.c \
@@ -101,6 +107,8 @@ server_libvarved_la_SOURCES = \
 	%D%/sd-notify.h \
 	%D%/served-view.c \
 	%D%/served-view.h \
+	%D%/transaction.c \
+	%D%/transaction.h \
 	%D%/view-export.c \
 	%D%/view-export.h
 server_libvarved_la_CFLAGS = $(AM_CFLAGS) $(LIBUV_CFLAGS) $(GNUTLS_CFLAGS) $(JANSSON_CFLAGS)

@@ -179,25 +179,25 @@ static const struct varve_export_ops view_export_ops = {
     .free = view_export_free,
 };
 
-static char *view_describe(const struct varve_served_view *view, uint64_t base)
+static char *view_describe(const struct varve_served_view *view, const char *base)
 {
     const uint8_t *uuid = view->disk->identity.uuid;
     char *text;
 
     if (asprintf(&text,
                  "disk %s at the start of its epoch %" PRIu64 VARVE_DESC_CHANGES
-                 "the start of epoch %" PRIu64 " [%02x%02x%02x%02x%02x%02x%02x%02x]",
-                 view->disk->name, view->view.boundary, base, uuid[0], uuid[1], uuid[2], uuid[3],
-                 uuid[4], uuid[5], uuid[6], uuid[7]) < 0)
+                 "%s [%02x%02x%02x%02x%02x%02x%02x%02x]",
+                 view->disk->name, view->view.boundary, base ? base : "", uuid[0], uuid[1], uuid[2],
+                 uuid[3], uuid[4], uuid[5], uuid[6], uuid[7]) < 0)
         return NULL;
-    if (base == 0)
+    if (!base)
         *strstr(text, VARVE_DESC_CHANGES) = '\0';
     return text;
 }
 
 struct varve_view_export *varve_view_export_new(const char *name, const char *bitmap, bool listed,
                                                 struct varve_served_view *view,
-                                                struct varve_changes *changes, uint64_t base)
+                                                struct varve_changes *changes, const char *base)
 {
     const struct varve_geometry *g = &view->disk->identity.geometry;
     struct varve_view_export *x = calloc(1, sizeof(*x));

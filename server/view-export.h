@@ -20,12 +20,12 @@ struct varve_view_export {
     const char *contexts[4];
 };
 
-/* base: first epoch of the changes, for the description; 0: everything counts as changed.
- * bitmap: what stands behind "qemu:dirty-bitmap:" and "varve:changes:"; NULL: a delta export, which has base:allocation
- * only, clean blocks being holes.  References of view and changes are added.  NULL: no memory.
- * It is freed by varve_export_unref(&x->e). */
+/* base: since when the changes are, for the description; NULL: everything counts as changed.
+ * bitmap: what stands behind "qemu:dirty-bitmap:" and "varve:changes:"; NULL: a delta export, which
+ * has base:allocation only, clean blocks being holes.  References of view and changes are added.
+ * NULL: no memory. It is freed by varve_export_unref(&x->e). */
 struct varve_view_export *varve_view_export_new(const char *name, const char *bitmap, bool listed,
                                                 struct varve_served_view *view,
-                                                struct varve_changes *changes, uint64_t base);
+                                                struct varve_changes *changes, const char *base);
 
 #endif

@@ -2,6 +2,7 @@
 e2e_tests = \
 	%D%/test_access.py \
 	%D%/test_bad_input.py \
+	%D%/test_bitmaps.py \
 	%D%/test_clients.py \
 	%D%/test_contexts.py \
 	%D%/test_daemon_edges.py \
@@ -20,11 +21,13 @@ e2e_tests = \
 	%D%/test_release.py \
 	%D%/test_scratch.py \
 	%D%/test_stalled_client.py \
+	%D%/test_transaction.py \
 	%D%/test_two_disks.py
 TESTS += $(e2e_tests)
 EXTRA_DIST += \
 	$(e2e_tests) \
 	%D%/backups.py \
+	%D%/bitmaps.py \
 	%D%/harness.py \
 	%D%/incremental.py \
 	%D%/nbdclient.py \

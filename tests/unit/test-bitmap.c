@@ -127,9 +127,36 @@ static void no_bit_is_lost_when_writers_share_words(void **state)
     pthread_barrier_destroy(&race_start);
 }
 
+static void rounding_fills_units(void **state)
+{
+    static const uint64_t units[] = {1, 2, 16, 64, 128, 1 << 20};
+
+    (void)state;
+    for (size_t u = 0; u < sizeof(units) / sizeof(units[0]); u++) {
+        struct varve_bitmap *m = varve_bitmap_new(1001), *was = varve_bitmap_new(1001);
+
+        for (uint64_t i = 0; i < 12; i++)
+            varve_bitmap_set(m, i * i * 7 % 1001, i * i * 7 % 1001 + 1);
+        varve_bitmap_set(m, 1000, 1001);
+        varve_bitmap_or(was, m);
+        varve_bitmap_round(m, units[u]);
+        for (uint64_t i = 0; i < 1001; i++) {
+            bool want = false;
+
+            for (uint64_t k = i / units[u] * units[u]; k < 1001 && k / units[u] == i / units[u];
+                 k++)
+                want = want || varve_bitmap_test(was, k);
+            assert_true(varve_bitmap_test(m, i) == want);
+        }
+        free(m);
+        free(was);
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test(rounding_fills_units),
         cmocka_unit_test(set_marks_exactly_its_range),
         cmocka_unit_test(find_never_leaves_its_range),
         cmocka_unit_test(bits_behind_the_end_stay_clear),
