@@ -16,6 +16,8 @@
 enum {
     BEGIN_ID,
     BEGIN_SINCE,
+    BEGIN_BITMAP,
+    BEGIN_BITMAP_MODE,
     BEGIN_CHECKPOINT,
     BEGIN_TTL,
     BEGIN_RELEASE,
@@ -27,6 +29,11 @@ enum {
 static const struct varve_option begin_options[] = {
     {"id", "ID", "the backup's name for 'end' (default: the daemon chooses)"},
     {"since", "NAME", "only what changed since this checkpoint is dirty\n(default: all is)"},
+    {"bitmap", "NAME", "what this bitmap holds is dirty, on each of the disks"},
+    {"bitmap-mode", "MODE",
+     "on-success (default): the bitmap begins anew at this instant if\n"
+     "the backup succeeds; never: it goes on as it is; always: as\n"
+     "on-success, and of a failed backup what was released leaves it"},
     {"checkpoint", "NAME", "names this instant, for the next backup's --since"},
     {"ttl", "TIME",
      "ends as failed after this time without a client: seconds,\n"
@@ -44,10 +51,11 @@ static const struct varve_option begin_options[] = {
     {NULL, NULL, NULL},
 };
 
-enum { ESTIMATE_SINCE };
+enum { ESTIMATE_SINCE, ESTIMATE_BITMAP };
 
 static const struct varve_option estimate_options[] = {
     {"since", "NAME", "as of a backup since this checkpoint\n(default: a full backup)"},
+    {"bitmap", "NAME", "as of a backup from this bitmap"},
     {NULL, NULL, NULL},
 };
 
@@ -85,9 +93,11 @@ static json_t *begin_disks(const struct varve_args *args)
     json_t *disks = json_array();
 
     for (int i = 0; i < args->nwords && disks; i++) {
-        json_t *disk = json_pack("{s:s, s:s*, s:s*, s:s*}", "disk", args->words[i], "since",
-                                 args->option[BEGIN_SINCE], "export", args->option[BEGIN_EXPORT],
-                                 "exportbitmap", args->option[BEGIN_EXPORTBITMAP]);
+        json_t *disk =
+            json_pack("{s:s, s:s*, s:s*, s:s*, s:s*, s:s*}", "disk", args->words[i], "since",
+                      args->option[BEGIN_SINCE], "bitmap", args->option[BEGIN_BITMAP],
+                      "bitmap-mode", args->option[BEGIN_BITMAP_MODE], "export",
+                      args->option[BEGIN_EXPORT], "exportbitmap", args->option[BEGIN_EXPORTBITMAP]);
 
         if (json_array_append_new(disks, disk) != 0) {
             json_decref(disks);
@@ -105,6 +115,10 @@ static int begin_arguments(const struct varve_args *args, json_t **arguments, st
 
     if (args->nwords > 1 && (args->option[BEGIN_EXPORT] || args->option[BEGIN_EXPORTBITMAP]))
         return varve_cli_usage(err, "--export and --exportbitmap go with one disk only");
+    if (args->option[BEGIN_SINCE] && args->option[BEGIN_BITMAP])
+        return varve_cli_usage(err, "--since and --bitmap exclude each other");
+    if (args->option[BEGIN_BITMAP_MODE] && !args->option[BEGIN_BITMAP])
+        return varve_cli_usage(err, "--bitmap-mode goes with --bitmap");
     if (args->option[BEGIN_PRESERVE] && strcmp(args->option[BEGIN_PRESERVE], "all") != 0 &&
         strcmp(args->option[BEGIN_PRESERVE], "dirty") != 0)
         return varve_cli_usage(err, "--preserve %s: say all or dirty",
@@ -230,8 +244,10 @@ static int backup_estimate(const struct varve_cli *cli, const struct varve_args 
     int rc;
 
     for (int w = 0; w < args->nwords && utf8; w++)
-        utf8 = json_array_append_new(disks, json_pack("{s:s, s:s*}", "disk", args->words[w],
-                                                      "since", args->option[ESTIMATE_SINCE])) == 0;
+        utf8 =
+            json_array_append_new(disks, json_pack("{s:s, s:s*, s:s*}", "disk", args->words[w],
+                                                   "since", args->option[ESTIMATE_SINCE], "bitmap",
+                                                   args->option[ESTIMATE_BITMAP])) == 0;
     if (!utf8) {
         json_decref(disks);
         return varve_cli_usage(err, "names must be UTF-8");
@@ -263,6 +279,7 @@ static void list_row(struct varve_table *t, const json_t *backup, const json_t *
 {
     const char *reason = json_string_value(json_object_get(backup, "reason"));
     const char *since = json_string_value(json_object_get(disk, "since"));
+    const char *bitmap = json_string_value(json_object_get(disk, "bitmap"));
     char when[VARVE_OUT_TIME_LEN];
     char state[256];
 
@@ -271,7 +288,7 @@ static void list_row(struct varve_table *t, const json_t *backup, const json_t *
     varve_table_add(t, varve_get_string(backup, "id"));
     varve_table_add(t, varve_out_time(when, (int64_t)varve_get_number(backup, "time")));
     varve_table_add(t, varve_get_string(disk, "disk"));
-    varve_table_add(t, since ? since : "(full)");
+    varve_table_add(t, since ? since : bitmap ? bitmap : "(full)");
     varve_table_add(t, varve_get_string(disk, "export"));
     varve_table_size(t, json_object_get(disk, "dirty-bytes"));
     varve_table_size(t, json_object_get(disk, "bytes-read"));
@@ -331,7 +348,7 @@ const struct varve_verb varve_backup_verbs[] = {
      .run = backup_end},
     {.name = "backup",
      .sub = "estimate",
-     .synopsis = "[--since NAME] DISK...",
+     .synopsis = "[--since NAME | --bitmap NAME] DISK...",
      .summary = "Tells what a backup would have to read, and begins none",
      .options = estimate_options,
      .words_min = 1,

@@ -19,7 +19,7 @@ struct varve_cli {
     bool json;
 };
 
-#define VARVE_OPTIONS_MAX 8
+#define VARVE_OPTIONS_MAX 16
 
 struct varve_option {
     const char *name; /* without "--"; NULL ends a verb's list */
@@ -55,6 +55,7 @@ int varve_cli_usage(struct varve_err *err, const char *fmt, ...)
 extern const struct varve_verb varve_status_verbs[];
 extern const struct varve_verb varve_checkpoint_verbs[];
 extern const struct varve_verb varve_backup_verbs[];
+extern const struct varve_verb varve_bitmap_verbs[];
 extern const struct varve_verb varve_map_verbs[];
 extern const struct varve_verb varve_pull_verbs[];
 extern const struct varve_verb varve_qmp_verbs[];

@@ -1,6 +1,7 @@
 bin_PROGRAMS += %D%/varve
 %C%_varve_SOURCES = \
 	%D%/backup.c \
+	%D%/bitmap.c \
 	%D%/checkpoint.c \
 	%D%/cli.h \
 	%D%/control.c \

@@ -193,6 +193,56 @@ def answers_that_lack_everything_do_no_harm():
 
 
 @test
+def bitmap_verbs_say_what_was_asked():
+    made = {"block-dirty-bitmap-" + v: {} for v in ("add", "remove", "clear", "enable", "disable",
+                                                    "merge", "copy")}
+    one = {"name": "b", "count": 65536, "granularity": 4096, "recording": True, "busy": True,
+           "persistent": False, "inconsistent": False}
+    two = {**one, "name": "ä\x1b", "recording": False, "busy": False, "persistent": True}
+    three = {**one, "name": "i", "inconsistent": True, "reason": "epoch 4 is missing"}
+    nodes = [{"node-name": "vda", "dirty-bitmaps": [one, two]},
+             {"node-name": "vdb", "dirty-bitmaps": [three]}, {"node-name": "vdc"}]
+    with Cli({**made, "query-named-block-nodes": nodes}) as c:
+        for words, verb, args in (
+                (("add", "vda", "b"), "add", {"name": "b"}),
+                (("add", "--granularity", "1M", "--disabled", "--transient", "vda", "b"), "add",
+                 {"name": "b", "granularity": 1 << 20, "disabled": True, "persistent": False}),
+                (("remove", "vda", "b"), "remove", {"name": "b"}),
+                (("clear", "vda", "b"), "clear", {"name": "b"}),
+                (("enable", "vda", "b"), "enable", {"name": "b"}),
+                (("disable", "vda", "b"), "disable", {"name": "b"}),
+                (("copy", "vda", "b", "c"), "copy", {"name": "b", "target": "c"}),
+                (("merge", "vda", "t"), "merge", {"target": "t", "bitmaps": []}),
+                (("merge", "vda", "t", "a", "b"), "merge", {"target": "t", "bitmaps": ["a", "b"]}),
+                (("merge", "--from", "vdb", "vda", "t", "a"), "merge",
+                 {"target": "t", "bitmaps": [{"node": "vdb", "name": "a"}]})):
+            told = c.good("bitmap", *words)
+            assert "vda" in told, told
+            assert c.last() == ("block-dirty-bitmap-" + verb, dict(args, node="vda")), c.last()
+            assert json.loads(c.good("--json", "bitmap", *words)) == {}
+        lines = c.good("bitmap", "list").splitlines()
+        assert len(lines) == 4 and lines[0].split() == ["DISK", "BITMAP", "DIRTY", "GRANULARITY",
+                                                        "STATE"], lines
+        assert lines[1].split() == ["vda", "b", "64K", "4K", "recording,", "busy,", "transient"]
+        assert lines[2].split()[-1] == "disabled" and "\x1b" not in lines[2], lines
+        assert "inconsistent: epoch 4 is missing" in lines[3]
+        assert len(c.good("bitmap", "list", "vdb").splitlines()) == 2
+        assert json.loads(c.good("--json", "bitmap", "list", "vda")) == {"vda": [one, two]}
+        c.refused("bitmap", "list", "no", says="no disk 'no'")
+    for words, says in ((("bitmap",), "second word"), (("bitmap", "add", "vda"), "DISK NAME"),
+                        (("bitmap", "add", "--granularity", "x", "vda", "b"), "not a size"),
+                        (("bitmap", "copy", "vda", "b"), "TARGET"),
+                        (("bitmap", "merge", "vda"), "TARGET"),
+                        (("backup", "begin", "--bitmap", "b", "--since", "c", "vda"), "exclude"),
+                        (("backup", "begin", "--bitmap-mode", "never", "vda"), "--bitmap")):
+        misused(*words, says=says)
+    with Cli({"backup-begin": {"id": "x", "disks": []}, "query-nbd-server": {"listeners": []}}) as c:
+        c.good("backup", "begin", "--bitmap", "b", "--bitmap-mode", "never", "vda", "vdb")
+        assert ("backup-begin", {"disks": [{"disk": d, "bitmap": "b", "bitmap-mode": "never"}
+                                           for d in ("vda", "vdb")]}) in c.daemon.seen, c.daemon.seen
+
+
+@test
 def checkpoint_verbs_say_what_was_asked():
     with Cli({"checkpoint-create": {"name": "n", "time": 1700000000.75, "disks": []},
               "checkpoint-delete": {}, "query-checkpoints": CHECKPOINTS}) as c:

@@ -365,6 +365,41 @@ def a_damaged_file_of_blocks_makes_inconsistent():
 
 
 @test
+def the_command_line_does_it_all():
+    with Disk(granularity="4K") as (s, c, q):
+        s.varve("bitmap", "add", "--granularity", "4K", "vda", "a/b")
+        s.varve("bitmap", "add", "--disabled", "--transient", "vda", "t")
+        c.write(0, b"x" * M)
+        s.varve("bitmap", "copy", "vda", "a/b", "c")
+        s.varve("bitmap", "disable", "vda", "c")
+        s.varve("bitmap", "merge", "vda", "t", "c")
+        lines = s.varve("bitmap", "list", "vda").stdout.splitlines()
+        assert [line.split() for line in lines[1:]] == [
+            ["vda", "a/b", "1M", "4K", "recording"],
+            ["vda", "t", "1M", "64K", "disabled,", "transient"],
+            ["vda", "c", "1M", "4K", "disabled"]], lines
+        estimate = s.varve("backup", "estimate", "--bitmap", "a/b", "vda").stdout
+        assert estimate.splitlines()[1].split()[2] == "1M", estimate
+        s.varve("backup", "begin", "--id", "one", "--bitmap", "a/b", "--bitmap-mode", "never", "vda")
+        copy = s.path("copy.img")
+        for name in ("a/b", "c"):    # percent-encoded in the export's name, and again in the URI
+            with open(copy, "wb") as f:
+                f.truncate(SIZE)
+            s.varve("pull", s.uri("vda"), copy, "--since", name)
+            assert s.content(copy) == s.content(s.path("vda.img"))
+        assert " a/b " in s.varve("backup", "list").stdout
+        s.varve("backup", "end", "one")
+        s.varve("bitmap", "clear", "vda", "a/b")
+        s.varve("bitmap", "enable", "vda", "c")
+        s.varve("bitmap", "remove", "vda", "t")
+        got = infos(q)
+        assert {n: (b["count"], b["recording"]) for n, b in got.items()} == {
+            "a/b": (0, True), "c": (M, True)}, got
+        r = s.varve("bitmap", "clear", "vda", "no", check=False)
+        assert r.returncode == 1 and "Dirty bitmap 'no' not found" in r.stderr, r
+
+
+@test
 def wrong_arguments_change_nothing():
     """Each has its message; bitmaps, checkpoints and even the epoch's number stay as they were."""
     with Disk() as (s, c, q):
