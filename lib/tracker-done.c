@@ -107,8 +107,7 @@ static int done_make(struct varve_tracker *t, int slot, struct varve_err *err)
 
     if (r < 0)
         return r;
-    t->ctl->layout = VARVE_CTL_LAYOUT_DONE;
-    atomic_thread_fence(memory_order_seq_cst);
+    t->ctl->layout = VARVE_CTL_LAYOUT_DONE; /* before the next store, which releases it */
     atomic_store(&v->done_ino, ino);
     atomic_store(&t->done[slot], d);
     atomic_store(&t->has_done, true);
