@@ -9,9 +9,10 @@ set -eu
 
 build="gcc libc6-dev make autoconf automake libtool pkg-config perl xz-utils
     nbdkit nbdkit-plugin-dev libnbd-dev libuv1-dev libgnutls28-dev libjansson-dev libcmocka-dev"
-# util-linux: setpriv, setarch.  The address sanitizer's and the others' libraries come with gcc.
+# util-linux: setpriv, setarch, unshare.  fio and virtnbdbackup are clients (tests/interop).
+# The address sanitizer's and the others' libraries come with gcc.
 test="python3 python3-libnbd libnbd-bin qemu-utils gnutls-bin e2fsprogs fuse3
-    procps util-linux"
+    procps util-linux fio virtnbdbackup"
 ci="clang llvm git"
 
 want=

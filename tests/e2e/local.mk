@@ -30,6 +30,7 @@ EXTRA_DIST += \
 	%D%/bitmaps.py \
 	%D%/harness.py \
 	%D%/incremental.py \
+	%D%/join.py \
 	%D%/nbdclient.py \
 	%D%/qmpclient.py \
 	%D%/releases.py \

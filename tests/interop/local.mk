@@ -1,0 +1,16 @@
+# Real clients against real exports.  What make check runs of it is for the clients of this machine;
+# tests/interop/run does more, and takes another Debian's clients.
+interop_tests = \
+	%D%/test_fio.py \
+	%D%/test_libnbd.py \
+	%D%/test_qemu.py \
+	%D%/test_virtnbdbackup.py
+TESTS += $(interop_tests)
+EXTRA_DIST += \
+	$(interop_tests) \
+	%D%/clients.py \
+	%D%/history.py \
+	%D%/make-root \
+	%D%/reach.py \
+	%D%/run \
+	%D%/vnb.py
