@@ -23,7 +23,8 @@ enum {
     BEGIN_RELEASE,
     BEGIN_PRESERVE,
     BEGIN_EXPORT,
-    BEGIN_EXPORTBITMAP
+    BEGIN_EXPORTBITMAP,
+    BEGIN_FREEZE,
 };
 
 static const struct varve_option begin_options[] = {
@@ -48,6 +49,7 @@ static const struct varve_option begin_options[] = {
     {"exportbitmap", "NAME",
      "the dirty bitmap's name in its meta context, with one\ndisk "
      "(default: backup-DISK)"},
+    {"freeze", NULL, "runs the daemon's freeze hook around this instant"},
     {NULL, NULL, NULL},
 };
 
@@ -133,7 +135,9 @@ static int begin_arguments(const struct varve_args *args, json_t **arguments, st
     if (*arguments &&
         ((ttl && json_object_set_new(*arguments, "ttl", json_integer(seconds)) != 0) ||
          (args->option[BEGIN_RELEASE] &&
-          json_object_set_new(*arguments, "release", json_true()) != 0))) {
+          json_object_set_new(*arguments, "release", json_true()) != 0) ||
+         (args->option[BEGIN_FREEZE] &&
+          json_object_set_new(*arguments, "freeze", json_true()) != 0))) {
         json_decref(*arguments);
         *arguments = NULL;
     }
@@ -199,6 +203,10 @@ static int backup_begin(const struct varve_cli *cli, const struct varve_args *ar
     }
     rc = varve_control_execute(c, "backup-begin", arguments, &backup, err);
     if (rc == 0) {
+        const char *thaw = json_string_value(json_object_get(backup, "thaw-error"));
+
+        if (thaw) /* the backup is good, the guest may not be */
+            fprintf(stderr, "varve: THE THAW FAILED, what was frozen may still be: %s\n", thaw);
         begin_add_uris(c, backup);
         if (cli->json)
             varve_out_json(backup);

@@ -41,6 +41,7 @@ struct begin {
     struct varve_action a;
     struct varve_backup_plan plan;
     bool id_given;
+    char thaw_error[256];
     struct begin_disk *work;
     struct varve_backup *backup; /* between prepare and publication */
 };
@@ -267,6 +268,8 @@ static int begin_apply(struct varve_tx *tx, struct varve_action *a, struct varve
     cb->ttl_s = plan->ttl_s;
     cb->release = plan->release;
     cb->preserve_dirty = plan->preserve_dirty;
+    if (plan->freeze)
+        rc = varve_tx_freeze(tx, plan->id, err);
     for (size_t i = 0; rc == 0 && i < plan->ndisks; i++) {
         struct begin_disk *w = &b->work[i];
         uint64_t boundary;
@@ -357,6 +360,8 @@ static int begin_committed(struct varve_tx *tx, struct varve_action *a, struct v
     int rc;
 
     b->backup = NULL; /* the daemon's */
+    if (b->plan.freeze)
+        memcpy(b->thaw_error, tx->thaw_error, sizeof(b->thaw_error));
     rc = varve_backup_publish(backup, err);
     if (rc < 0) {
         struct varve_err other = VARVE_ERR_INIT;
@@ -431,7 +436,11 @@ static json_t *begin_result(struct varve_daemon *d, struct varve_action *a)
 {
     const struct begin *b = (const struct begin *)a;
 
-    return varve_backup_begun(varve_catalogue_backup(d->catalogue, b->plan.id));
+    json_t *o = varve_backup_begun(varve_catalogue_backup(d->catalogue, b->plan.id));
+
+    if (o && b->thaw_error[0])
+        json_object_set_new(o, "thaw-error", json_string(b->thaw_error));
+    return o;
 }
 
 const struct varve_action_ops varve_backup_begin_ops = {

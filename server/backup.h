@@ -43,6 +43,7 @@ struct varve_backup_plan {
     char checkpoint[VARVE_NAME_MAX + 1]; /* empty: none */
     uint64_t ttl_s;
     bool release, preserve_dirty;
+    bool freeze; /* run the freeze hook around the boundary */
     size_t ndisks;
     struct varve_plan_disk {
         struct varve_disk *disk;

@@ -20,6 +20,7 @@
  */
 #include "server/boundary.h"
 
+#include "server/freeze.h"
 #include "server/log.h"
 
 #include <errno.h>
@@ -245,7 +246,14 @@ static void all_detach(struct varve_boundary_disk *disks, size_t ndisks)
 
 int varve_boundary_make(struct varve_boundary_disk *disks, size_t ndisks, struct varve_err *err)
 {
+    return varve_boundary_make_frozen(disks, ndisks, NULL, err);
+}
+
+int varve_boundary_make_frozen(struct varve_boundary_disk *disks, size_t ndisks,
+                               struct varve_freeze *f, struct varve_err *err)
+{
     struct varve_err other = VARVE_ERR_INIT;
+    bool frozen = false;
     int rc;
 
     for (size_t i = 0; i < ndisks; i++)
@@ -255,15 +263,24 @@ int varve_boundary_make(struct varve_boundary_disk *disks, size_t ndisks, struct
         rc = all_step(disks, ndisks, VARVE_LINK_ABORT, wanted_all, err);
     if (rc == 0)
         rc = all_step(disks, ndisks, VARVE_LINK_PREPARE, wanted_all, err);
+    if (rc == 0 && f) {
+        rc = varve_freeze_freeze(f, disks, ndisks, err);
+        frozen = rc == 0;
+    }
     if (rc == 0)
         rc = all_step(disks, ndisks, VARVE_LINK_QUIESCE, wanted_all, err);
     if (rc == 0)
         rc = all_step(disks, ndisks, VARVE_LINK_SWAP, wanted_all, err);
-    if (rc < 0) {
+    if (rc < 0)
         all_step(disks, ndisks, VARVE_LINK_ABORT, wanted_not_swapped, &other);
-    } else {
-        rc = all_step(disks, ndisks, VARVE_LINK_SEAL, wanted_all, err);
+    if (frozen) { /* writers go on by now: thawing may need them to */
+        int thawed = varve_freeze_thaw(f, rc < 0 ? &other : err);
+
+        if (rc == 0)
+            rc = thawed;
     }
+    if (rc == 0)
+        rc = all_step(disks, ndisks, VARVE_LINK_SEAL, wanted_all, err);
     all_detach(disks, ndisks);
     if (rc == 0)
         return 0;

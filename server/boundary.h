@@ -11,6 +11,8 @@
 #include "lib/tracker.h"
 #include "server/disk.h"
 
+struct varve_freeze;
+
 struct varve_boundary_disk {
     struct varve_disk *disk;
     uint64_t view;  /* in: id of the view to open there; 0: none */
@@ -24,6 +26,12 @@ struct varve_boundary_disk {
 
 /* Makes the boundary, and seals what lies before it: durable when it returns 0. */
 int varve_boundary_make(struct varve_boundary_disk *disks, size_t ndisks, struct varve_err *err);
+
+/* The same with a freeze hook: it is run after everything has been prepared, thawed as soon as writers
+ * go on, and also after an error.  If anything was thawed too early there is no boundary.  f NULL:
+ * none. */
+int varve_boundary_make_frozen(struct varve_boundary_disk *disks, size_t ndisks,
+                               struct varve_freeze *f, struct varve_err *err);
 
 /* Ends a view of the disk and frees what it needed. */
 int varve_boundary_end_view(struct varve_disk *disk, uint64_t view, struct varve_err *err);

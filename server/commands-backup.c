@@ -55,17 +55,6 @@ static int parse_preserve(json_t *args, bool *dirty, struct varve_err *err)
     return 0;
 }
 
-/* Options that may be given as long as they ask for nothing. */
-static int parse_false(json_t *args, const char *key, struct varve_err *err)
-{
-    bool value;
-    int rc = varve_args_bool(args, key, false, &value, err);
-
-    if (rc == 0 && value)
-        rc = varve_err_set(err, EINVAL, "Parameter '%s' is not available in this version", key);
-    return rc;
-}
-
 static int parse_plan_disk(struct varve_daemon *d, json_t *o, struct varve_plan_disk *pd,
                            struct varve_err *err)
 {
@@ -163,7 +152,7 @@ int varve_backup_parse_plan(struct varve_daemon *d, json_t *args, struct varve_b
     if (rc == 0)
         rc = varve_args_bool(args, "release", false, &plan->release, err);
     if (rc == 0)
-        rc = parse_false(args, "freeze", err);
+        rc = varve_args_bool(args, "freeze", false, &plan->freeze, err);
     if (rc == 0)
         rc = parse_preserve(args, &plan->preserve_dirty, err);
     if (rc < 0)

@@ -3,6 +3,7 @@
 
 #include "server/backup.h"
 #include "server/disk.h"
+#include "server/freeze.h"
 #include "server/log.h"
 
 #include <errno.h>
@@ -55,6 +56,7 @@ static void drop_transient_bitmaps(struct varve_daemon *d)
 
 void varve_daemon_restore(struct varve_daemon *d)
 {
+    varve_freeze_redeem(d);
     varve_disks_refresh(d);
     drop_transient_bitmaps(d);
     varve_backups_restore(d);

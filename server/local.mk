@@ -89,6 +89,9 @@ server_libvarved_la_SOURCES = \
 	%D%/disks.c \
 	%D%/events.c \
 	%D%/events.h \
+	%D%/freeze-keeper.c \
+	%D%/freeze.c \
+	%D%/freeze.h \
 	%D%/log.c \
 	%D%/log.h \
 	%D%/mailbox.c \

@@ -12,6 +12,7 @@
 #include "server/clerk.h"
 #include "server/control.h"
 #include "server/daemon.h"
+#include "server/freeze.h"
 #include "server/log.h"
 #include "server/mailbox.h"
 #include "server/options.h"
@@ -320,6 +321,8 @@ int main(int argc, char **argv)
     static struct app app; /* what is left at a failed start is the process's to free */
     struct varve_err err = VARVE_ERR_INIT;
 
+    if (argc == 4 && strcmp(argv[1], VARVE_FREEZE_KEEPER_ARG) == 0)
+        return varve_freeze_keeper(argv[2], argv[3]); /* another process with a life of its own */
     switch (varve_options_parse(&app.options, argc, argv, &err)) {
     case VARVE_OPTIONS_DONE:
         return EXIT_SUCCESS;

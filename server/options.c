@@ -21,6 +21,8 @@
 #define NETWORK_THREADS_DEFAULT 4u
 #define NETWORK_THREADS_MAX     64u
 
+#define FREEZE_HOOK_TIMEOUT_MS 10000u
+
 #define MAX_REQUEST_MIN (UINT64_C(1) << 20)
 #define MAX_REQUEST_MAX (UINT64_C(1) << 26)
 
@@ -55,6 +57,9 @@ static const char usage_text[] =
     "  --tls-psk FILE           pre-shared keys of clients, as psktool(1) writes them\n"
     "  --tls-verify-peer        clients without a pre-shared key need a certificate\n"
     "  --access FILE            which NBD client may see which exports (default: all see all)\n"
+    "  --freeze-hook PROGRAM    run with 'freeze' and 'thaw' around the instant of a backup that\n"
+    "                           asks for it\n"
+    "  --freeze-hook-timeout T  for each run, and for the time between (default: 10s)\n"
     "  --help, --version\n";
 
 enum option_code {
@@ -76,6 +81,8 @@ enum option_code {
     OPT_TLS_PSK,
     OPT_TLS_VERIFY_PEER,
     OPT_ACCESS,
+    OPT_FREEZE_HOOK,
+    OPT_FREEZE_HOOK_TIMEOUT,
     OPT_HELP,
     OPT_VERSION,
 };
@@ -99,6 +106,8 @@ static const struct option long_options[] = {
     {"tls-psk", required_argument, NULL, OPT_TLS_PSK},
     {"tls-verify-peer", no_argument, NULL, OPT_TLS_VERIFY_PEER},
     {"access", required_argument, NULL, OPT_ACCESS},
+    {"freeze-hook", required_argument, NULL, OPT_FREEZE_HOOK},
+    {"freeze-hook-timeout", required_argument, NULL, OPT_FREEZE_HOOK_TIMEOUT},
     {"help", no_argument, NULL, OPT_HELP},
     {"version", no_argument, NULL, OPT_VERSION},
     {NULL, 0, NULL, 0},
@@ -216,6 +225,17 @@ static int options_take(struct varve_options *o, int code, const char *name, cha
     case OPT_ACCESS:
         o->access = value;
         return 0;
+    case OPT_FREEZE_HOOK:
+        if (value[0] != '/')
+            return varve_err_set(err, EINVAL, "--%s '%s': expected an absolute path", name, value);
+        o->freeze_hook = value;
+        return 0;
+    case OPT_FREEZE_HOOK_TIMEOUT:
+        if (parse_time(name, value, &o->freeze_hook_timeout_ms, err) < 0)
+            return -EINVAL;
+        if (o->freeze_hook_timeout_ms == 0)
+            return varve_err_set(err, EINVAL, "--%s must not be 0", name);
+        return 0;
     default:
         return varve_err_set(err, EINVAL, "--%s is not known", name);
     }
@@ -273,6 +293,7 @@ enum varve_options_result varve_options_parse(struct varve_options *o, int argc,
     o->state_dir = VARVE_DEFAULT_STATE_DIR;
     o->runtime_dir = VARVE_DEFAULT_RUNTIME_DIR;
     o->threads = THREADS_DEFAULT;
+    o->freeze_hook_timeout_ms = FREEZE_HOOK_TIMEOUT_MS;
     varve_nbd_options_default(&o->nbd);
 
     opterr = 0;

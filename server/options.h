@@ -27,6 +27,8 @@ struct varve_options {
     bool list_bases;  /* exports NAME@BASE stand in LIST */
     struct varve_tls_options tls;
     const char *access; /* file of rules, or NULL */
+    const char *freeze_hook; /* program, or NULL */
+    unsigned freeze_hook_timeout_ms;
     struct varve_nbd_options nbd;
 };
 

@@ -19,9 +19,11 @@
 #include "server/backup.h"
 #include "server/boundary.h"
 #include "server/commands.h"
+#include "server/freeze.h"
 
 #include <assert.h>
 #include <errno.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -127,6 +129,15 @@ int varve_tx_view(struct varve_tx *tx, struct varve_disk *disk, uint64_t view, u
     return 0;
 }
 
+int varve_tx_freeze(struct varve_tx *tx, const char *backup, struct varve_err *err)
+{
+    int rc = varve_freeze_check(tx->d, err);
+
+    if (rc == 0 && !tx->freeze[0])
+        snprintf(tx->freeze, sizeof(tx->freeze), "%s", backup);
+    return rc;
+}
+
 void varve_tx_tidy(struct varve_tx *tx, struct varve_disk *disk)
 {
     (void)tx;
@@ -194,6 +205,19 @@ static void tx_end_views(struct varve_tx *tx)
     }
 }
 
+static int tx_boundary(struct varve_tx *tx, struct varve_err *err)
+{
+    struct varve_freeze f;
+    int rc;
+
+    if (!tx->freeze[0])
+        return varve_boundary_make(tx->at, tx->nat, err);
+    varve_freeze_init(&f, tx->d, tx->freeze);
+    rc = varve_boundary_make_frozen(tx->at, tx->nat, &f, err);
+    memcpy(tx->thaw_error, f.thaw_error, sizeof(tx->thaw_error));
+    return rc;
+}
+
 static int tx_run(struct varve_tx *tx, struct varve_action **actions, size_t n,
                   struct varve_err *err)
 {
@@ -207,7 +231,7 @@ static int tx_run(struct varve_tx *tx, struct varve_action **actions, size_t n,
     if (rc < 0)
         return rc;
     if (tx->nat > 0)
-        rc = varve_boundary_make(tx->at, tx->nat, err);
+        rc = tx_boundary(tx, err);
     tx->time_ns = tx->d->w->realtime_ns(tx->d->w);
     if (rc < 0)
         return rc;

@@ -63,11 +63,13 @@ struct varve_tx {
     struct varve_catalogue *draft;
     size_t nactions;
     uint64_t time_ns; /* since 1970: of the boundary, once that is made */
+    char thaw_error[256]; /* why the freeze hook's thaw failed; empty: it did not, or there was none */
 
     /* the transaction's own */
     bool trial;
     struct varve_boundary_disk *at;
     size_t nat;
+    char freeze[VARVE_NAME_MAX + 1]; /* the backup that wants the freeze hook; empty: none does */
 };
 
 /* The boundary's epoch before it is made: later than every real one. */
@@ -87,6 +89,9 @@ int varve_tx_boundary(struct varve_tx *tx, struct varve_disk *disk, uint64_t *ep
 /* The same, and a view with that id is opened there.  -EBUSY: another one is. */
 int varve_tx_view(struct varve_tx *tx, struct varve_disk *disk, uint64_t view, uint64_t *epoch,
                   struct varve_err *err);
+
+/* The freeze hook is to run around the boundary, for this backup.  -EINVAL: there is none. */
+int varve_tx_freeze(struct varve_tx *tx, const char *backup, struct varve_err *err);
 
 /* After the commit there may be something to free on the disk. */
 void varve_tx_tidy(struct varve_tx *tx, struct varve_disk *disk);

@@ -156,6 +156,7 @@ server_tests = \
 	%D%/server/test_backup_life.py \
 	%D%/server/test_control.py \
 	%D%/server/test_estimate.py \
+	%D%/server/test_freeze_hook.py \
 	%D%/server/test_many_checkpoints.py
 TESTS += $(server_tests)
 EXTRA_DIST += $(server_tests)

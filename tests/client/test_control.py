@@ -273,9 +273,9 @@ def backup_begin_says_what_was_asked_and_where_to_pull():
                      "dirty    448K (458752 bytes)"):
             assert text in told.splitlines(), (text, told)
         c.good("backup", "begin", "--id", "b1", "--since", "monday", "--checkpoint", "tuesday",
-               "--ttl", "2h", "--export", "e", "--exportbitmap", "m", "vda")
+               "--ttl", "2h", "--export", "e", "--exportbitmap", "m", "--freeze", "vda")
         assert c.daemon.seen[-2] == ("backup-begin", {
-            "id": "b1", "ttl": 7200, "checkpoint": "tuesday",
+            "id": "b1", "ttl": 7200, "checkpoint": "tuesday", "freeze": True,
             "disks": [{"disk": "vda", "since": "monday", "export": "e", "exportbitmap": "m"}]})
         c.good("backup", "begin", "vda", "vdb", "--since", "monday", "--ttl", "0")
         assert c.daemon.seen[-2] == ("backup-begin", {
