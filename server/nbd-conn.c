@@ -137,10 +137,12 @@ void varve_nbd_conn_hang_up(struct varve_nbd_conn *c)
 {
     bool open = c->state == VARVE_NBD_HANDSHAKE || c->state == VARVE_NBD_TRANSMIT;
 
-    if (open && !c->deaf && c->tls.state == VARVE_NBD_TLS_OPEN)
+    if (open && !c->deaf && c->tls.state == VARVE_NBD_TLS_OPEN) {
         c->deaf = true;
-    else
+        c->deadline_ms = conn_now_ms(c) + LINGER_MS; /* the old one may be why we end */
+    } else {
         varve_nbd_conn_close(c);
+    }
 }
 
 static void conn_on_shutdown(uv_shutdown_t *req, int status)
