@@ -198,6 +198,25 @@ def request_may_come_byte_by_byte(s):
 
 
 @test
+def requests_in_one_piece_with_the_last_option_are_served(s):
+    """Handshake: transmission mode is entered immediately after GO's ACK, or EXPORT_NAME; a stream has
+    no message borders."""
+    for opt in (OPT_GO, OPT_EXPORT_NAME):
+        with s.hello() as c:
+            data = c.info_data("pat") if opt == OPT_GO else b"pat"
+            c.send(struct.pack(">QII", IHAVEOPT, opt, len(data)) + data +
+                   b"".join(c.pack(CMD_READ, i * 512, 512)[0] for i in range(200)))
+            if opt == OPT_GO:
+                must(c.info_replies("pat", OPT_GO).ok, "GO failed")
+            else:
+                c.recv(10)
+            for _ in range(200):
+                p = c.wait_any()[1]
+                must(p.data == pattern(p.off, 512), "wrong bytes")
+            c.disc()
+
+
+@test
 def request_may_be_cut_at_any_byte(s):
     """Request message: a stream has no message borders."""
     with s.open("pat") as c:

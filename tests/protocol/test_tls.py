@@ -499,6 +499,23 @@ def refused_clients_cannot_flood_the_log(s):
 
 
 @test(house=True)
+def records_without_content_hold_up_nobody(s):
+    """As many as the server takes, or 20,000: it ends the session or goes on, and does not grow."""
+    with TlsFixture() as f:
+        before = f.rss()
+        with f.connect() as c:
+            c.tls = context()
+            c.hello()
+            try:
+                for _ in range(20):
+                    c.sock.sock.sendall(b"\x17\x03\x03\0\0" * 1000)
+                    f.check_serves()
+            except (BrokenPipeError, ConnectionResetError):
+                pass
+        must(f.rss() < before + 16 * M, "the server grew by %d KiB", (f.rss() - before) // K)
+
+
+@test(house=True)
 def endless_handshake_messages_are_refused(s):
     """A ClientHello that claims 16 MiB, in records that are all right."""
     with TlsFixture() as f:
