@@ -137,13 +137,15 @@ static bool free_extent(struct varve_tracker *t, struct varve_tracked_epoch *e,
     bool more = true;
 
     while (more && off < end) {
-        uint64_t last = off + varve_piece_len(off, end - off), run_end, stop;
+        uint64_t last = off + varve_piece_len(off, end - off), run_end, stop, punch_end;
         bool needed = needs_run(n, off >> g->shift, ((last - 1) >> g->shift) + 1, &stop);
 
         run_end = varve_block_end(g, stop - 1);
         if (run_end > last)
             run_end = last;
-        if (!needed && t->w->punch(t->w, e->scratch_fd, off, run_end - off) == 0)
+        /* Of a file system's block only a part of which is punched nothing is freed. */
+        punch_end = run_end == g->size ? g->nblks << g->shift : run_end;
+        if (!needed && t->w->punch(t->w, e->scratch_fd, off, punch_end - off) == 0)
             uncount(t, e, run_end - off);
         off = run_end;
         more = pace(t, p);

@@ -6,6 +6,7 @@
 #include "lib/view-internal.h"
 
 #include <errno.h>
+#include <inttypes.h>
 #include <stddef.h>
 
 struct usage {
@@ -139,5 +140,81 @@ int varve_view_or_released(struct varve_source *s, const struct varve_view *v,
             into->words[at + i] |= words[i];
     }
     varve_source_table_unref(s, table);
+    return r;
+}
+
+/* Blocks of one answer. */
+#define GONE_BLKS_MAX ((uint64_t)16384)
+#define GONE_BYTES    (GONE_BLKS_MAX / 8 + 2)
+
+struct gone_look {
+    struct varve_source *s;
+    uint64_t blk, count;
+    struct epoch_files *done; /* NULL: nothing is gone */
+    uint8_t written[GONE_BYTES];
+};
+
+static int written_in_epoch(void *arg, struct epoch_files *f, const struct varve_ctl_epoch_copy *c,
+                            struct varve_err *err)
+{
+    struct gone_look *l = arg;
+    uint8_t bytes[GONE_BYTES] = {0};
+    int r;
+
+    (void)c;
+    if (!l->done)
+        return 0;
+    r = varve_view_map_bits(l->s, f->fds[FILE_LIVE], 0, l->blk, l->count, bytes, sizeof(bytes), err);
+    for (size_t i = 0; r == 0 && i < sizeof(bytes); i++)
+        l->written[i] |= bytes[i];
+    return r;
+}
+
+static int gone_look(struct gone_look *l, uint64_t *count, struct varve_err *err)
+{
+    uint8_t released[GONE_BYTES], unneeded[GONE_BYTES];
+    bool gone = false;
+    uint64_t i;
+    int fd = l->done->fds[FILE_LIVE];
+    int r = varve_view_map_bits(l->s, fd, varve_done_released_at(&l->s->g), l->blk, l->count,
+                                released, sizeof(released), err);
+
+    if (r == 0)
+        r = varve_view_map_bits(l->s, fd, varve_done_unneeded_at(), l->blk, l->count, unneeded,
+                                sizeof(unneeded), err);
+    for (i = 0; r == 0 && i < l->count; i++) {
+        bool is = varve_view_map_bit(released, l->blk, i) ||
+                  (varve_view_map_bit(unneeded, l->blk, i) &&
+                   varve_view_map_bit(l->written, l->blk, i));
+
+        if (i > 0 && is != gone)
+            break;
+        gone = is;
+    }
+    *count = i;
+    return r < 0 ? r : gone;
+}
+
+int varve_view_gone_run(struct varve_source *s, const struct varve_view *v, uint64_t off,
+                        uint64_t max_len, uint64_t *run_len, struct varve_err *err)
+{
+    struct gone_look l = {.s = s, .blk = off >> s->g.shift};
+    struct epoch_table *table;
+    uint64_t end, count, known;
+    int r;
+
+    if (off >= s->g.size || max_len == 0 || off % varve_block_size(&s->g) != 0)
+        return varve_err_set(err, EINVAL, "offset %" PRIu64 " starts no block of the disk", off);
+    end = max_len < s->g.size - off ? off + max_len : s->g.size;
+    count = l.count = ((end - 1) >> s->g.shift) - l.blk + 1;
+    if (l.count > GONE_BLKS_MAX)
+        l.count = GONE_BLKS_MAX;
+    table = varve_source_table(s);
+    r = varve_view_walk(s, table, v, written_in_epoch, &l, &l.done, err);
+    if (r == 0 && l.done)
+        r = gone_look(&l, &count, err);
+    varve_source_table_unref(s, table);
+    known = varve_block_end(&s->g, l.blk + count - 1);
+    *run_len = (known < end ? known : end) - off;
     return r;
 }

@@ -93,6 +93,12 @@ int varve_view_released(struct varve_source *s, const struct varve_view *v, uint
 int varve_view_or_released(struct varve_source *s, const struct varve_view *v,
                            struct varve_bitmap *into, struct varve_err *err);
 
+/* Whether the block at `off`, a multiple of the block size, was released, or is not needed and was
+ * overwritten: 1 it can never be read again, 0 it can, for now, as far as that goes; *run_len (bytes,
+ * 1..max_len) tells how far the same is known, as of varve_view_hole_run. */
+int varve_view_gone_run(struct varve_source *s, const struct varve_view *v, uint64_t off,
+                        uint64_t max_len, uint64_t *run_len, struct varve_err *err);
+
 /* Blocks lost to the view so far, ORed into `into`. */
 int varve_view_or_lost(struct varve_source *s, const struct varve_view *v,
                        struct varve_bitmap *into, struct varve_err *err);

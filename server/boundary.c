@@ -292,6 +292,13 @@ int varve_boundary_make_frozen(struct varve_boundary_disk *disks, size_t ndisks,
     return rc;
 }
 
+int varve_boundary_probe(struct varve_disk *disk, struct varve_err *err)
+{
+    int rc = varve_peer_ask(disk->peer, VARVE_LINK_ABORT, 0, 0, err);
+
+    return rc < 0 ? rc : varve_peer_answer(disk->peer, ABORT_TIMEOUT_MS, NULL, NULL, err);
+}
+
 int varve_boundary_end_view(struct varve_disk *disk, uint64_t view, struct varve_err *err)
 {
     struct varve_tracker *t;
@@ -299,9 +306,7 @@ int varve_boundary_end_view(struct varve_disk *disk, uint64_t view, struct varve
 
     if (disk->peer) {
         /* Freeing may take its time; a plugin that is stopped is found before. */
-        rc = varve_peer_ask(disk->peer, VARVE_LINK_ABORT, 0, 0, err);
-        if (rc == 0)
-            rc = varve_peer_answer(disk->peer, ABORT_TIMEOUT_MS, NULL, NULL, err);
+        rc = varve_boundary_probe(disk, err);
         if (rc < 0)
             return rc;
         rc = varve_peer_ask(disk->peer, VARVE_LINK_END_VIEW, view, 0, err);

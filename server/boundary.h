@@ -36,6 +36,9 @@ int varve_boundary_make_frozen(struct varve_boundary_disk *disks, size_t ndisks,
 /* Ends a view of the disk and frees what it needed. */
 int varve_boundary_end_view(struct varve_disk *disk, uint64_t view, struct varve_err *err);
 
+/* Whether the disk's plugin answers: what takes longer may be asked of it then. */
+int varve_boundary_probe(struct varve_disk *disk, struct varve_err *err);
+
 /* Takes a disk that nobody serves, for a moment; -EBUSY: somebody does.  Detaching logs what goes
  * wrong. */
 int varve_offline_attach(struct varve_disk *disk, struct varve_tracker **t, struct varve_err *err);

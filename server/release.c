@@ -166,13 +166,12 @@ static void release_all(struct varve_disk *disk, struct varve_release *list)
 {
     struct varve_tracker *t = NULL;
     struct varve_err err = VARVE_ERR_INIT;
-    int rc = 0;
+    int rc;
 
     varve_disk_refresh(disk);
-    if (!disk->peer)
-        rc = varve_offline_attach(disk, &t, &err);
+    rc = disk->peer ? varve_boundary_probe(disk, &err) : varve_offline_attach(disk, &t, &err);
     for (struct varve_release *r = list; r; r = r->next) {
-        if (!t && !disk->peer) {
+        if (rc < 0) {
             r->rc = rc;
             r->err = err;
         } else if (t) {

@@ -207,6 +207,20 @@ bool varve_served_view_lost_run(struct varve_served_view *v, uint64_t off, uint6
     return lost;
 }
 
+int varve_served_view_gone_run(struct varve_served_view *v, uint64_t off, uint64_t end,
+                               uint64_t *run_end, struct varve_err *err)
+{
+    uint64_t block = varve_block_size(&v->disk->identity.geometry), from = off - off % block;
+    uint64_t deadline = 0, run_len = 0;
+    int rc;
+
+    do
+        rc = varve_view_gone_run(v->source, &v->view, from, end - from, &run_len, err);
+    while (rc == -EAGAIN && served_view_wait(v, &deadline, err));
+    *run_end = from + run_len;
+    return rc == -EAGAIN ? -EIO : rc;
+}
+
 bool varve_served_view_or_failed(struct varve_served_view *v, struct varve_bitmap *into)
 {
     bool any;

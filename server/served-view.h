@@ -67,6 +67,10 @@ int varve_served_view_look_lost(struct varve_served_view *v, struct varve_err *e
 bool varve_served_view_lost_run(struct varve_served_view *v, uint64_t off, uint64_t end,
                                 uint64_t *run_end);
 
+/* Pool threads.  As varve_view_gone_run, with the same patience; [off, *run_end) is the run. */
+int varve_served_view_gone_run(struct varve_served_view *v, uint64_t off, uint64_t end,
+                               uint64_t *run_end, struct varve_err *err);
+
 /* ORs the blocks of failed reads into `into`; false: there were none. */
 bool varve_served_view_or_failed(struct varve_served_view *v, struct varve_bitmap *into);
 

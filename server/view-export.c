@@ -8,7 +8,8 @@
  *  varve:changes       0 or 1  0              3            bit 1: it reads as zeroes
  *  delta's allocation  HOLE|ZERO where clean, else 0, zeroes or not
  *
- * varve:lost is of its own: 1 where a preimage could not be kept, so that reads fail.
+ * varve:lost is of its own: 1 where reads fail, because a preimage could not be kept, was released, or
+ * was not to be kept.
  */
 #include "server/view-export.h"
 
@@ -108,12 +109,16 @@ static int lost_status(struct varve_view_export *x, uint64_t off, uint64_t len,
         return rc;
     while (off < end && n < max) {
         uint64_t run_end;
-        bool lost = varve_served_view_lost_run(x->view, off, end, &run_end);
+        int lost = varve_served_view_lost_run(x->view, off, end, &run_end);
 
+        if (!lost)
+            lost = varve_served_view_gone_run(x->view, off, run_end, &run_end, err);
+        if (lost < 0)
+            return n > 0 ? (int)n : lost;
         if (n > 0 && out[n - 1].flags == (uint32_t)lost)
             out[n - 1].len += run_end - off;
         else
-            out[n++] = (struct varve_extent){.len = run_end - off, .flags = lost};
+            out[n++] = (struct varve_extent){.len = run_end - off, .flags = (uint32_t)lost};
         off = run_end;
     }
     return (int)n;

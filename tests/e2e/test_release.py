@@ -4,6 +4,7 @@
 error to read, takes no space, and nobody else notices."""
 import errno
 import os
+import signal
 import socket
 import struct
 import sys
@@ -11,12 +12,13 @@ import threading
 
 import backups
 import nbdclient
-from harness import M, Stack, run
+from harness import M, Stack, run, wait_for
 from releases import (BLOCK, GRAIN, SIZE, assert_error, assert_released, cmd_refused, content,
                       disk_content, disk_of, on_disk, one, refused)
 from tap import main, rng, test
 
 DIRTY = "qemu:dirty-bitmap:"
+LOST = "varve:lost"
 
 
 @test
@@ -28,7 +30,7 @@ def what_is_released_is_an_error_and_takes_no_space():
             q.cmd("checkpoint-create", name="mon", disks=["vda"])
             guest.write(0, old[:BLOCK])
             ident, _ = backups.begin(q, [{"disk": "vda", "since": "mon"}], release=True)
-            with s.connect("vda") as c, s.connect("vda@mon") as other:
+            with s.connect("vda", [LOST]) as c, s.connect("vda@mon", [LOST]) as other:
                 for x in (c, other):
                     assert x.flags & nbdclient.TF_SEND_TRIM
                     assert not x.flags & nbdclient.TF_READ_ONLY
@@ -43,6 +45,7 @@ def what_is_released_is_an_error_and_takes_no_space():
                 for x in (c, other):
                     assert_released(x, 0, 4 * M)
                     assert_released(x, 10 * M, 11 * M)
+                    assert [e for e in x.map(LOST) if e[2]] == [(0, 4 * M, 1), (10 * M, M, 1)]
                 assert c.read(4 * M, 6 * M) == old[4 * M:10 * M]
                 used = disk_of(q, ident)["scratch-used"]
                 guest.write(0, b"more" * M)              # second writes, and
@@ -208,9 +211,10 @@ def with_preserve_dirty_only_what_is_dirty_is_kept():
                 old[off:off + 7] = b"tuesday"
             dirty = {0, 3 * M, 7 * M}
             ident, _ = backups.begin(q, [{"disk": "vda", "since": "mon"}], preserve="dirty")
-            with s.connect("vda", [DIRTY + "backup-vda"]) as c:
+            with s.connect("vda", [DIRTY + "backup-vda", LOST]) as c:
                 assert c.flags & nbdclient.TF_READ_ONLY
                 assert c.read(0, SIZE) == old  # nothing was overwritten yet
+                assert c.map(LOST) == [(0, SIZE, 0)]
                 guest.write(0, b"wednesday" * (8 * M // 9 + 1))
                 assert disk_of(q, ident)["scratch-used"] == 3 * BLOCK
                 assert on_disk(s) == 3 * BLOCK
@@ -220,6 +224,9 @@ def with_preserve_dirty_only_what_is_dirty_is_kept():
                         assert c.read(off, BLOCK) == old[off:off + BLOCK], off
                     else:
                         assert_error(c, off, BLOCK, errno.EIO, "was not to be kept")
+                gone = [(off, off + n) for off, n, word in c.map(LOST) if word]
+                assert not dirty & {off for a, b in gone for off in range(a, b, BLOCK)}, gone
+                assert sum(b - a for a, b in gone) == 8 * M + BLOCK - 3 * BLOCK, gone
                 assert c.read(9 * M, 7 * M) == old[9 * M:]
             assert one(q, ident)["state"] == "running" and one(q, ident)["preserve"] == "dirty"
             s.kill(disk.process)
@@ -356,6 +363,36 @@ def the_command_line_begins_such_backups():
         s.varve("backup", "end", "b")
         r = s.varve("backup", "begin", "--preserve", "some", "vda", check=False)
         assert r.returncode == 2 and "all or dirty" in r.stderr, (r.returncode, r.stderr)
+
+
+@test
+def a_stopped_plugin_fails_the_trim_and_harms_no_other_disk():
+    old = content(1)
+    with Stack() as s:
+        disk = s.start("vda", SIZE, old, **GRAIN)
+        s.start("vdb", SIZE, old, **GRAIN)
+        with s.qmp() as q:
+            ident, _ = backups.begin(q, ["vda", "vdb"], release=True)
+            with s.connect("vda") as c, s.connect("vdb") as other:
+                disk.process.send_signal(signal.SIGSTOP)
+                try:
+                    wait_for("it has stopped", lambda: stopped(disk.process))
+                    refused(lambda: c.trim(0, M), errno.EIO)
+                    other.trim(0, M)
+                    assert_released(other, 0, M)
+                    assert c.read(0, SIZE) == old
+                finally:
+                    disk.process.send_signal(signal.SIGCONT)
+                s.wait_disk("vda", "live")
+                c.trim(0, M)
+                assert_released(c, 0, M)
+                assert c.read(M, SIZE - M) == old[M:]
+            backups.end(q, ident)
+
+
+def stopped(process):
+    with open("/proc/%d/stat" % process.pid) as f:
+        return f.read().rsplit(")", 1)[1].split()[0] == "T"
 
 
 # --- something between the daemon and the plugin ----------------------------------------------

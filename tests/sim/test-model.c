@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: BSD-3-Clause
  *
  * Random lives of a disk against a plain model: an array of its bytes, a copy of it for each open
- * view, and for each epoch the set of blocks that were written in it.  Compared after each step.
+ * view with the sets of blocks that it released or does not need, and for each epoch the set of blocks
+ * that were written in it.  Compared after each step.
  *
  * SEED=n plays that seed only; ROUNDS=n is the number of steps of each.  A seed that failed becomes
  * a line of `known_seeds` that day.
@@ -9,12 +10,14 @@
 #include "tests/lib/core-fixture.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
+#include <unistd.h>
 
 #include <cmocka.h>
 
@@ -35,6 +38,8 @@ struct epoch {
 
 struct view {
     struct varve_view at;
+    bool narrowed;
+    uint32_t released, unneeded; /* blocks */
     char content[SIZE];
 };
 
@@ -92,6 +97,25 @@ static struct view *some_view(void)
     return v->at.id ? v : NULL;
 }
 
+/* Blocks that the view must not give away, or cannot. */
+static uint32_t gone_of(const struct view *v)
+{
+    uint32_t written = 0;
+
+    for (uint64_t e = v->at.boundary; e <= m.live; e++)
+        written |= m.epochs[e].written;
+    return v->released | (v->unneeded & written);
+}
+
+static uint32_t blocks_of(uint64_t off, uint64_t len)
+{
+    uint32_t mask = 0;
+
+    for (uint64_t blk = off / BLOCK; blk <= (off + len - 1) / BLOCK; blk++)
+        mask |= 1u << blk;
+    return mask;
+}
+
 static void read_view(void)
 {
     struct view *v = some_view();
@@ -103,6 +127,11 @@ static void read_view(void)
         return;
     core_fetch(&c);
     memset(buf, '?', len);
+    if (gone_of(v) & blocks_of(off, len)) {
+        assert_int_equal(varve_view_read(c.source, &v->at, buf, off, (uint32_t)len, NULL, &err),
+                         -EIO);
+        return;
+    }
     if (varve_view_read(c.source, &v->at, buf, off, (uint32_t)len, NULL, &err) < 0)
         fail_msg("read of view %u: %s", (unsigned)v->at.id, err.msg);
     assert_memory_equal(buf, v->content + off, len);
@@ -121,6 +150,22 @@ static void ask_holes(void)
     assert_true(hole >= 0 && run > 0 && run <= SIZE - off);
     for (uint64_t i = 0; hole && i < run; i++)
         assert_int_equal(v->content[off + i], 0);
+}
+
+static void ask_gone(void)
+{
+    struct view *v = some_view();
+    uint64_t off = rnd(BLKS) * BLOCK, run;
+    uint32_t gone;
+    int is;
+
+    if (!v)
+        return;
+    core_fetch(&c);
+    gone = gone_of(v);
+    is = varve_view_gone_run(c.source, &v->at, off, rnd(SIZE) + 1, &run, NULL);
+    assert_true(is >= 0 && run > 0 && run <= SIZE - off);
+    assert_int_equal(gone & blocks_of(off, run), is ? blocks_of(off, run) : 0);
 }
 
 /* What has changed since a needed boundary. */
@@ -190,6 +235,8 @@ static void make_boundary(void)
     }
     if (v) {
         v->at = (struct varve_view){.id = ++m.next_view, .boundary = epoch};
+        v->narrowed = false;
+        v->released = v->unneeded = 0;
         memcpy(v->content, m.now, SIZE);
     }
     assert_int_equal(varve_tracker_swap(c.t, epoch, v ? v->at.id : 0, NULL), 0);
@@ -211,6 +258,71 @@ static void end_view(void)
     assert_int_equal(varve_tracker_end_view(c.t, v->at.id, NULL), 0);
     assert_int_equal(varve_view_read(c.source, &v->at, (char[1]){0}, 0, 1, NULL, NULL), -ESTALE);
     v->at.id = 0;
+}
+
+static void narrow_view(void)
+{
+    struct view *v = some_view();
+    uint64_t map = rnd(2) ? rnd(1u << BLKS) : 0;
+    char path[PATH_MAX + 8];
+    int fd;
+
+    if (!v)
+        return;
+    snprintf(path, sizeof(path), "%s/map", c.top);
+    fd = open(path, O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
+    assert_int_equal(write(fd, &map, sizeof(map)), sizeof(map));
+    assert_int_equal(varve_tracker_narrow(c.t, v->at.id, map ? fd : -1, NULL), 0);
+    close(fd);
+    v->narrowed = true;
+    v->unneeded |= (uint32_t)map;
+}
+
+static void release(void)
+{
+    struct view *v = some_view();
+    uint64_t off = rnd(SIZE), len;
+
+    if (rnd(3))
+        off -= off % BLOCK;
+    len = rnd(3) ? rnd(SIZE - off) + 1 : SIZE - off;
+    if (!v)
+        return;
+    if (!v->narrowed) {
+        assert_int_equal(varve_tracker_release(c.t, v->at.id, off, len, NULL), -EINVAL);
+        return;
+    }
+    assert_int_equal(varve_tracker_release(c.t, v->at.id, off, len, NULL), 0);
+    for (uint64_t blk = 0; blk < BLKS; blk++) {
+        if (blk * BLOCK >= off && varve_block_end(&c.g, blk) <= off + len) {
+            v->released |= 1u << blk;
+            v->unneeded |= 1u << blk;
+        }
+    }
+}
+
+/* No more is kept than what the views need: data in the scratch of an epoch means that one that is not
+ * younger needs that block, and wherever one needs it no other's release has taken it (read_view). */
+static void look_at_scratch(void)
+{
+    for (uint64_t e = m.live > 8 ? m.live - 8 : 1; e <= m.live; e++) {
+        uint32_t needed = 0;
+        char path[PATH_MAX];
+        off_t at = 0;
+        int fd;
+
+        for (unsigned i = 0; i < VIEWS; i++) {
+            if (m.views[i].at.id && m.views[i].at.boundary <= e)
+                needed |= ~m.views[i].unneeded;
+        }
+        fd = open(varve_path_scratch(varve_tracker_paths(c.t), e, path), O_RDONLY | O_CLOEXEC);
+        while (fd >= 0 && (at = lseek(fd, at, SEEK_DATA)) >= 0) {
+            assert_true(needed & 1u << at / BLOCK);
+            at = (at / BLOCK + 1) * BLOCK;
+        }
+        if (fd >= 0)
+            close(fd);
+    }
 }
 
 static void tidy_timeline(void)
@@ -276,8 +388,9 @@ static void play(uint64_t seed, uint64_t rounds)
     static const struct {
         void (*step)(void);
         unsigned weight;
-    } steps[] = {{write_something, 40}, {make_boundary, 14}, {read_view, 14}, {ask_holes, 8},
-                 {ask_union, 8},        {end_view, 5},       {tidy_timeline, 5}, {restart, 5}};
+    } steps[] = {{write_something, 40}, {make_boundary, 14}, {read_view, 14},    {ask_holes, 8},
+                 {ask_union, 8},        {end_view, 5},       {tidy_timeline, 5}, {restart, 5},
+                 {narrow_view, 5},      {release, 10},       {ask_gone, 5}};
     unsigned weights = 0;
 
     for (size_t i = 0; i < sizeof(steps) / sizeof(steps[0]); i++)
@@ -296,6 +409,7 @@ static void play(uint64_t seed, uint64_t rounds)
         steps[i].step();
         compare_live();
         read_view();
+        look_at_scratch();
     }
     core_fini(&c);
 }
