@@ -6,7 +6,9 @@
  */
 #include "server/backup.h"
 
+#include "lib/blocks-file.h"
 #include "server/log.h"
+#include "server/release.h"
 
 #include <errno.h>
 #include <stdio.h>
@@ -130,10 +132,6 @@ static int bitmap_move(struct varve_cat_bitmap *m, const struct varve_cat_backup
     return 0;
 }
 
-/* After a failure the bitmap is what it was: nothing was cleared.  (Mode `always`: blocks that the
- * appliance has released count as copied, and would be taken out here, those and no others.  There
- * is no release yet, so nothing counts as copied.) */
-
 static int draft_succeed(struct varve_catalogue *draft, const struct varve_cat_backup *cb,
                          const struct varve_backup *b, struct varve_err *err)
 {
@@ -158,6 +156,83 @@ static int draft_succeed(struct varve_catalogue *draft, const struct varve_cat_b
             return rc;
     }
     return 0;
+}
+
+/* What the bitmap held at the boundary, without what was released, with what was answered with an
+ * error; NULL: nothing was released, or that cannot be told, with err. */
+static struct varve_bitmap *bitmap_unreleased(const struct varve_backup_disk *bd,
+                                              const struct varve_cat_backup_disk *cbd,
+                                              struct varve_err *err)
+{
+    struct varve_disk *disk = bd->disk;
+    const struct varve_geometry *g = &disk->identity.geometry;
+    struct varve_bitmap *released = varve_bitmap_new(g->nblks), *map = varve_bitmap_new(g->nblks);
+    struct varve_change_set heal = {.nranges = 0};
+    int rc = released && map ? varve_release_fetch(disk, err)
+                             : varve_err_set(err, ENOMEM, "no memory for a map");
+
+    if (rc == 0)
+        rc = varve_view_or_released(bd->served->source, &bd->served->view, released, err);
+    if (rc == 0 && varve_bitmap_find(released, 0, true) == released->nbits)
+        rc = -ENODATA;
+    if (rc == 0)
+        rc = varve_disk_union(disk, &cbd->set, 0, cbd->boundary, map, err);
+    if (rc == 0) {
+        varve_changes_round(g, cbd->granularity, map);
+        for (size_t i = 0; i < varve_bitmap_nwords(map); i++)
+            map->words[i] &= ~released->words[i];
+        rc = heal_of(bd, cbd, &heal, err);
+    }
+    if (rc == 0)
+        varve_disk_or_ranges(disk, heal.ranges, heal.nranges, map);
+    varve_change_set_clear(&heal);
+    free(released);
+    if (rc == 0)
+        return map;
+    free(map);
+    return NULL;
+}
+
+/* Mode `always` of a backup that has failed: what its clients released counts as copied.  Where
+ * that cannot be told or kept, the bitmap keeps all that it had, which only adds. */
+static void bitmap_drop_released(struct varve_cat_bitmap *m, const struct varve_backup_disk *bd,
+                                 const struct varve_cat_backup_disk *cbd)
+{
+    struct varve_disk *disk = bd->disk;
+    const struct varve_identity *id = &disk->identity;
+    struct varve_change_set set = {.nspans = 0};
+    struct varve_err err = VARVE_ERR_INIT;
+    struct varve_bitmap *map = bd->served ? bitmap_unreleased(bd, cbd, &err) : NULL;
+    int rc = map ? 0 : -ENODATA;
+
+    if (map && varve_bitmap_find(map, 0, true) < map->nbits) {
+        rc = varve_blocks_write(disk->daemon->w, &disk->paths, id->uuid, &id->geometry, map,
+                                set.blocks, &err);
+        set.has_blocks = rc == 0;
+    }
+    if (rc == 0 && varve_change_set_records(&m->set) &&
+        varve_change_set_add_span(&set, cbd->boundary, VARVE_SPAN_OPEN) < 0)
+        rc = varve_err_set(&err, ENOMEM, "no memory for a bitmap");
+    if (err.code != 0)
+        varve_log("Disk '%s': bitmap '%.200s' keeps what was released, too: %s", disk->name,
+                  m->name, err.msg);
+    free(map);
+    varve_change_set_clear(rc == 0 ? &m->set : &set);
+    if (rc == 0)
+        m->set = set;
+}
+
+static void draft_fail(struct varve_catalogue *draft, const struct varve_cat_backup *cb,
+                       const struct varve_backup *b)
+{
+    for (size_t i = 0; b && i < cb->ndisks; i++) {
+        const struct varve_cat_backup_disk *cbd = &cb->disks[i];
+        struct varve_cat_bitmap *m =
+            cbd->mode == VARVE_BITMAP_ALWAYS ? bitmap_of(draft, cbd) : NULL;
+
+        if (m && cb->release)
+            bitmap_drop_released(m, &b->disks[i], cbd);
+    }
 }
 
 /* --- ending
@@ -211,6 +286,7 @@ static int draft_end(struct varve_daemon *d, struct varve_catalogue *draft, cons
         draft_free_checkpoint(draft, cb);
         cb->state = VARVE_BACKUP_COMPLETED;
     } else {
+        draft_fail(draft, cb, b);
         draft_drop_checkpoint(draft, cb);
         cb->state = VARVE_BACKUP_FAILED;
         if (!cb->reason[0])

@@ -312,6 +312,45 @@ def failed_reads_are_dirty_in_the_moved_bitmap():
 
 
 @test
+def what_was_released_counts_as_copied_in_mode_always():
+    """And in no other mode, if the backup fails: 6 blocks, of which 15 and 512 are released, 16 in
+    half; block 0 is released and then asked for in vain, so it is not believed to be copied."""
+    for mode, restart, disabled, after in (
+            ("always", False, False, {0, 16, 513, 1022} | {1, 14, 15, 513, 514, 1022, 1023}),
+            ("always", True, False, {0, 16, 513, 1022} | {1, 14, 15, 513, 514, 1022, 1023}),
+            ("always", False, True, {0, 16, 513, 1022}),
+            ("on-success", False, True, {0, 15, 16, 512, 513, 1022}),
+            ("never", False, True, {0, 15, 16, 512, 513, 1022})):
+        with Disk(granularity="4K") as (s, c, q):
+            add(q, "b")
+            write(c, G1)
+            if disabled:
+                change(q, "disable", "b")
+            ident, _ = backups.begin(q, [{"disk": "vda", "bitmap": "b", "bitmap-mode": mode}],
+                                     release=True)
+            with s.connect("vda") as r:
+                r.trim(15 * G64, G64)
+                r.trim(16 * G64, G64 // 2)
+                r.trim(512 * G64, G64)
+            write(c, G2)
+            if restart:
+                s.kill(s.daemon)
+                s.start_daemon()
+                s.wait_disk("vda", "live")
+            with s.qmp() as q2, s.connect("vda") as r:
+                r.trim(0, G64)
+                try:
+                    r.read(0, 4096)
+                    raise AssertionError("what was released was read")
+                except nbdclient.NBDError:
+                    pass
+                backups.end(q2, ident, False)
+                assert frozen(s, q2, ["b"])["b"] == after, (mode, frozen(s, q2, ["b"]))
+                change(q2, "clear", "b")
+            assert not [f for f in os.listdir(s.state + "/vda") if f.startswith("blocks-")]
+
+
+@test
 def a_missing_epoch_makes_inconsistent_by_name():
     """The bitmap that needs it, and no other; it can be removed, and only that."""
     with Disk() as (s, c, q):
