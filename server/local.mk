@@ -34,6 +34,8 @@ server_libnbdserver_la_SOURCES = \
 	%D%/nbd-transmit.h \
 	%D%/small-file.c \
 	%D%/small-file.h \
+	%D%/throttle.c \
+	%D%/throttle.h \
 	%D%/tls-psk.c \
 	%D%/tls-psk.h \
 	%D%/tls-session.c \

@@ -146,6 +146,13 @@ check_PROGRAMS += %D%/unit/test-access
 %C%_unit_test_access_LDADD = server/libnbdserver.la $(CMOCKA_LIBS)
 TESTS += %D%/unit/test-access
 
+check_PROGRAMS += %D%/unit/test-throttle
+%C%_unit_test_throttle_SOURCES = %D%/unit/test-throttle.c
+%C%_unit_test_throttle_CFLAGS = $(AM_CFLAGS) $(CMOCKA_CFLAGS)
+%C%_unit_test_throttle_LDADD = server/libnbdserver.la $(CMOCKA_LIBS)
+TESTS += %D%/unit/test-throttle
+THREAD_TESTS += %D%/unit/test-throttle
+
 check_PROGRAMS += %D%/unit/test-tls-session
 %C%_unit_test_tls_session_SOURCES = %D%/unit/test-tls-session.c
 %C%_unit_test_tls_session_CFLAGS = $(AM_CFLAGS) $(GNUTLS_CFLAGS) $(CMOCKA_CFLAGS)
