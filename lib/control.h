@@ -90,7 +90,12 @@ struct varve_ctl {
     _Atomic uint64_t freeze_ns_last;
     _Atomic uint64_t freeze_ns_max;
     _Atomic uint64_t freezes_failed;
-    uint64_t reserved[4];
+    /* a sample of the guest's writes, a write counting once for each MiB it touches or begins: those
+     * begun, those ended, and ns that the latter took */
+    _Atomic uint64_t writes_begun;
+    _Atomic uint64_t writes_ended;
+    _Atomic uint64_t writes_ns;
+    uint64_t reserved[1];
 
     struct varve_ctl_view views[VARVE_CTL_VIEWS];
     struct varve_ctl_epoch epochs[VARVE_CTL_EPOCHS];
@@ -106,6 +111,7 @@ struct varve_ctl_head {
     uint8_t boot_id[16], disk_uuid[16];
     uint64_t now, incarnation, prepared, served;
     uint64_t preserved_bytes, lost_blks, freezes, freeze_ns_last, freeze_ns_max, freezes_failed;
+    uint64_t writes_begun, writes_ended, writes_ns;
 };
 
 struct varve_ctl_epoch_copy {

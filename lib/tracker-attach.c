@@ -216,6 +216,8 @@ int varve_tracker_attach(struct varve_world *w, const struct varve_tracker_confi
         goto err_after_alloc;
     atomic_fetch_add(&t->ctl->incarnation, 1);
     atomic_store(&t->ctl->served, 1);
+    /* Those that were under way in a server that died will not end. */
+    atomic_store(&t->ctl->writes_begun, atomic_load(&t->ctl->writes_ended));
     /* What was left unsealed by a former server; an error here is tried again at the next boundary. */
     varve_tracker_seal(t, NULL);
     *out = t;

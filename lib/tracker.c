@@ -81,3 +81,14 @@ void varve_piece_end(struct varve_tracker *t, struct varve_piece *p)
 {
     varve_gate_leave(&t->gate, p->shard);
 }
+
+void varve_tracker_sample_begin(struct varve_tracker *t, uint64_t count)
+{
+    atomic_fetch_add_explicit(&t->ctl->writes_begun, count, memory_order_relaxed);
+}
+
+void varve_tracker_sample_end(struct varve_tracker *t, uint64_t count, uint64_t ns)
+{
+    atomic_fetch_add_explicit(&t->ctl->writes_ns, ns, memory_order_relaxed);
+    atomic_fetch_add_explicit(&t->ctl->writes_ended, count, memory_order_relaxed);
+}

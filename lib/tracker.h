@@ -78,6 +78,12 @@ void varve_piece_begin(struct varve_tracker *t, uint64_t off, uint32_t len, bool
 /* After the image was changed, or was not because of an error. */
 void varve_piece_end(struct varve_tracker *t, struct varve_piece *p);
 
+/* For readers who want to know whether the guest suffers: around one write in a sample of all, with
+ * the same `count` (1 and more for a write that is much larger than others).  Any thread; one or two
+ * relaxed additions to a cache line that the data path does not read. */
+void varve_tracker_sample_begin(struct varve_tracker *t, uint64_t count);
+void varve_tracker_sample_end(struct varve_tracker *t, uint64_t count, uint64_t ns);
+
 /* --- boundaries ------------------------------------------------------------------------------- */
 
 /* Makes the next epoch ready; nobody waits meanwhile.  arm: it shall preserve (it does so too while

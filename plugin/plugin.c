@@ -21,6 +21,7 @@
 #include <fcntl.h>
 #include <inttypes.h>
 #include <stdio.h>
+#include <time.h>
 #include <unistd.h>
 
 /* nbdkit loads a plugin once per process and hands its callbacks no context before .open. */
@@ -195,6 +196,14 @@ static int plugin_flush(void *handle, uint32_t flags)
     return plugin_result(varve_image_flush(&plugin.image), "flush", 0);
 }
 
+static uint64_t plugin_clock_ns(void)
+{
+    struct timespec ts;
+
+    clock_gettime(CLOCK_MONOTONIC, &ts);
+    return (uint64_t)ts.tv_sec * 1000000000u + (uint64_t)ts.tv_nsec;
+}
+
 enum change { CHANGE_WRITE, CHANGE_ZERO, CHANGE_PUNCH };
 
 static int plugin_change_piece(enum change change, const char *buf, uint32_t len, uint64_t off)
@@ -232,11 +241,38 @@ static int plugin_change(enum change change, const char *buf, uint64_t len, uint
     return r;
 }
 
+/* One write of so many of a thread is measured, from nbdkit's call to our answer: waiting for a
+ * boundary, keeping what is overwritten, writing, and the flush of FUA.  The others pay for a count
+ * that only their thread has, the one for two readings of the clock and three additions to memory
+ * that is shared: 20 ns a write on the average, where a write of 4 KiB to tmpfs takes 2300 in this
+ * callback.  Nothing is locked or allocated. */
+#define SAMPLED 8
+
+static int plugin_write_measured(const char *buf, uint32_t count, uint64_t off, uint32_t flags)
+{
+    uint64_t weight = 1 + (count - 1) / VARVE_PIECE_MAX, begun, ended;
+    int r;
+
+    varve_tracker_sample_begin(plugin.tracker, weight);
+    begun = plugin_clock_ns();
+    r = plugin_change(CHANGE_WRITE, buf, count, off, flags);
+    ended = plugin_clock_ns();
+    varve_tracker_sample_end(plugin.tracker, weight, ended - begun);
+    return r;
+}
+
 static int plugin_pwrite(void *handle, const void *buf, uint32_t count, uint64_t off,
                          uint32_t flags)
 {
+    static _Thread_local unsigned writes;
+    int r;
+
     (void)handle;
-    return plugin_result(plugin_change(CHANGE_WRITE, buf, count, off, flags), "write", off);
+    if (writes++ % SAMPLED == 0 && count > 0)
+        r = plugin_write_measured(buf, count, off, flags);
+    else
+        r = plugin_change(CHANGE_WRITE, buf, count, off, flags);
+    return plugin_result(r, "write", off);
 }
 
 static int plugin_trim(void *handle, uint32_t count, uint64_t off, uint32_t flags)

@@ -5,6 +5,7 @@
 REQUESTS (default 1500; LONG=1: 50000) random requests a run; the seed is printed.
 """
 import os
+import struct
 import sys
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "e2e"))
@@ -259,6 +260,38 @@ def it_tracks_without_a_daemon():
             got = backups.dirty(s.nbd, "vda", answer["vda"]["context"])
             assert got == [(i * M, 64 * K) for i in (3, 4, 8, 9)], got
             backups.end(q, ident)
+
+
+def sampled(s, name):
+    """What the control page says of the guest's writes: begun, ended, ns (lib/control.h)."""
+    with open(os.path.join(s.runtime, name, "control"), "rb") as f:
+        return struct.unpack("=3Q", f.read(160)[136:])
+
+
+@test
+def one_write_in_eight_is_measured():
+    """For readers in other processes; kept over a kill -9, but for what was under way; a large
+    write counts once for each MiB."""
+    with Stack() as s:
+        disk = s.serve("vda", s.image("vda.img", 32 * M))
+        with disk.connect() as c:
+            for i in range(1600):
+                c.write(i * 4 * K, b"x" * 4 * K)
+        begun, ended, ns = sampled(s, "vda")
+        # each of nbdkit's threads measures its first
+        assert begun == ended and 200 <= begun <= 200 + 16, (begun, ended)
+        assert 100 * begun < ns < 60 * 10**9, ns
+        with disk.connect() as c:
+            for i in range(160):
+                c.write(0, b"y" * (3 * M + 1))
+        after, ended, _ = sampled(s, "vda")
+        assert after == ended and 80 <= after - begun <= 80 + 4 * 16, (begun, after)
+        with open(os.path.join(s.runtime, "vda", "control"), "r+b") as f:
+            f.seek(136)  # as if it died with writes under way
+            f.write(struct.pack("=Q", after + 5))
+        s.kill(disk.process)
+        s.serve("vda", disk.image)
+        assert sampled(s, "vda")[:2] == (after, after), sampled(s, "vda")
 
 
 @test
