@@ -6,6 +6,7 @@
 #include "client/control.h"
 #include "client/out.h"
 #include "client/uri.h"
+#include "lib/parse.h"
 
 #include <errno.h>
 #include <inttypes.h>
@@ -25,6 +26,8 @@ enum {
     BEGIN_EXPORT,
     BEGIN_EXPORTBITMAP,
     BEGIN_FREEZE,
+    BEGIN_SPEED,
+    BEGIN_ADAPTIVE,
 };
 
 static const struct varve_option begin_options[] = {
@@ -50,6 +53,10 @@ static const struct varve_option begin_options[] = {
      "the dirty bitmap's name in its meta context, with one\ndisk "
      "(default: backup-DISK)"},
     {"freeze", NULL, "runs the daemon's freeze hook around this instant"},
+    {"speed", "SIZE",
+     "bytes per second that all its clients together may read,\n"
+     "e.g. 50M (default: no limit)"},
+    {"adaptive", NULL, "reads slower while that makes the guest's writes slow"},
     {NULL, NULL, NULL},
 };
 
@@ -109,10 +116,28 @@ static json_t *begin_disks(const struct varve_args *args)
     return disks;
 }
 
+/* Adds what is given; false: no memory. */
+static bool begin_more(json_t *arguments, json_int_t ttl_s, uint64_t speed,
+                       const struct varve_args *args)
+{
+    if (args->option[BEGIN_TTL] && json_object_set_new(arguments, "ttl", json_integer(ttl_s)) != 0)
+        return false;
+    if (args->option[BEGIN_SPEED] &&
+        json_object_set_new(arguments, "speed", json_integer((json_int_t)speed)) != 0)
+        return false;
+    if (args->option[BEGIN_RELEASE] && json_object_set_new(arguments, "release", json_true()) != 0)
+        return false;
+    if (args->option[BEGIN_FREEZE] && json_object_set_new(arguments, "freeze", json_true()) != 0)
+        return false;
+    return !args->option[BEGIN_ADAPTIVE] ||
+           json_object_set_new(arguments, "adaptive", json_true()) == 0;
+}
+
 static int begin_arguments(const struct varve_args *args, json_t **arguments, struct varve_err *err)
 {
-    const char *ttl = args->option[BEGIN_TTL];
+    const char *ttl = args->option[BEGIN_TTL], *rate = args->option[BEGIN_SPEED];
     json_int_t seconds = ttl ? parse_seconds(ttl) : 0;
+    uint64_t speed = 0;
     json_t *disks;
 
     if (args->nwords > 1 && (args->option[BEGIN_EXPORT] || args->option[BEGIN_EXPORTBITMAP]))
@@ -127,17 +152,14 @@ static int begin_arguments(const struct varve_args *args, json_t **arguments, st
                                args->option[BEGIN_PRESERVE]);
     if (seconds < 0)
         return varve_cli_usage(err, "--ttl %s: not a time such as 3600, 90m or 1d", ttl);
+    if (rate && (varve_parse_size(rate, &speed, NULL) < 0 || speed > INT64_MAX))
+        return varve_cli_usage(err, "--speed %s: not a number of bytes such as 50M", rate);
     disks = begin_disks(args);
     *arguments = disks ? json_pack("{s:s*, s:s*, s:s*, s:o}", "id", args->option[BEGIN_ID],
                                    "checkpoint", args->option[BEGIN_CHECKPOINT], "preserve",
                                    args->option[BEGIN_PRESERVE], "disks", disks)
                        : NULL;
-    if (*arguments &&
-        ((ttl && json_object_set_new(*arguments, "ttl", json_integer(seconds)) != 0) ||
-         (args->option[BEGIN_RELEASE] &&
-          json_object_set_new(*arguments, "release", json_true()) != 0) ||
-         (args->option[BEGIN_FREEZE] &&
-          json_object_set_new(*arguments, "freeze", json_true()) != 0))) {
+    if (*arguments && !begin_more(*arguments, seconds, speed, args)) {
         json_decref(*arguments);
         *arguments = NULL;
     }
@@ -283,13 +305,30 @@ static int backup_estimate(const struct varve_cli *cli, const struct varve_args 
     return 0;
 }
 
+/* The limit, "adaptive", or both; and where it has slowed down, to what. */
+static const char *speed_text(char *out, size_t room, const json_t *backup)
+{
+    uint64_t speed = varve_get_number(backup, "speed");
+    uint64_t now = varve_get_number(backup, "current-speed");
+    bool differs = now != speed && json_object_get(backup, "current-speed");
+    char limit[VARVE_OUT_SIZE_LEN], current[VARVE_OUT_SIZE_LEN];
+
+    if (!json_is_true(json_object_get(backup, "adaptive")))
+        return speed ? varve_out_size(out, speed) : NULL;
+    varve_out_size(limit, speed);
+    varve_out_size(current, now);
+    snprintf(out, room, "%s%sadaptive%s%s", speed ? limit : "", speed ? ", " : "",
+             differs ? ": " : "", differs ? current : "");
+    return out;
+}
+
 static void list_row(struct varve_table *t, const json_t *backup, const json_t *disk)
 {
     const char *reason = json_string_value(json_object_get(backup, "reason"));
     const char *since = json_string_value(json_object_get(disk, "since"));
     const char *bitmap = json_string_value(json_object_get(disk, "bitmap"));
     char when[VARVE_OUT_TIME_LEN];
-    char state[256];
+    char state[256], speed[3 * VARVE_OUT_SIZE_LEN];
 
     snprintf(state, sizeof(state), "%s%s%s", varve_get_string(backup, "state"), reason ? ": " : "",
              reason ? reason : "");
@@ -303,15 +342,16 @@ static void list_row(struct varve_table *t, const json_t *backup, const json_t *
     varve_table_size(t, json_object_get(disk, "bytes-released"));
     varve_table_number(t, json_object_get(disk, "clients"));
     varve_table_size(t, json_object_get(disk, "scratch-used"));
+    varve_table_add(t, speed_text(speed, sizeof(speed), backup));
     varve_table_add(t, state);
 }
 
 static int backup_list(const struct varve_cli *cli, const struct varve_args *args,
                        struct varve_err *err)
 {
-    static const char *const heading[] = {"BACKUP",  "TIME",    "DISK", "SINCE",
-                                          "EXPORT",  "DIRTY",   "READ", "RELEASED",
-                                          "CLIENTS", "SCRATCH", "STATE"};
+    static const char *const heading[] = {"BACKUP",  "TIME",    "DISK",  "SINCE",
+                                          "EXPORT",  "DIRTY",   "READ",  "RELEASED",
+                                          "CLIENTS", "SCRATCH", "SPEED", "STATE"};
     json_t *backups = NULL;
     const json_t *backup, *disk;
     struct varve_table t;
@@ -327,7 +367,7 @@ static int backup_list(const struct varve_cli *cli, const struct varve_args *arg
     } else if (json_array_size(backups) == 0) {
         printf("no backups\n");
     } else {
-        varve_table_init(&t, 11, heading);
+        varve_table_init(&t, 12, heading);
         json_array_foreach(backups, i, backup)
             json_array_foreach(json_object_get(backup, "disks"), j, disk)
                 list_row(&t, backup, disk);

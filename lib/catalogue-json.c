@@ -85,6 +85,10 @@ static json_t *backup_dump(const struct varve_cat_backup *b, bool *bad)
         put(o, "release", json_true(), bad);
     if (b->preserve_dirty)
         put(o, "preserve-dirty", json_true(), bad);
+    if (b->speed)
+        put(o, "speed", json_integer((json_int_t)b->speed), bad);
+    if (b->adaptive)
+        put(o, "adaptive", json_true(), bad);
     put_text(o, "checkpoint", b->checkpoint, bad);
     put_text(o, "reason", b->reason, bad);
     for (size_t i = 0; i < b->ndisks; i++)
@@ -258,6 +262,9 @@ static int backup_parse(json_t *o, struct varve_catalogue *c, struct varve_err *
         rc = get_u63(o, "ttl", &b->ttl_s, err);
     b->release = json_is_true(json_object_get(o, "release"));
     b->preserve_dirty = json_is_true(json_object_get(o, "preserve-dirty"));
+    if (rc == 0 && json_object_get(o, "speed")) /* older ones have none */
+        rc = get_u63(o, "speed", &b->speed, err);
+    b->adaptive = json_is_true(json_object_get(o, "adaptive"));
     if (reason)
         text_cut(b->reason, sizeof(b->reason), reason);
     for (size_t i = 0; rc == 0 && i < b->ndisks; i++)

@@ -103,6 +103,8 @@ struct varve_cat_backup {
     uint64_t ttl_s;             /* seconds; 0: none */
     bool release;               /* its exports take TRIM */
     bool preserve_dirty;        /* nothing is kept of what is not dirty */
+    uint64_t speed;             /* bytes per second that clients may read; 0: no limit */
+    bool adaptive;              /* and less while the guest's writes are slow */
     char reason[256];           /* why it broke or failed; may be empty */
     struct varve_cat_backup_disk *disks;
     size_t ndisks;

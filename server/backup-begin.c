@@ -266,6 +266,8 @@ static int begin_apply(struct varve_tx *tx, struct varve_action *a, struct varve
     cb->state = VARVE_BACKUP_RUNNING;
     cb->time_ns = tx->time_ns;
     cb->ttl_s = plan->ttl_s;
+    cb->speed = plan->speed;
+    cb->adaptive = plan->adaptive;
     cb->release = plan->release;
     cb->preserve_dirty = plan->preserve_dirty;
     if (plan->freeze)

@@ -3,6 +3,7 @@
 
 #include "server/base.h"
 #include "server/boundary.h"
+#include "server/guest-writes.h"
 #include "server/log.h"
 
 #include <errno.h>
@@ -67,8 +68,8 @@ static int backup_disk_export(struct varve_backup_disk *bd, const char *name, co
                               bool listed, struct varve_changes *changes, const char *base,
                               struct varve_err *err)
 {
-    struct varve_view_export *x =
-        varve_view_export_new(name, bitmap, listed, bd->served, changes, base);
+    struct varve_view_export *x = varve_view_export_new(name, bitmap, listed, bd->served, changes,
+                                                        base, bd->backup->throttle);
 
     if (!x)
         return varve_err_set(err, ENOMEM, "no memory for export '%s'", name);
@@ -200,11 +201,42 @@ static void backup_disk_drop(struct varve_backup_disk *bd)
     bd->changes = NULL;
 }
 
+static void backup_free(struct varve_backup *b)
+{
+    varve_throttle_unref(b->throttle);
+    free(b);
+}
+
 void varve_backup_discard(struct varve_backup *b)
 {
     for (size_t i = 0; i < b->ndisks; i++)
         backup_disk_drop(&b->disks[i]);
-    free(b);
+    backup_free(b);
+}
+
+/* What was asked for, over all its disks; not asked for: none. */
+static int backup_throttle(struct varve_backup *b, const struct varve_cat_backup *cb,
+                           struct varve_disk **disks)
+{
+    struct varve_daemon *d = b->daemon;
+    struct varve_source **sources = NULL;
+    struct varve_throttle_guest guest;
+    bool memory = true;
+
+    if (!cb->speed && !cb->adaptive)
+        return 0;
+    if (cb->adaptive) {
+        sources = calloc(cb->ndisks, sizeof(struct varve_source *));
+        memory = sources != NULL;
+        for (size_t i = 0; memory && i < cb->ndisks; i++)
+            sources[i] = disks[i]->source;
+        memory = memory && varve_guest_writes_of(sources, cb->ndisks, &guest);
+        free(sources);
+    }
+    if (memory)
+        b->throttle =
+            varve_throttle_new(cb->speed, cb->adaptive ? &guest : NULL, d->w->monotonic_ns(d->w));
+    return b->throttle ? 0 : -ENOMEM;
 }
 
 int varve_backup_new(struct varve_daemon *d, const struct varve_catalogue *c,
@@ -213,7 +245,7 @@ int varve_backup_new(struct varve_daemon *d, const struct varve_catalogue *c,
                      struct varve_err *err)
 {
     struct varve_backup *b = calloc(1, sizeof(*b) + cb->ndisks * sizeof(b->disks[0]));
-    int rc = 0;
+    int rc;
 
     if (!b) {
         for (size_t i = 0; i < cb->ndisks; i++)
@@ -235,6 +267,9 @@ int varve_backup_new(struct varve_daemon *d, const struct varve_catalogue *c,
         bd->changes = changes[i];
         bd->gone = true;
     }
+    rc = backup_throttle(b, cb, disks);
+    if (rc < 0)
+        varve_err_set(err, -rc, "no memory for backup '%s'", cb->id);
     for (size_t i = 0; rc == 0 && i < b->ndisks; i++) {
         struct varve_backup_disk *bd = &b->disks[i];
 
@@ -397,7 +432,7 @@ static void backups_reap(struct varve_daemon *d)
         pthread_mutex_unlock(&d->views_lock);
         if (b->withdrawn && gone) {
             *at = b->next;
-            free(b);
+            backup_free(b);
         } else {
             at = &b->next;
         }

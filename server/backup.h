@@ -33,6 +33,7 @@ struct varve_backup {
     bool withdrawn;    /* it has ended: kept only until the last reader has gone */
     bool degraded;     /* said so */
     bool release, preserve_dirty; /* as in the catalogue */
+    struct varve_throttle *throttle; /* our reference; NULL: none */
     size_t ndisks;
     struct varve_backup_disk disks[];
 };
@@ -44,6 +45,8 @@ struct varve_backup_plan {
     uint64_t ttl_s;
     bool release, preserve_dirty;
     bool freeze; /* run the freeze hook around the boundary */
+    uint64_t speed; /* bytes per second; 0: no limit */
+    bool adaptive;
     size_t ndisks;
     struct varve_plan_disk {
         struct varve_disk *disk;

@@ -137,11 +137,10 @@ int varve_backup_parse_disks(struct varve_daemon *d, json_t *args, struct varve_
 int varve_backup_parse_plan(struct varve_daemon *d, json_t *args, struct varve_backup_plan *plan,
                             struct varve_err *err)
 {
-    static const char *const known[] = {"id",      "ttl",      "disks",  "checkpoint",
-                                        "release", "preserve", "freeze", NULL};
-    static const char *const later[] = {"speed", NULL};
+    static const char *const known[] = {"id",      "ttl",      "disks",  "checkpoint", "speed",
+                                        "release", "preserve", "freeze", "adaptive",   NULL};
     const char *id, *checkpoint;
-    int rc = varve_args_check(args, known, later, err);
+    int rc = varve_args_check(args, known, NULL, err);
 
     if (rc == 0)
         rc = varve_args_name(args, "id", false, &id, err);
@@ -149,6 +148,10 @@ int varve_backup_parse_plan(struct varve_daemon *d, json_t *args, struct varve_b
         rc = varve_args_name(args, "checkpoint", false, &checkpoint, err);
     if (rc == 0)
         rc = varve_args_u63(args, "ttl", TTL_DEFAULT_S, &plan->ttl_s, err);
+    if (rc == 0)
+        rc = varve_args_u63(args, "speed", 0, &plan->speed, err);
+    if (rc == 0)
+        rc = varve_args_bool(args, "adaptive", false, &plan->adaptive, err);
     if (rc == 0)
         rc = varve_args_bool(args, "release", false, &plan->release, err);
     if (rc == 0)
@@ -241,6 +244,27 @@ static const char *describe_state(const struct varve_cat_backup *cb, uint64_t lo
     }
 }
 
+static void describe_throttle(struct varve_daemon *d, const struct varve_cat_backup *cb,
+                              const struct varve_backup *b, json_t *o)
+{
+    struct varve_throttle_stats st;
+    json_t *more;
+
+    json_object_set_new(o, "speed", json_integer((json_int_t)cb->speed));
+    json_object_set_new(o, "adaptive", json_boolean(cb->adaptive));
+    if (!b || !b->throttle)
+        return;
+    varve_throttle_stats(b->throttle, d->w->monotonic_ns(d->w), &st);
+    more = json_pack("{s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I}", "current-speed",
+                     (json_int_t)st.current, "throttle-age-ms", (json_int_t)(st.age_ns / 1000000),
+                     "throttled-bytes", (json_int_t)st.bytes, "throttle-waits",
+                     (json_int_t)st.waits, "throttled-ms", (json_int_t)(st.waited_ns / 1000000),
+                     "backoffs", (json_int_t)st.backoffs, "guest-write-ns", (json_int_t)st.guest_ns,
+                     "guest-write-base-ns", (json_int_t)st.guest_base_ns);
+    json_object_update(o, more);
+    json_decref(more);
+}
+
 static json_t *describe_backup(struct varve_daemon *d, const struct varve_cat_backup *cb)
 {
     const struct varve_backup *b = varve_cat_backup_open(cb) ? varve_backups_find(d, cb->id) : NULL;
@@ -265,6 +289,7 @@ static json_t *describe_backup(struct varve_daemon *d, const struct varve_cat_ba
         json_object_set_new(o, "preserve", json_string("dirty"));
     if (lost > 0)
         json_object_set_new(o, "lost-bytes", json_integer((json_int_t)lost));
+    describe_throttle(d, cb, b, o);
     return o;
 }
 

@@ -9,6 +9,7 @@
 #define VARVE_SERVER_EXPORT_H
 
 #include "lib/err.h"
+#include "server/throttle.h"
 
 #include <stdatomic.h>
 #include <stdbool.h>
@@ -81,6 +82,10 @@ struct varve_export {
     unsigned ncontexts;     /* meta contexts, numbered from 0 */
     const char *const *contexts; /* their full names, e.g. "base:allocation" */
     const void *disk;       /* the same for exports that wait for the same disk; NULL: the only one */
+
+    /* How fast its data may be read, together with other exports; NULL: as fast as it is.  Constant,
+     * the maker's reference. */
+    struct varve_throttle *throttle;
 
     /* the registry's and the server's own */
     _Atomic unsigned refs;

@@ -28,6 +28,7 @@ server_libnbdserver_la_SOURCES = \
 	%D%/nbd-socket.c \
 	%D%/nbd-socket.h \
 	%D%/nbd-status.c \
+	%D%/nbd-throttle.c \
 	%D%/nbd-tls.c \
 	%D%/nbd-tls.h \
 	%D%/nbd-transmit.c \
@@ -94,6 +95,8 @@ server_libvarved_la_SOURCES = \
 	%D%/freeze-keeper.c \
 	%D%/freeze.c \
 	%D%/freeze.h \
+	%D%/guest-writes.c \
+	%D%/guest-writes.h \
 	%D%/log.c \
 	%D%/log.h \
 	%D%/mailbox.c \

@@ -424,12 +424,15 @@ static void conn_on_timer(uv_timer_t *timer)
 }
 
 /* The timer may fire too early, and then looks again; so it is moved only to be earlier. */
-static void conn_update_timer(struct varve_nbd_conn *c)
+void varve_nbd_conn_update_timer(struct varve_nbd_conn *c)
 {
     uint64_t now = conn_now_ms(c);
     uint64_t at = conn_next_deadline(c);
     uint64_t wait;
 
+    /* Past that it waits for its turn at the pool. */
+    if (c->tx.throttled_ms > now && c->tx.throttled_ms < at)
+        at = c->tx.throttled_ms;
     if (at == UINT64_MAX)
         return;
     wait = at > now ? at - now : 0;
@@ -461,6 +464,9 @@ static void conn_advance(struct varve_nbd_conn *c)
     }
     if (c->state == VARVE_NBD_LEAVING && !c->tx.nreqs && all_written)
         conn_linger(c);
+    /* Who waits for the throttle has no reply under way that would tell that the peer has gone. */
+    if (c->eof && !c->deaf && c->tx.throttled_ms)
+        varve_nbd_conn_close(c);
     if (c->state == VARVE_NBD_LINGER && c->eof)
         varve_nbd_conn_close(c);
 }
@@ -478,7 +484,7 @@ void varve_nbd_conn_tick(struct varve_nbd_conn *c)
     if (c->state != VARVE_NBD_CLOSING)
         conn_update_reading(c);
     if (c->state != VARVE_NBD_CLOSING)
-        conn_update_timer(c);
+        varve_nbd_conn_update_timer(c);
     else
         conn_maybe_free(c);
 }

@@ -109,6 +109,9 @@ void varve_nbd_conn_transmit(struct varve_nbd_conn *c);
 /* What is in flight ends, then the connection does; within deadline_ms if that is not 0. */
 void varve_nbd_conn_leave(struct varve_nbd_conn *c, unsigned deadline_ms);
 
+/* Has c ticked when it must do something next; after something came that is earlier. */
+void varve_nbd_conn_update_timer(struct varve_nbd_conn *c);
+
 /* Closes now, whatever is in flight.  Does nothing if it is closing already. */
 void varve_nbd_conn_close(struct varve_nbd_conn *c);
 

@@ -269,6 +269,7 @@ static bool launch(struct varve_nbd_conn *c, struct varve_nbd_req *req)
         goto err_memory;
     job->work.data = job;
     varve_nbd_pool_hold(c, cost);
+    varve_nbd_throttle_use(c, req);
     req_advance(c, req, job->len);
     c->tx.jobs[c->tx.njobs++] = job;
     varve_nbd_pool_started(&c->host->pool, c->tx.share);
@@ -279,6 +280,7 @@ static bool launch(struct varve_nbd_conn *c, struct varve_nbd_req *req)
 
 err_memory:
     free(job);
+    varve_nbd_throttle_leave(c);
     varve_err_set(&err, ENOMEM, "the server is short of memory");
     varve_nbd_req_fail(c, req, &err, req->next);
     if (!req->running)
@@ -286,12 +288,17 @@ err_memory:
     return false;
 }
 
-/* Which request's turn it is.  When the first must wait for the budget, only those go on that need
- * none: they hold what the first waits for. */
+/* Which request's turn it is: the first that the throttle lets.  When that must wait for the
+ * budget, only those go on that need none: they hold what it waits for. */
 static struct varve_nbd_req *req_pick(struct varve_nbd_conn *c)
 {
-    struct varve_nbd_req *req = TAILQ_FIRST(&c->tx.ready);
+    struct varve_nbd_req *req;
 
+    TAILQ_FOREACH(req, &c->tx.ready, link)
+    {
+        if (varve_nbd_throttle_lets(c, req, next_len(req)))
+            break;
+    }
     if (!req || varve_nbd_pool_has_room(c, req_cost(c, req)))
         return req;
     TAILQ_FOREACH(req, &c->tx.ready, link)
@@ -337,6 +344,7 @@ static bool read_now(struct varve_nbd_conn *c, struct varve_nbd_req *req)
         return false;
     }
     varve_nbd_pool_hold(c, cost);
+    varve_nbd_throttle_use(c, req);
     req_advance(c, req, job.len);
     job_done(c, &job);
     free(job.out);

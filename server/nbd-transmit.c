@@ -246,6 +246,7 @@ void varve_nbd_transmit_abandon(struct varve_nbd_conn *c)
     struct varve_nbd_req *req;
     struct varve_err err;
 
+    varve_nbd_throttle_leave(c);
     varve_err_set(&err, ESHUTDOWN, "the export is going away");
     while ((req = TAILQ_FIRST(&c->tx.ready))) {
         varve_nbd_req_fail(c, req, &err, req->next);
@@ -258,6 +259,7 @@ void varve_nbd_transmit_drop(struct varve_nbd_conn *c)
 {
     struct varve_nbd_req *req;
 
+    varve_nbd_throttle_leave(c);
     varve_nbd_pool_leave_lines(c);
     while ((req = TAILQ_FIRST(&c->tx.ready))) {
         req_stop(c, req);
@@ -276,6 +278,7 @@ void varve_nbd_transmit_end(struct varve_nbd_conn *c)
         return;
     touch_export(c);
     atomic_fetch_sub(&e->clients, 1);
+    varve_nbd_throttle_leave(c);
     varve_nbd_pool_part(c);
     varve_nbd_clients_reads(c->clients, &c->client, NULL);
     c->tx.export = NULL;

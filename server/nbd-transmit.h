@@ -90,6 +90,9 @@ struct varve_nbd_transmit {
     TAILQ_HEAD(, varve_nbd_req) ready;
     struct varve_nbd_job *jobs[VARVE_NBD_JOBS_MAX];
     unsigned njobs;
+    struct varve_ticket ticket;             /* in the line of the export's throttle, */
+    const struct varve_nbd_req *ticket_req; /* for this one's next piece */
+    uint64_t throttled_ms;             /* the loop's time until which reads wait; 0: they do not */
     bool skipped;                      /* a refused request's payload was skipped, */
     struct varve_nbd_request skip_hdr; /* and this is it */
 };
@@ -121,6 +124,15 @@ enum varve_nbd_turn varve_nbd_transmit_turn(struct varve_nbd_conn *c);
 /* Does what can be done at once, has the connection wait for its turn if it has other work, and
  * gives turns. */
 void varve_nbd_transmit_pump(struct varve_nbd_conn *c);
+
+/* nbd-throttle.c: whether the throttle lets the request's next piece begin, which has len bytes.
+ * False: the connection will be ticked when it is worth asking again. */
+bool varve_nbd_throttle_lets(struct varve_nbd_conn *c, const struct varve_nbd_req *req,
+                             uint64_t len);
+/* That piece begins. */
+void varve_nbd_throttle_use(struct varve_nbd_conn *c, const struct varve_nbd_req *req);
+/* The connection waits for no piece any more. */
+void varve_nbd_throttle_leave(struct varve_nbd_conn *c);
 
 /* Requests that still have work to launch fail with ESHUTDOWN. */
 void varve_nbd_transmit_abandon(struct varve_nbd_conn *c);

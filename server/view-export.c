@@ -166,6 +166,7 @@ static void view_export_free(struct varve_export *e)
 {
     struct varve_view_export *x = of(e);
 
+    varve_throttle_unref(x->e.throttle);
     varve_served_view_unref(x->view);
     varve_changes_unref(x->changes);
     free(x->changes_context);
@@ -202,7 +203,8 @@ static char *view_describe(const struct varve_served_view *view, const char *bas
 
 struct varve_view_export *varve_view_export_new(const char *name, const char *bitmap, bool listed,
                                                 struct varve_served_view *view,
-                                                struct varve_changes *changes, const char *base)
+                                                struct varve_changes *changes, const char *base,
+                                                struct varve_throttle *throttle)
 {
     const struct varve_geometry *g = &view->disk->identity.geometry;
     struct varve_view_export *x = calloc(1, sizeof(*x));
@@ -236,6 +238,7 @@ struct varve_view_export *varve_view_export_new(const char *name, const char *bi
     x->e.contexts = x->contexts;
     x->e.ncontexts = bitmap ? 4 : 1;
     x->e.disk = view->disk;
+    x->e.throttle = varve_throttle_ref(throttle);
     x->delta = !bitmap;
     x->view = varve_served_view_ref(view);
     x->changes = varve_changes_ref(changes);

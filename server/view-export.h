@@ -22,10 +22,11 @@ struct varve_view_export {
 
 /* base: since when the changes are, for the description; NULL: everything counts as changed.
  * bitmap: what stands behind "qemu:dirty-bitmap:" and "varve:changes:"; NULL: a delta export, which
- * has base:allocation only, clean blocks being holes.  References of view and changes are added.
- * NULL: no memory. It is freed by varve_export_unref(&x->e). */
+ * has base:allocation only, clean blocks being holes.  throttle: NULL for none.  References of
+ * view, changes and throttle are added.  NULL: no memory. It is freed by varve_export_unref(&x->e). */
 struct varve_view_export *varve_view_export_new(const char *name, const char *bitmap, bool listed,
                                                 struct varve_served_view *view,
-                                                struct varve_changes *changes, const char *base);
+                                                struct varve_changes *changes, const char *base,
+                                                struct varve_throttle *throttle);
 
 #endif

@@ -273,9 +273,11 @@ def backup_begin_says_what_was_asked_and_where_to_pull():
                      "dirty    448K (458752 bytes)"):
             assert text in told.splitlines(), (text, told)
         c.good("backup", "begin", "--id", "b1", "--since", "monday", "--checkpoint", "tuesday",
-               "--ttl", "2h", "--export", "e", "--exportbitmap", "m", "--freeze", "vda")
+               "--ttl", "2h", "--export", "e", "--exportbitmap", "m", "--freeze", "--speed", "50M",
+               "--adaptive", "vda")
         assert c.daemon.seen[-2] == ("backup-begin", {
-            "id": "b1", "ttl": 7200, "checkpoint": "tuesday", "freeze": True,
+            "id": "b1", "ttl": 7200, "checkpoint": "tuesday", "freeze": True, "speed": 50 * M,
+            "adaptive": True,
             "disks": [{"disk": "vda", "since": "monday", "export": "e", "exportbitmap": "m"}]})
         c.good("backup", "begin", "vda", "vdb", "--since", "monday", "--ttl", "0")
         assert c.daemon.seen[-2] == ("backup-begin", {
@@ -307,6 +309,26 @@ def backup_end_and_list():
         assert len(lines) == 3 and lines[2].endswith("broken: scratch is full"), lines
         assert all(" 2023-11-1" in x for x in lines[1:]), lines
         assert "3M" in lines[1] and "monday" in lines[1], lines
+
+
+@test
+def backup_list_tells_what_may_be_read():
+    for members, text in (({}, "-"), ({"speed": 0, "adaptive": False}, "-"),
+                          ({"speed": 5 * M, "adaptive": False, "current-speed": 5 * M}, "5M"),
+                          ({"speed": 5 * M, "adaptive": True, "current-speed": 5 * M},
+                           "5M, adaptive"),
+                          ({"speed": 5 * M, "adaptive": True, "current-speed": M},
+                           "5M, adaptive: 1M"),
+                          ({"speed": 0, "adaptive": True, "current-speed": 0}, "adaptive"),
+                          ({"speed": 0, "adaptive": True, "current-speed": M}, "adaptive: 1M"),
+                          ({"speed": 5 * M, "adaptive": True}, "5M, adaptive")):
+        with Cli({"query-backups": [{**backup("b1", 1700000000, "ended", "vda", "vda"),
+                                     **members}]}) as c:
+            heading, line = c.good("backup", "list").splitlines()
+            at = heading.index("SPEED")
+            assert line[at:heading.index("STATE")].rstrip() == text, (line, text)
+    misused("backup", "begin", "vda", "--speed", "fast")
+    misused("backup", "begin", "vda", "--speed", "16E")
 
 
 @test

@@ -2,7 +2,7 @@
  *
  * Forces the order of a race in a program that knows nothing of it: preloaded into nbdkit, it holds
  * a thread at a named point of its I/O for as long as a file of that name exists.  Used by
- * test_races.py alone.
+ * held.py alone.
  *
  *     HOLD_DIR/OP.FILE.WHEN      hold the first one that comes here
  *     HOLD_DIR/OP.FILE.WHEN.hit  made by us: a thread is held here now (or was)

@@ -21,6 +21,7 @@ e2e_tests = \
 	%D%/test_release.py \
 	%D%/test_scratch.py \
 	%D%/test_stalled_client.py \
+	%D%/test_throttle.py \
 	%D%/test_transaction.py \
 	%D%/test_two_disks.py
 TESTS += $(e2e_tests)
@@ -29,6 +30,7 @@ EXTRA_DIST += \
 	%D%/backups.py \
 	%D%/bitmaps.py \
 	%D%/harness.py \
+	%D%/held.py \
 	%D%/incremental.py \
 	%D%/join.py \
 	%D%/nbdclient.py \

@@ -11,55 +11,22 @@ import select
 import threading
 
 import backups
-from harness import BUILD, K, M, Stack, wait_for
+from harness import K, M, wait_for
+from held import Held as Holding
 from nbdclient import CMD_TRIM, CMD_WRITE, CMD_WRITE_ZEROES
 from qmpclient import QMPError
-from tap import Skip, main, test
+from tap import main, test
 
-HOLD = os.path.join(BUILD, "tests/e2e/.libs/hold.so")
 SIZE, BLOCK = 16 * M, 64 * K
 OLD = b"\x11" * SIZE
 BITMAP = "qemu:dirty-bitmap:backup-vda"
 
 
-class Held(Stack):
-    """A stack whose nbdkit stops at the points that exist as files."""
+class Held(Holding):
+    """With the disk of these tests."""
 
     def __init__(self, **params):
-        if not os.path.exists(HOLD):
-            raise Skip("hold.so is not built (make check builds it)")
-        super().__init__()
-        self.points = os.path.join(self.short, "points")
-        os.mkdir(self.points)
-        try:
-            self.disk = self.start("vda", SIZE, OLD, granularity="64K", **params)
-        except BaseException:
-            self.close(show=True)
-            raise
-
-    def nbdkit_env(self):
-        env = super().nbdkit_env()
-        preload = env.get("LD_PRELOAD") or os.environ.get("VARVE_PRELOAD") or ""
-        env["LD_PRELOAD"] = (preload + " " + HOLD).strip()
-        if os.environ.get("VARVE_PRELOAD"):  # tests/harness/nbdkit sets LD_PRELOAD from this
-            env["VARVE_PRELOAD"] = env["LD_PRELOAD"]
-        env["HOLD_DIR"], env["HOLD_IMAGE"] = self.points, self.path("vda.img")
-        return env
-
-    def hold(self, point):
-        open(os.path.join(self.points, point), "w").close()
-
-    def wait_held(self, point):
-        wait_for("a thread is held at " + point,
-                 lambda: os.path.exists(os.path.join(self.points, point + ".hit")))
-
-    def let_go(self, point):
-        os.unlink(os.path.join(self.points, point))
-
-    def close(self, show=False):
-        for point in os.listdir(self.points):
-            os.unlink(os.path.join(self.points, point))
-        return super().close(show)
+        super().__init__(SIZE, OLD, granularity="64K", **params)
 
 
 def view(s):

@@ -52,6 +52,8 @@ static struct varve_catalogue *sample(void)
     assert_non_null(backup);
     backup->time_ns = 2000;
     backup->ttl_s = 60;
+    backup->speed = INT64_MAX;
+    backup->adaptive = true;
     snprintf(backup->checkpoint, sizeof(backup->checkpoint), "tuesday");
     memcpy(backup->disks[0].uuid, uuid_a, 16);
     snprintf(backup->disks[0].disk, sizeof(backup->disks[0].disk), "vda");
@@ -89,6 +91,7 @@ static void what_is_kept_comes_back(void **state)
     assert_non_null(b);
     assert_true(varve_cat_backup_open(b));
     assert_int_equal(b->ttl_s, 60);
+    assert_true(b->speed == INT64_MAX && b->adaptive);
     assert_true(b->disks[0].view == UINT64_MAX - 7);
     assert_string_equal(b->disks[0].exportbitmap, "b\xc3\xa4 \"quoted\"");
     assert_string_equal(b->disks[0].since, "monday");
@@ -226,6 +229,8 @@ static void what_dump_does_not_make_is_refused(void **state)
         "\"ttl\":0,\"disks\":[]}]}",
         "{\"next-backup\":1,\"backups\":[{\"id\":\"b\",\"state\":\"running\",\"time\":1,"
         "\"ended\":0,\"ttl\":0,\"disks\":[7]}]}",
+        "{\"next-backup\":1,\"backups\":[{\"id\":\"b\",\"state\":\"running\",\"time\":1,"
+        "\"ended\":0,\"ttl\":0,\"speed\":-1,\"disks\":[]}]}",
     };
 
     (void)state;
@@ -237,6 +242,20 @@ static void what_dump_does_not_make_is_refused(void **state)
         assert_true(err.msg[0] != '\0');
         assert_null(c);
     }
+}
+
+static void one_of_before_there_were_throttles_is_read(void **state)
+{
+    static const char text[] = "{\"next-backup\":1,\"disks\":[],\"backups\":[{\"id\":\"b\","
+                               "\"state\":\"running\",\"time\":1,\"ended\":0,\"ttl\":7,"
+                               "\"disks\":[]}]}";
+    struct varve_catalogue *c;
+
+    (void)state;
+    assert_int_equal(varve_catalogue_parse(text, &c, NULL), 0);
+    assert_int_equal(c->backups[0].ttl_s, 7);
+    assert_true(c->backups[0].speed == 0 && !c->backups[0].adaptive);
+    varve_catalogue_free(c);
 }
 
 /* Cutting the text anywhere gives an error, never a crash or half a catalogue. */
@@ -324,6 +343,7 @@ int main(void)
         TEST(checkpoints_keep_the_order_of_epochs),
         TEST(the_last_hundred_ended_backups_stay),
         TEST(what_dump_does_not_make_is_refused),
+        TEST(one_of_before_there_were_throttles_is_read),
         TEST(a_cut_text_is_refused),
         TEST(a_change_of_two_disks_is_one),
     };
