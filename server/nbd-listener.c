@@ -104,9 +104,11 @@ struct varve_nbd_listener *varve_nbd_listener_new(uv_loop_t *loop, struct varve_
     struct varve_nbd_listener *l = calloc(1, sizeof(*l));
     int rc;
 
-    if (l)
+    if (l) {
         l->where = strdup(where);
-    if (!l || !l->where) {
+        l->next = varve_nbd_conn_new();
+    }
+    if (!l || !l->where || !l->next) {
         varve_err_set(err, ENOMEM, "%s: no memory", where);
         goto err_after_alloc;
     }
@@ -130,8 +132,7 @@ struct varve_nbd_listener *varve_nbd_listener_new(uv_loop_t *loop, struct varve_
 err_after_alloc:
     varve_nbd_socket_close(socket);
     if (l)
-        free(l->where);
-    free(l);
+        varve_nbd_listener_free(l);
     return NULL;
 }
 
