@@ -9,6 +9,7 @@ TESTS += \
 	%D%/test_info.py \
 	%D%/test_limits.py \
 	%D%/test_list.py \
+	%D%/test_lost.py \
 	%D%/test_metactx.py \
 	%D%/test_mutants.py \
 	%D%/test_options.py \
@@ -33,6 +34,7 @@ EXTRA_DIST += \
 	%D%/test_info.py \
 	%D%/test_limits.py \
 	%D%/test_list.py \
+	%D%/test_lost.py \
 	%D%/test_metactx.py \
 	%D%/test_mutants.py \
 	%D%/test_options.py \
@@ -50,6 +52,7 @@ THREAD_TESTS += \
 	%D%/test_errors.py \
 	%D%/test_hostile.py \
 	%D%/test_limits.py \
+	%D%/test_lost.py \
 	%D%/test_read.py \
 	%D%/test_shutdown.py \
 	%D%/test_status.py \

@@ -49,7 +49,7 @@ MUTANTS = {
     "unknown-namespace-invalid": ("metactx", "unknown_namespace_is_ignored"),
     "simple-read-in-structured-mode": ("read", "read_with_structured_replies_is_never_simple"),
     "simple-error-to-read": ("read", "read_with_structured_replies_is_never_simple"),
-    "payload-after-simple-error": ("read", "read_error_in_simple_mode_sends_no_payload"),
+    "payload-after-simple-error": ("lost", "read_error_in_simple_mode_sends_no_payload"),
     "cookie-of-32-bits": ("read", "cookie_is_opaque"),
     "df-ignored": ("read", "df_across_data_and_hole_is_data"),
     "holes-travel": ("read", "zeroes_of_a_hole_do_not_travel"),

@@ -6,7 +6,7 @@ Each of these files is run as it is, with clients that begin by STARTTLS (NBD_TE
 import os
 import sys
 
-TOPICS = ["errors", "extended", "hostile", "limits", "read", "shutdown", "status", "writes"]
+TOPICS = ["errors", "extended", "hostile", "limits", "lost", "read", "shutdown", "status", "writes"]
 
 run = os.path.join(os.path.dirname(os.path.abspath(__file__)), "run")
 words = [a for w in sys.argv[1:] for a in ("-k", w)]
