@@ -7,24 +7,27 @@
  *     |--------|---------|--------|-----------|
  *                 ^ paid ──▶ rate bytes a second, never further than tail + a tenth of a second
  *
- * So whoever waits is served in order without being woken for nothing, a change of the rate holds
- * at once for all who wait, and in any time T at most rate * T bytes begin, a tenth of a second's
- * and one piece.  Places that are given back close up behind; were their bytes added to `paid`
- * instead, clients that come and go would pull those ahead of them past the limit.
+ * So whoever waits is served in order and is told when to come again; a change of the rate holds
+ * at once for all who wait (who could begin earlier than they were told come within a second, or a
+ * quarter of one where the rate may rise); and in any time T at most rate * T bytes begin, a tenth
+ * of a second's and one piece.  Places that are given back close up behind; were their bytes added
+ * to `paid` instead, clients that come and go would pull those ahead of them past the limit.
  *
  * The law of the adaptive mode is AIMD, additive increase and multiplicative decrease, which is the
  * one that lets several who share something without knowing each other come to fair and stable
  * shares (Chiu and Jain, "Analysis of the Increase and Decrease Algorithms for Congestion Avoidance
  * in Computer Networks", 1989); its signal is delay, as in TCP Vegas (Brakmo and Peterson, 1995):
  *
- *     a window   is a tenth of a second, longer when only a few of the guest's writes ended in it
- *     base       what a write takes when nobody disturbs: the least average of a window, which
- * creeps up (to twice itself in a bit more than a minute) so that another load of the guest becomes
- * the new normal congested  the window's average is more than twice the base and 1 ms above it, or
- * writes that were under way at its beginning still are then       half of what was read in the
- * window, or of the rate if that is less; FLOOR at least else       a 64th of the limit more per
- * window, up to the limit; without a speed the limit is what was ever read in a window, and at
- * twice that the rate is free again
+ *     a window   is a tenth of a second, longer when only few of the guest's writes ended in it
+ *     base       is what a write takes when nobody disturbs: the least average of a window; it
+ *                creeps up (to twice itself in a bit more than a minute) so that another load of
+ *                the guest becomes the new normal
+ *     congested  is a window whose average is more than twice the base and 1 ms above it, and one
+ *                in which none of the writes ended that were under way at its beginning
+ *     then       the rate is half of what was read in the window, or of itself if that is less;
+ *                FLOOR at least
+ *     else       it rises by a 64th of the limit, up to the limit.  Without a speed the limit is
+ *                the most that was ever read in a window, and at twice that the rate is free again
  *
  * A guest that writes nothing is not disturbed.  A backup that read nothing disturbs nobody, and
  * does not slow down.  Writes that never end (their server was killed) stop to count after 10 s.
