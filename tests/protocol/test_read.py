@@ -478,7 +478,7 @@ def warm_read_behind_a_cold_one_does_not_wait_for_it(s):
             must(p.data == e.content(8 * M, 4096), "wrong bytes")
 
 
-@test
+@test(plain=True)
 def client_that_asks_for_much_that_memory_has_lets_others_have_their_turn(s):
     """Issue 3: no connection waits for another.  On one loop: 256 MiB of zeroes, read at once, against
     one small read that comes later."""
