@@ -96,6 +96,47 @@ def a_backup_that_nobody_reads_ends_by_its_ttl():
 
 
 @test
+def a_time_to_live_outlives_the_daemon_and_a_client_that_returns_goes_on():
+    """A client keeps a backup beyond its ttl; the daemon is killed under it; then nobody comes to
+    one, which ends as its ttl says and gives everything back, and the other goes on."""
+    with Stack() as s:
+        disk = s.start("vda", SIZE, **GRAIN)
+        with disk.connect() as guest:
+            guest.write(0, b"A" * M)
+            with s.qmp() as q:
+                q.cmd("checkpoint-create", name="base", disks=["vda"])
+                guest.write(4 * M, b"A" * BLOCK)
+                q.cmd("backup-begin", id="short", ttl=1, checkpoint="k",
+                      disks=[{"disk": "vda", "since": "base", "export": "s"}])
+                q.cmd("backup-begin", id="long", ttl=3600,
+                      disks=[{"disk": "vda", "since": "base"}])
+                guest.write(0, b"B" * M)
+                with s.connect("s") as held, s.connect("vda") as other:
+                    # One that is begun later with the same ttl ends while the held one stays.
+                    q.cmd("backup-begin", id="watch", ttl=1, disks=[{"disk": "vda", "export": "w"}])
+                    wait_for("a ttl", lambda: state(q, "watch")["state"] == "failed")
+                    assert state(q, "short")["state"] == "running"
+                    assert held.read(0, BLOCK) == other.read(0, BLOCK) == b"A" * BLOCK
+                    s.kill(s.daemon)
+            s.start_daemon()
+            with s.qmp() as q:
+                with s.connect("vda") as again:
+                    assert again.read(0, BLOCK) == b"A" * BLOCK
+                    wait_for("its ttl", lambda: state(q, "short")["state"] == "failed")
+                    assert "ttl" in state(q, "short")["reason"]
+                    assert set(checkpoints(q, "vda")) == {"base"}, "its checkpoint is left"
+                    assert state(q, "long")["state"] == "running"
+                    assert again.read(M - BLOCK, BLOCK) == b"A" * BLOCK
+                with s.connect("vda") as third:
+                    assert third.read(4 * M, BLOCK) == b"A" * BLOCK
+                assert backups.dirty(s.nbd, "vda", "qemu:dirty-bitmap:backup-vda") == \
+                    [(4 * M, BLOCK)]
+                q.cmd("backup-end", id="long")
+                assert s.disk_info("vda")["scratch"]["used"] == 0
+                assert checkpoints(q, "vda")["base"]["dirty-bytes"] == M + BLOCK
+
+
+@test
 def what_a_degraded_backup_could_not_deliver_comes_with_the_next():
     """The client loses the neighbours of a lost block, too, when it reads them in one request; the
     next incremental backup brings all of the request."""
