@@ -379,6 +379,7 @@ def a_record_that_cannot_be_read_is_named_and_kept():
             with open(s.record, "w") as f:
                 f.write(text)
             s.start_daemon()
+            wait_for("its keeper gives up", lambda: not s.keepers())
             with s.qmp() as q:
                 refused(q, "owes a thaw.*" + re.escape(s.record))
             s.stop(s.daemon)
