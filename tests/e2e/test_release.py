@@ -12,7 +12,7 @@ import threading
 
 import backups
 import nbdclient
-from harness import M, Stack, run, wait_for
+from harness import K, M, Stack, run, wait_for
 from releases import (BLOCK, GRAIN, SIZE, assert_error, assert_released, cmd_refused, content,
                       disk_content, disk_of, on_disk, one, refused)
 from tap import main, rng, test
@@ -73,6 +73,34 @@ def what_is_released_is_an_error_and_takes_no_space():
             assert s.disk_info("vda")["scratch"]["used"] == 0
             runtime = os.listdir(os.path.join(s.runtime, "vda"))
             assert not [f for f in runtime if f.endswith(".done")], runtime
+
+
+@test
+def one_trim_over_several_pieces_releases_all_of_it_and_no_more():
+    """64 MiB is what the daemon releases at once; the ends lie within pieces and within blocks, and
+    the disk ends within a block."""
+    size = 300 * M + 5 * K
+    with Stack() as s:
+        disk = s.start("vda", size, **GRAIN)
+        with s.qmp() as q, disk.connect() as guest:
+            for off in (0, 63 * M, 64 * M - BLOCK, 64 * M, 127 * M, 128 * M, 299 * M, 300 * M):
+                guest.write(off, b"old" * K)
+            ident, _ = backups.begin(q, ["vda"], release=True)
+            for off in (0, 63 * M, 64 * M - BLOCK, 64 * M, 127 * M, 128 * M, 299 * M, 300 * M):
+                guest.write(off, b"new" * K)
+            with s.connect("vda", [LOST]) as c:
+                c.trim(63 * M - 512, 200 * M)
+                assert [e for e in c.map(LOST) if e[2]] == [(63 * M, 200 * M - BLOCK, 1)]
+                for off in (63 * M, 64 * M - BLOCK, 64 * M, 127 * M, 128 * M):
+                    assert_error(c, off, 3 * K, errno.EIO, "was released")
+                for off in (0, 299 * M, 300 * M):
+                    assert c.read(off, 3 * K) == b"old" * K, off
+                assert disk_of(q, ident)["bytes-released"] == 200 * M - BLOCK
+                c.trim(0, size)
+                assert disk_of(q, ident)["bytes-released"] == size
+                assert disk_of(q, ident)["scratch-used"] == 0 and on_disk(s) == 0
+                assert_error(c, size - 1, 1, errno.EIO, "was released")
+            backups.end(q, ident)
 
 
 @test

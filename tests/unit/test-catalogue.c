@@ -54,6 +54,8 @@ static struct varve_catalogue *sample(void)
     backup->ttl_s = 60;
     backup->speed = INT64_MAX;
     backup->adaptive = true;
+    backup->release = backup->preserve_dirty = true;
+    backup->disks[0].bytes_released = 77;
     snprintf(backup->checkpoint, sizeof(backup->checkpoint), "tuesday");
     memcpy(backup->disks[0].uuid, uuid_a, 16);
     snprintf(backup->disks[0].disk, sizeof(backup->disks[0].disk), "vda");
@@ -92,6 +94,8 @@ static void what_is_kept_comes_back(void **state)
     assert_true(varve_cat_backup_open(b));
     assert_int_equal(b->ttl_s, 60);
     assert_true(b->speed == INT64_MAX && b->adaptive);
+    assert_true(b->release && b->preserve_dirty);
+    assert_int_equal(b->disks[0].bytes_released, 77);
     assert_true(b->disks[0].view == UINT64_MAX - 7);
     assert_string_equal(b->disks[0].exportbitmap, "b\xc3\xa4 \"quoted\"");
     assert_string_equal(b->disks[0].since, "monday");
