@@ -3,7 +3,7 @@
 """Transactions: all or nothing, at one boundary, whatever the order of the actions.
 
 BATCHES (default 1; LONG=1: 417, which is 10,008 boundaries) of all 24 orders of [disable, add,
-clear, merge] while guests write at full speed.
+clear, merge] while guests write at full speed (a slow machine wants DEADLINE=7200 for that).
 """
 import itertools
 import re
