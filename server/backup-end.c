@@ -64,6 +64,7 @@ static int heal_collect(const struct varve_backup_disk *bd, const struct varve_c
         varve_bitmap_or(map, offered);
     else
         varve_bitmap_set(map, 0, map->nbits);
+    varve_changes_put(bd->changes);
     *any = true;
     return 0;
 }

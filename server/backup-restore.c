@@ -44,6 +44,7 @@ static int restore_changes(struct varve_daemon *d, struct varve_disk *disk,
 {
     struct varve_change_set base;
     const struct varve_bitmap *map;
+    int rc;
 
     if (varve_backup_base(d->catalogue, cbd, &base) < 0)
         return varve_err_set(err, ENOMEM, "no memory for a map");
@@ -53,7 +54,10 @@ static int restore_changes(struct varve_daemon *d, struct varve_disk *disk,
     varve_change_set_clear(&base);
     if (!*out)
         return varve_err_set(err, ENOMEM, "no memory for a map");
-    return varve_changes_get(*out, &map, err);
+    rc = varve_changes_get(*out, &map, err);
+    if (rc == 0)
+        varve_changes_put(*out);
+    return rc;
 }
 
 static int restore_backup(struct varve_daemon *d, const struct varve_cat_backup *cb,

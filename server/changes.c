@@ -9,13 +9,12 @@
 
 struct varve_changes {
     _Atomic unsigned refs;
-    pthread_mutex_t
-        lock; /* guards known and map until known; rank: before a disk's timeline_lock */
-    bool known;
-    struct varve_bitmap *map;
+    struct varve_bitmap *map; /* given ones; NULL: every block */
 
-    /* to compute it from; disk NULL: nothing to compute */
+    /* those to be computed; disk NULL: none */
     struct varve_disk *disk;
+    pthread_mutex_t lock; /* one computes; rank: before a disk's timeline_lock and the cache's */
+    struct varve_cached_map cached;
     struct varve_change_set set;
     uint64_t granularity, boundary;
 };
@@ -30,7 +29,6 @@ struct varve_changes *varve_changes_new(struct varve_bitmap *map)
     }
     c->refs = 1;
     pthread_mutex_init(&c->lock, NULL);
-    c->known = true;
     c->map = map;
     return c;
 }
@@ -43,7 +41,6 @@ struct varve_changes *varve_changes_new_lazy(struct varve_disk *disk,
 
     if (!c)
         return NULL;
-    c->known = false;
     c->disk = disk;
     c->granularity = granularity;
     c->boundary = boundary;
@@ -65,12 +62,15 @@ void varve_changes_unref(struct varve_changes *c)
     if (!c || --c->refs > 0)
         return;
     pthread_mutex_destroy(&c->lock);
+    if (c->disk)
+        varve_map_cache_forget(&c->disk->daemon->maps, &c->cached);
     varve_change_set_clear(&c->set);
     free(c->map);
     free(c);
 }
 
-static int changes_compute(struct varve_changes *c, struct varve_err *err)
+static int changes_compute(struct varve_changes *c, const struct varve_bitmap **out,
+                           struct varve_err *err)
 {
     struct varve_bitmap *map = varve_bitmap_new(c->disk->identity.geometry.nblks);
     int rc;
@@ -83,8 +83,8 @@ static int changes_compute(struct varve_changes *c, struct varve_err *err)
         return rc;
     }
     varve_changes_round(&c->disk->identity.geometry, c->granularity, map);
-    c->map = map;
-    c->known = true;
+    varve_map_cache_add(&c->disk->daemon->maps, &c->cached, map);
+    *out = map;
     return 0;
 }
 
@@ -93,13 +93,22 @@ int varve_changes_get(struct varve_changes *c, const struct varve_bitmap **map,
 {
     int rc = 0;
 
-    pthread_mutex_lock(&c->lock);
-    if (!c->known)
-        rc = changes_compute(c, err);
-    if (rc == 0)
+    if (!c->disk) {
         *map = c->map;
+        return 0;
+    }
+    pthread_mutex_lock(&c->lock);
+    *map = varve_map_cache_pin(&c->disk->daemon->maps, &c->cached);
+    if (!*map)
+        rc = changes_compute(c, map, err);
     pthread_mutex_unlock(&c->lock);
     return rc;
+}
+
+void varve_changes_put(struct varve_changes *c)
+{
+    if (c->disk)
+        varve_map_cache_unpin(&c->disk->daemon->maps, &c->cached);
 }
 
 /* The blocks of a range; none if it lies behind the disk's end. */

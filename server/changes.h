@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: BSD-3-Clause
  *
  * Changes: the blocks of a disk that its readers are told of as changed, reference-counted,
- * computed when somebody first asks unless they were given.  Any thread.  Once known they never
- * change.
+ * computed when somebody asks unless they were given.  Any thread.  They never change; those that
+ * were computed may be dropped while nobody uses them, and are computed again (map-cache.h).
  */
 #ifndef VARVE_SERVER_CHANGES_H
 #define VARVE_SERVER_CHANGES_H
@@ -27,10 +27,12 @@ struct varve_changes *varve_changes_new_lazy(struct varve_disk *disk,
 struct varve_changes *varve_changes_ref(struct varve_changes *c);
 void varve_changes_unref(struct varve_changes *c);
 
-/* *map stays valid as long as the reference; NULL: every block.  May read many megabytes the first
- * time.  -EUCLEAN: the epochs are no longer complete. */
+/* *map stays valid until varve_changes_put, which every success must be followed by; NULL: every
+ * block. May read many megabytes.  -EUCLEAN: the epochs are no longer complete. */
 int varve_changes_get(struct varve_changes *c, const struct varve_bitmap **map,
                       struct varve_err *err);
+
+void varve_changes_put(struct varve_changes *c);
 
 /* How many blocks its ranges would set in the map, and whether they have this one. */
 uint64_t varve_changes_heal_count(const struct varve_geometry *g,

@@ -183,6 +183,7 @@ json_t *varve_command_query_nbd_server(struct varve_daemon *d, json_t *args, str
 {
     static const char *const known[] = {NULL};
     struct varve_nbd_census census;
+    struct varve_map_cache_counts maps;
     json_t *listeners, *clients, *o;
 
     if (varve_args_check(args, known, NULL, err) < 0 ||
@@ -194,8 +195,11 @@ json_t *varve_command_query_nbd_server(struct varve_daemon *d, json_t *args, str
     clients = json_array();
     for (size_t i = 0; i < census.nclients; i++)
         json_array_append_new(clients, client_describe(&census.clients[i]));
-    o = json_pack("{s:o, s:o, s:I, s:I, s:I}", "listeners", listeners, "clients", clients,
-                  "max-connections", (json_int_t)census.max, "accepted",
+    varve_map_cache_count(&d->maps, &maps);
+    o = json_pack("{s:o, s:o, s:{s:I, s:I, s:I, s:I}, s:I, s:I, s:I}", "listeners", listeners,
+                  "clients", clients, "maps", "max", (json_int_t)maps.limit, "used",
+                  (json_int_t)maps.bytes, "computed", (json_int_t)maps.added, "dropped",
+                  (json_int_t)maps.dropped, "max-connections", (json_int_t)census.max, "accepted",
                   (json_int_t)census.accepted, "refused", (json_int_t)census.refused);
     if (o && census.max_per_peer)
         json_object_set_new(o, "max-connections-per-peer",

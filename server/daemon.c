@@ -18,6 +18,7 @@ void varve_daemon_init(struct varve_daemon *d)
     pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
     pthread_cond_init(&d->view_gone, &attr);
     pthread_condattr_destroy(&attr);
+    varve_map_cache_init(&d->maps, d->options->map_memory);
 }
 
 struct varve_catalogue *varve_daemon_draft(struct varve_daemon *d, struct varve_err *err)
@@ -90,6 +91,7 @@ void varve_daemon_fini(struct varve_daemon *d)
     d->disks = NULL;
     varve_catalogue_free(d->catalogue);
     varve_catalogue_close(d->store);
+    varve_map_cache_fini(&d->maps);
     pthread_cond_destroy(&d->view_gone);
     pthread_mutex_destroy(&d->views_lock);
 }

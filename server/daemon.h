@@ -14,6 +14,7 @@
 #include "server/clerk.h"
 #include "server/events.h"
 #include "server/export.h"
+#include "server/map-cache.h"
 #include "server/nbd-server.h"
 #include "server/options.h"
 #include "server/sd-listen.h"
@@ -34,6 +35,8 @@ struct varve_daemon {
     char *listeners[VARVE_LISTENERS_MAX + VARVE_SD_SOCKETS_MAX]; /* as they really are; set before
                                                                   * commands come */
     size_t nlisteners;
+
+    struct varve_map_cache maps; /* any thread */
 
     /* Readers of views that leave.  Guards `gone` of struct varve_backup_disk; rank: a leaf. */
     pthread_mutex_t views_lock;

@@ -101,6 +101,8 @@ server_libvarved_la_SOURCES = \
 	%D%/log.h \
 	%D%/mailbox.c \
 	%D%/mailbox.h \
+	%D%/map-cache.c \
+	%D%/map-cache.h \
 	%D%/options.c \
 	%D%/options.h \
 	%D%/peer.c \

@@ -22,6 +22,9 @@
 #define RESERVE_PART 32u
 #define RESERVE_MAX  32u
 
+/* Lines in one second; more of them are somebody's noise. */
+#define LOG_PER_SECOND 10u
+
 void varve_nbd_clients_init(struct varve_nbd_clients *r, const struct varve_nbd_options *o)
 {
     *r = (struct varve_nbd_clients){.max = o->max_connections, .max_per_peer = o->max_per_peer};
@@ -173,6 +176,20 @@ void varve_nbd_clients_reads(struct varve_nbd_clients *r, struct varve_nbd_clien
     pthread_mutex_lock(&r->lock);
     k->export = export;
     pthread_mutex_unlock(&r->lock);
+}
+
+bool varve_nbd_clients_may_log(struct varve_nbd_clients *r, uint64_t second)
+{
+    bool may;
+
+    pthread_mutex_lock(&r->lock);
+    if (second > r->log_second) {
+        r->log_second = second;
+        r->log_count = 0;
+    }
+    may = r->log_count++ < LOG_PER_SECOND;
+    pthread_mutex_unlock(&r->lock);
+    return may;
 }
 
 /* --- the census ----------------------------------------------------------------------------- */

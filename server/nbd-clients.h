@@ -45,6 +45,8 @@ struct varve_nbd_clients {
     unsigned max, max_per_peer;
     unsigned n, nrefused; /* connections that are served, and that are told that they are not */
     uint64_t accepted, refused;
+    uint64_t log_second; /* the one in which log_count lines were written */
+    unsigned log_count;
     struct varve_nbd_bucket buckets[VARVE_NBD_CLIENT_BUCKETS];
 };
 
@@ -72,6 +74,9 @@ void varve_nbd_clients_identify(struct varve_nbd_clients *r, struct varve_nbd_cl
 /* It reads the export of that name, which is borrowed until it reads NULL. */
 void varve_nbd_clients_reads(struct varve_nbd_clients *r, struct varve_nbd_client *k,
                              const char *export);
+
+/* One more line may be written to the log in this second (of any clock that all callers share). */
+bool varve_nbd_clients_may_log(struct varve_nbd_clients *r, uint64_t second);
 
 /* Counters have one writer: no other can come between. */
 static inline void varve_nbd_client_add(_Atomic uint64_t *counter, uint64_t n)

@@ -19,21 +19,12 @@
 /* How long clients of a withdrawn export have to take what was in flight. */
 #define KICK_GRACE_MS 1000u
 
-/* Lines in one second; more of them are somebody's noise. */
-#define LOG_PER_SECOND 10u
-
 void varve_nbd_host_log(struct varve_nbd_host *h, const struct varve_client_id *id,
                         const char *what)
 {
-    uint64_t second = uv_now(h->loop) / 1000;
     char who[VARVE_CLIENT_TEXT_MAX];
 
-    if (!h->options.log)
-        return;
-    if (h->log_second != second)
-        h->log_count = 0;
-    h->log_second = second;
-    if (h->log_count++ < LOG_PER_SECOND)
+    if (h->options.log && varve_nbd_clients_may_log(h->clients, uv_hrtime() / 1000000000u))
         h->options.log("NBD client %s: %s", varve_client_id_text(id, who, sizeof(who)), what);
 }
 

@@ -41,9 +41,7 @@ struct varve_nbd_host {
     /* the loop's */
     struct varve_tls *tls;       /* for new sessions; NULL: off */
     struct varve_access *access; /* NULL: everybody sees all */
-    uint64_t log_second;         /* the one in which log_count lines were written */
-    unsigned log_count;
-    bool leaving; /* its connections were told to end */
+    bool leaving;                /* its connections were told to end */
     struct varve_nbd_conns conns;
     struct varve_nbd_pool pool;
     uv_timer_t deadline;

@@ -17,6 +17,8 @@
 #define THREADS_DEFAULT 16u
 #define THREADS_MAX     512u
 
+#define MAP_MEMORY_DEFAULT (UINT64_C(256) << 20)
+
 /* More network threads than that move no more bytes than the machine's memory lets them. */
 #define NETWORK_THREADS_DEFAULT 4u
 #define NETWORK_THREADS_MAX     64u
@@ -50,6 +52,7 @@ static const char usage_text[] =
     "  --threads N              threads that read disks (default: 16)\n"
     "  --network-threads N      threads that serve NBD clients (default: as there are\n"
     "                           processors, at most 4 and a fourth of --threads)\n"
+    "  --map-memory SIZE        for maps of changes since other bases (default: 256M)\n"
     "  --list-bases             NBD clients see NAME@BASE in the list of exports\n"
     "  --tls off|on|require     TLS for NBD clients: none, offered, or demanded (default: off)\n"
     "  --tls-certificates DIR   holds ca-cert.pem, server-cert.pem, server-key.pem and, if\n"
@@ -75,6 +78,7 @@ enum option_code {
     OPT_MAX_REQUEST,
     OPT_THREADS,
     OPT_NETWORK_THREADS,
+    OPT_MAP_MEMORY,
     OPT_LIST_BASES,
     OPT_TLS,
     OPT_TLS_CERTIFICATES,
@@ -100,6 +104,7 @@ static const struct option long_options[] = {
     {"max-request", required_argument, NULL, OPT_MAX_REQUEST},
     {"threads", required_argument, NULL, OPT_THREADS},
     {"network-threads", required_argument, NULL, OPT_NETWORK_THREADS},
+    {"map-memory", required_argument, NULL, OPT_MAP_MEMORY},
     {"list-bases", no_argument, NULL, OPT_LIST_BASES},
     {"tls", required_argument, NULL, OPT_TLS},
     {"tls-certificates", required_argument, NULL, OPT_TLS_CERTIFICATES},
@@ -148,6 +153,14 @@ static int parse_request_size(const char *what, const char *text, uint32_t *out,
         return varve_err_set(err, EINVAL, "--%s '%s': expected a size from 1M to 64M", what, text);
     *out = (uint32_t)bytes;
     return 0;
+}
+
+static int parse_map_memory(const char *what, const char *text, uint64_t *out,
+                            struct varve_err *err)
+{
+    int rc = varve_parse_size(text, out, err);
+
+    return rc < 0 ? varve_err_prefix(err, "--%s", what) : 0;
 }
 
 static int parse_tls_mode(const char *text, enum varve_tls_mode *mode, struct varve_err *err)
@@ -208,6 +221,8 @@ static int options_take(struct varve_options *o, int code, const char *name, cha
         return parse_count(name, value, 1, THREADS_MAX, &o->threads, err);
     case OPT_NETWORK_THREADS:
         return parse_count(name, value, 1, NETWORK_THREADS_MAX, &o->nbd.network_threads, err);
+    case OPT_MAP_MEMORY:
+        return parse_map_memory(name, value, &o->map_memory, err);
     case OPT_LIST_BASES:
         o->list_bases = true;
         return 0;
@@ -293,6 +308,7 @@ enum varve_options_result varve_options_parse(struct varve_options *o, int argc,
     o->state_dir = VARVE_DEFAULT_STATE_DIR;
     o->runtime_dir = VARVE_DEFAULT_RUNTIME_DIR;
     o->threads = THREADS_DEFAULT;
+    o->map_memory = MAP_MEMORY_DEFAULT;
     o->freeze_hook_timeout_ms = FREEZE_HOOK_TIMEOUT_MS;
     varve_nbd_options_default(&o->nbd);
 

@@ -24,6 +24,7 @@ struct varve_options {
     size_t nlisten;
     bool default_listen;               /* nobody named one: not needed where sockets were passed */
     unsigned threads; /* of the pool that reads disks */
+    uint64_t map_memory; /* bytes of maps that are kept though nobody uses them just now */
     bool list_bases;  /* exports NAME@BASE stand in LIST */
     struct varve_tls_options tls;
     const char *access; /* file of rules, or NULL */

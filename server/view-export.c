@@ -8,8 +8,8 @@
  *  varve:changes       0 or 1  0              3            bit 1: it reads as zeroes
  *  delta's allocation  HOLE|ZERO where clean, else 0, zeroes or not
  *
- * varve:lost is of its own: 1 where reads fail, because a preimage could not be kept, was released, or
- * was not to be kept.
+ * varve:lost is of its own: 1 where reads fail, because a preimage could not be kept, was released,
+ * or was not to be kept.
  */
 #include "server/view-export.h"
 
@@ -124,21 +124,14 @@ static int lost_status(struct varve_view_export *x, uint64_t off, uint64_t len,
     return (int)n;
 }
 
-static int view_export_status(struct varve_export *e, unsigned ctx, uint64_t off, uint64_t len,
-                              struct varve_extent *out, size_t max, struct varve_err *err)
+static int changes_status(struct varve_view_export *x, const struct varve_bitmap *map, unsigned ctx,
+                          uint64_t off, uint64_t len, struct varve_extent *out, size_t max,
+                          struct varve_err *err)
 {
-    struct varve_view_export *x = of(e);
-    const struct varve_bitmap *map;
     uint64_t end = off + len, dirty_end = off;
     bool dirty = false;
     size_t n = 0;
-    int rc;
 
-    if (ctx == CTX_LOST)
-        return lost_status(x, off, len, out, max, err);
-    rc = varve_changes_get(x->changes, &map, err);
-    if (rc < 0)
-        return rc;
     while (off < end) {
         uint64_t run_end;
         int flags;
@@ -160,6 +153,23 @@ static int view_export_status(struct varve_export *e, unsigned ctx, uint64_t off
         off = run_end;
     }
     return (int)n;
+}
+
+static int view_export_status(struct varve_export *e, unsigned ctx, uint64_t off, uint64_t len,
+                              struct varve_extent *out, size_t max, struct varve_err *err)
+{
+    struct varve_view_export *x = of(e);
+    const struct varve_bitmap *map;
+    int n;
+
+    if (ctx == CTX_LOST)
+        return lost_status(x, off, len, out, max, err);
+    n = varve_changes_get(x->changes, &map, err);
+    if (n < 0)
+        return n;
+    n = changes_status(x, map, ctx, off, len, out, max, err);
+    varve_changes_put(x->changes);
+    return n;
 }
 
 static void view_export_free(struct varve_export *e)

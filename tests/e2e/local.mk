@@ -13,6 +13,7 @@ e2e_tests = \
 	%D%/test_leftovers.py \
 	%D%/test_listeners.py \
 	%D%/test_map.py \
+	%D%/test_maps.py \
 	%D%/test_model.py \
 	%D%/test_oracle.py \
 	%D%/test_point_in_time.py \
