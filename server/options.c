@@ -48,6 +48,8 @@ static const char usage_text[] =
     "                           of one address or user (default: no other limit)\n"
     "  --handshake-timeout T    for an NBD client's handshake, e.g. 10s or 500ms (default: 10s)\n"
     "  --idle-timeout T         after which a silent NBD client is closed (default: never)\n"
+    "  --write-timeout T        after which an NBD client that takes nothing of a reply is\n"
+    "                           closed (default: 60s)\n"
     "  --max-request SIZE       longest read, e.g. 32M (default: 32M)\n"
     "  --threads N              threads that read disks (default: 16)\n"
     "  --network-threads N      threads that serve NBD clients (default: as there are\n"
@@ -75,6 +77,7 @@ enum option_code {
     OPT_MAX_PER_PEER,
     OPT_HANDSHAKE_TIMEOUT,
     OPT_IDLE_TIMEOUT,
+    OPT_WRITE_TIMEOUT,
     OPT_MAX_REQUEST,
     OPT_THREADS,
     OPT_NETWORK_THREADS,
@@ -101,6 +104,7 @@ static const struct option long_options[] = {
     {"max-connections-per-peer", required_argument, NULL, OPT_MAX_PER_PEER},
     {"handshake-timeout", required_argument, NULL, OPT_HANDSHAKE_TIMEOUT},
     {"idle-timeout", required_argument, NULL, OPT_IDLE_TIMEOUT},
+    {"write-timeout", required_argument, NULL, OPT_WRITE_TIMEOUT},
     {"max-request", required_argument, NULL, OPT_MAX_REQUEST},
     {"threads", required_argument, NULL, OPT_THREADS},
     {"network-threads", required_argument, NULL, OPT_NETWORK_THREADS},
@@ -215,6 +219,8 @@ static int options_take(struct varve_options *o, int code, const char *name, cha
         return parse_time(name, value, &o->nbd.handshake_timeout_ms, err);
     case OPT_IDLE_TIMEOUT:
         return parse_time(name, value, &o->nbd.idle_timeout_ms, err);
+    case OPT_WRITE_TIMEOUT:
+        return parse_time(name, value, &o->nbd.write_timeout_ms, err);
     case OPT_MAX_REQUEST:
         return parse_request_size(name, value, &o->nbd.max_request, err);
     case OPT_THREADS:
