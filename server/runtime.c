@@ -4,6 +4,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
+#include <malloc.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -13,6 +14,11 @@
 #include <unistd.h>
 
 #define LOCK_FILE "varved.lock"
+
+/* A piece of a reply (260 KiB) is made of memory that the process has, rather than of new pages
+ * that the kernel must clear: what is free at the end of a heap stays, up to TRIM bytes. */
+#define MMAP_BYTES (1 << 20)
+#define TRIM_BYTES (16 << 20)
 
 /* The folder is there, or is made; and files can be made in it. */
 static int prepare_dir(const char *what, const char *path, struct varve_err *err)
@@ -81,6 +87,8 @@ int varve_runtime_prepare(struct varve_runtime *r, struct varve_world *w,
         files.rlim_cur = files.rlim_max;
         setrlimit(RLIMIT_NOFILE, &files);
     }
+    mallopt(M_MMAP_THRESHOLD, MMAP_BYTES);
+    mallopt(M_TRIM_THRESHOLD, TRIM_BYTES);
     signal(SIGPIPE, SIG_IGN);
     snprintf(threads, sizeof(threads), "%u", o->threads);
     setenv("UV_THREADPOOL_SIZE", threads, 1);
