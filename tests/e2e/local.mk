@@ -12,6 +12,7 @@ e2e_tests = \
 	%D%/test_garbage.py \
 	%D%/test_leftovers.py \
 	%D%/test_listeners.py \
+	%D%/test_load.py \
 	%D%/test_map.py \
 	%D%/test_maps.py \
 	%D%/test_model.py \
@@ -30,6 +31,7 @@ TESTS += $(e2e_tests)
 EXTRA_DIST += \
 	$(e2e_tests) \
 	%D%/backups.py \
+	%D%/crowd.py \
 	%D%/bitmaps.py \
 	%D%/harness.py \
 	%D%/held.py \
