@@ -7,6 +7,7 @@ TESTS += \
 	%D%/test_handshake.py \
 	%D%/test_hostile.py \
 	%D%/test_info.py \
+	%D%/test_isolation.py \
 	%D%/test_limits.py \
 	%D%/test_list.py \
 	%D%/test_lost.py \
@@ -32,6 +33,7 @@ EXTRA_DIST += \
 	%D%/test_handshake.py \
 	%D%/test_hostile.py \
 	%D%/test_info.py \
+	%D%/test_isolation.py \
 	%D%/test_limits.py \
 	%D%/test_list.py \
 	%D%/test_lost.py \
