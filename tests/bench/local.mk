@@ -2,4 +2,4 @@
 # tests/e2e/test_load.py uses one.
 check_PROGRAMS += %D%/busy
 %C%_busy_SOURCES = %D%/busy.c
-EXTRA_DIST += %D%/load.py
+EXTRA_DIST += %D%/load.py %D%/write_cost.py
