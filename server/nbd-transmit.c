@@ -133,9 +133,12 @@ void varve_nbd_req_free(struct varve_nbd_req *req)
     free(req);
 }
 
-/* Nothing more of it is launched. */
+/* Nothing more of it is launched, and it waits for nothing: another may come to stand where it
+ * stood in memory. */
 static void req_stop(struct varve_nbd_conn *c, struct varve_nbd_req *req)
 {
+    if (c->tx.ticket_req == req)
+        varve_nbd_throttle_leave(c);
     if (req->left)
         TAILQ_REMOVE(&c->tx.ready, req, link);
     req->left = 0;

@@ -13,7 +13,7 @@ import backups
 import nbdclient
 from harness import K, M, Stack, wait_for
 from held import Held
-from nbdclient import CMD_BLOCK_STATUS, CMD_READ, F_DF, NBDError
+from nbdclient import CMD_BLOCK_STATUS, CMD_READ, CMD_TRIM, F_DF, NBDError
 from tap import diag, main, test
 
 SIZE = 16 * M
@@ -220,6 +220,27 @@ def write_that_hangs(s, c):
         s.let_go(point)
         assert c.recv().error == 0
         os.unlink(os.path.join(s.points, point + ".hit"))
+
+
+@test
+def a_read_that_fails_leaves_the_line():
+    """A read's first piece fails in the pool while its second one waits for days.  Nothing of it
+    waits any more then; and what comes behind it is not taken for it."""
+    with Stack() as s:
+        s.start("vda", SIZE, content(41))
+        with s.qmp() as q:
+            ident, _ = backups.begin(q, ["vda"], speed=1, release=True)
+            with s.connect("vda", [ALLOC]) as c:
+                c.call(CMD_TRIM, 0, PIECE)
+                for n in (20, 1, 100):  # memory of the first ones may become that of the others
+                    for _ in range(n):
+                        c.send(*((CMD_READ, 0, 2 * PIECE) if n == 1 else (CMD_BLOCK_STATUS, 0, M)))
+                    for _ in range(n):
+                        assert bool(c.recv().error) == (n == 1)
+                    if n == 1:
+                        now = told(q, ident)
+                        assert now["throttle-waits"] == 1 and now["throttled-bytes"] == PIECE, now
+            backups.end(q, ident)
 
 
 def adapts(speed):
