@@ -110,6 +110,7 @@ static void conn_maybe_free(struct varve_nbd_conn *c)
     TAILQ_REMOVE(&host->conns, c, link);
     varve_nbd_clients_leave(c->clients, &c->client);
     free(c);
+    varve_nbd_pool_turns(&host->pool); /* it may have held what another waits for */
     varve_nbd_host_conn_gone(host);
 }
 

@@ -276,6 +276,22 @@ def stalled_clients_together_cost_little_and_leave_the_others_their_part(s):
 
 
 @test
+def who_waits_for_the_memory_of_one_that_ends_has_its_turn_then(s):
+    """server/nbd-pool.c: large replies in one piece are let in one after the other.  The first ends
+    without having taken its own; nothing else happens that would give the second its turn."""
+    with Fixture(["vda:64M:pattern"], ["--network-threads", "1", "--handshake-timeout", "3600000"]) as f:
+        first = f.open("vda", structured=False, rcvbuf=4096)
+        second = f.open("vda", structured=False)
+        first.cmd(CMD_READ, 0, 32 * M)
+        first.recv(16)  # it is made, and the rest does not fit into the socket
+        cookie = second.cmd(CMD_READ, M, 32 * M)
+        second.do(CMD_FLUSH)  # the read before it waits
+        first.close()
+        must(second.wait(cookie).data == pattern(M, 32 * M), "wrong bytes")
+        second.disc()
+
+
+@test
 def flood_of_small_requests_without_reading_costs_little(s):
     """Issue 3: bytes queued are bounded; back-pressure by not reading."""
     for cmd, n in ((CMD_READ, 1), (CMD_FLUSH, 0), (99, 0), (CMD_BLOCK_STATUS, 64 * M), (CMD_TRIM, 512)):
