@@ -67,6 +67,14 @@ int varve_view_walk(struct varve_source *s, const struct epoch_table *table,
         r = varve_ctl_read_views(s->w, s->ctl_fd, views, err);
     if (r == 0)
         r = view_is_open(v, views, &done_ino, err);
+    if (r == 0 && done_ino == 0) {
+        uint64_t later;
+
+        /* A copy is no instant: the view may have ended, and lost its done map, while it was made. */
+        r = varve_ctl_read_views(s->w, s->ctl_fd, views, err);
+        if (r == 0)
+            r = view_is_open(v, views, &later, err);
+    }
     if (r < 0)
         return r;
     *done = done_ino == 0 ? NULL : varve_source_find_done(table, v->id);

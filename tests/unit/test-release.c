@@ -530,6 +530,64 @@ static void a_release_at_any_moment_of_a_read_gives_its_bytes_or_an_error(void *
     race_at_each_call(prepare_whole, race_narrow_and_write);
 }
 
+static ssize_t (*whole_pread)(struct varve_world *w, int fd, void *buf, size_t len, uint64_t off);
+
+static unsigned looks;
+
+/* Copies the table of views up to each one's done map; view 5 ends; copies the rest. */
+static ssize_t torn_pread(struct varve_world *w, int fd, void *buf, size_t len, uint64_t off)
+{
+    struct varve_ctl_view_copy later[VARVE_CTL_VIEWS], *views = buf;
+    ssize_t n = whole_pread(w, fd, buf, len, off);
+
+    /* At the second look, that at what the scratch gave. */
+    if (len != sizeof(later) || off != offsetof(struct varve_ctl, views) || ++looks != 2)
+        return n;
+    raced = true;
+    assert_int_equal(varve_tracker_end_view(c.t, 5, NULL), 0);
+    assert_int_equal(whole_pread(w, fd, later, len, off), n);
+    for (unsigned i = 0; i < VARVE_CTL_VIEWS; i++)
+        views[i].done_ino = later[i].done_ino;
+    return n;
+}
+
+/*   reader                                  control
+ *   copies: view 5 is open
+ *                                           view 5 ends, its done map is gone
+ *   copies: it has no done map
+ *   must not take that for a view that needs every block
+ *
+ * An older view, which released the block too, goes on: so the epoch stays armed.
+ */
+static void a_view_that_ends_while_its_entry_is_copied_is_not_whole(void **state)
+{
+    char buf[BLOCK];
+
+    (void)state;
+    for (int now = 0; now < 2; now++) {
+        core_fini(&c);
+        core_init(&c, SIZE, BLOCK);
+        core_start(&c);
+        core_fill(&c, 0, SIZE, 'x');
+        open_view(4);
+        v = open_view(5);
+        core_open_source(&c);
+        for (uint64_t id = 4; id <= 5; id++) {
+            assert_int_equal(varve_tracker_narrow(c.t, id, -1, NULL), 0);
+            release(id, 3, 1);
+        }
+        core_fetch(&c);
+        write_block(3, 'a');
+        raced = false;
+        looks = 0;
+        whole_pread = c.machine.pread;
+        c.machine.pread = torn_pread;
+        assert_int_equal(read_block_3(now, buf), now ? -EAGAIN : -ESTALE);
+        c.machine.pread = whole_pread;
+        assert_true(raced);
+    }
+}
+
 /* --- races with writers ----------------------------------------------------------------------- */
 
 static pthread_t releaser;
@@ -847,6 +905,7 @@ int main(void)
         RELEASE_TEST(an_emptied_scratch_is_no_hole),
         RELEASE_TEST(a_scratch_emptied_at_any_moment_of_the_question_is_no_hole),
         RELEASE_TEST(a_release_at_any_moment_of_a_read_gives_its_bytes_or_an_error),
+        RELEASE_TEST(a_view_that_ends_while_its_entry_is_copied_is_not_whole),
         RELEASE_TEST(what_a_writer_was_about_to_keep_is_freed),
         RELEASE_TEST(a_write_at_any_moment_of_a_release_keeps_nothing),
         RELEASE_TEST(what_was_released_stays_so_when_the_server_is_killed),
