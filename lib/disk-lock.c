@@ -15,6 +15,8 @@
 /* How long a guest's server waits for the daemon to finish a boundary of an offline disk. */
 #define PATIENCE_MS 5000u
 #define RETRY_MS    10u
+/* And for one that has the lock to write into it who it is: until then a former server is named. */
+#define NAME_RETRIES 3u
 
 static void lock_read_holder(struct varve_world *w, int fd, struct varve_disk_holder *h)
 {
@@ -45,6 +47,7 @@ int varve_disk_lock_take(struct varve_world *w, const struct varve_paths *p, con
     uint64_t until = w->monotonic_ns(w) + PATIENCE_MS * UINT64_C(1000000);
     struct varve_disk_holder h;
     char path[PATH_MAX];
+    unsigned others = 0;
     int fd, r;
 
     varve_path_lock(p, path);
@@ -53,7 +56,11 @@ int varve_disk_lock_take(struct varve_world *w, const struct varve_paths *p, con
         return varve_err_sys(err, -fd, "cannot open %s", path);
     while ((r = w->lock(w, fd, true)) == -EAGAIN) {
         lock_read_holder(w, fd, &h);
-        if (strcmp(h.role, "varved") != 0 || w->monotonic_ns(w) >= until) {
+        if (strcmp(h.role, "varved") == 0)
+            others = 0;
+        else
+            others++;
+        if (others > NAME_RETRIES || w->monotonic_ns(w) >= until) {
             w->close(w, fd);
             return varve_err_set(err, EBUSY, "disk %s is in use: %s, pid %d, serves it", name,
                                  h.role, h.pid);

@@ -378,6 +378,28 @@ static void a_disk_in_use_is_refused_naming_the_pid(void **state)
     core_start(&c);
 }
 
+static int (*real_lock)(struct varve_world *w, int fd, bool exclusive);
+static unsigned lock_tries;
+
+static int lock_taken_at_first(struct varve_world *w, int fd, bool exclusive)
+{
+    return lock_tries++ == 0 ? -EAGAIN : real_lock(w, fd, exclusive);
+}
+
+/* The daemon has the lock for a moment, and has not yet written over who had it before. */
+static void a_lock_whose_holder_has_no_name_yet_is_tried_again(void **state)
+{
+    (void)state;
+    core_start(&c);
+    core_stop(&c);
+    real_lock = c.machine.lock;
+    lock_tries = 0;
+    c.machine.lock = lock_taken_at_first;
+    assert_int_equal(core_try_start(&c, NULL), 0);
+    assert_int_equal(lock_tries, 2);
+    c.machine.lock = real_lock;
+}
+
 static void existing_only_makes_nothing(void **state)
 {
     char path[PATH_MAX + 8];
@@ -1024,6 +1046,7 @@ int main(void)
         TRACKER_TEST(state_of_another_format_is_refused_and_left_alone),
         TRACKER_TEST(runtime_files_of_a_newer_layout_are_refused),
         TRACKER_TEST(a_disk_in_use_is_refused_naming_the_pid),
+        TRACKER_TEST(a_lock_whose_holder_has_no_name_yet_is_tried_again),
         TRACKER_TEST(existing_only_makes_nothing),
         TRACKER_TEST(a_prepared_epoch_of_a_dead_server_is_given_up_and_its_number_with_it),
         TRACKER_TEST(a_view_opened_by_a_server_that_died_before_its_swap_is_none),
