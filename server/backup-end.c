@@ -159,8 +159,25 @@ static int draft_succeed(struct varve_catalogue *draft, const struct varve_cat_b
     return 0;
 }
 
-/* What the bitmap held at the boundary, without what was released, with what was answered with an
- * error; NULL: nothing was released, or that cannot be told, with err. */
+/* What was released and can have been copied before: what is lost to the view cannot, unless it was
+ * read before it was lost, which nobody knows. */
+static int released_copied(const struct varve_backup_disk *bd, struct varve_bitmap *released,
+                           struct varve_bitmap *lost, struct varve_err *err)
+{
+    struct varve_source *source = bd->served->source;
+    int rc = varve_view_or_released(source, &bd->served->view, released, err);
+
+    if (rc == 0)
+        rc = varve_view_or_lost(source, &bd->served->view, lost, err);
+    for (size_t i = 0; rc == 0 && i < varve_bitmap_nwords(lost); i++) {
+        released->words[i] &= ~lost->words[i];
+        lost->words[i] = 0;
+    }
+    return rc;
+}
+
+/* What the bitmap held at the boundary, without what was released, with what was lost or answered
+ * with an error; NULL: nothing was released, or that cannot be told, with err. */
 static struct varve_bitmap *bitmap_unreleased(const struct varve_backup_disk *bd,
                                               const struct varve_cat_backup_disk *cbd,
                                               struct varve_err *err)
@@ -173,7 +190,7 @@ static struct varve_bitmap *bitmap_unreleased(const struct varve_backup_disk *bd
                              : varve_err_set(err, ENOMEM, "no memory for a map");
 
     if (rc == 0)
-        rc = varve_view_or_released(bd->served->source, &bd->served->view, released, err);
+        rc = released_copied(bd, released, map, err); /* the map is empty again */
     if (rc == 0 && varve_bitmap_find(released, 0, true) == released->nbits)
         rc = -ENODATA;
     if (rc == 0)

@@ -351,6 +351,25 @@ def what_was_released_counts_as_copied_in_mode_always():
 
 
 @test
+def what_was_lost_is_not_copied_because_it_was_released():
+    """Preimages of 5 and 9 are lost (a scratch of 256 KiB), and nobody asks for them before all is
+    released: in mode always the bitmap keeps them when the backup fails."""
+    with Disk(16 * M, "64K", scratch_max="256K", on_scratch_full="degrade") as (s, c, q):
+        c.write(0, b"z" * M)    # preimages of holes take no space
+        add(q, "b")
+        c.write(0, b"x" * M)
+        change(q, "disable", "b")
+        ident, _ = backups.begin(q, [{"disk": "vda", "bitmap": "b", "bitmap-mode": "always"}],
+                                 release=True)
+        for i in (0, 1, 2, 3, 5, 9):
+            c.write(i * G64, b"y" * G64)
+        with s.connect("vda") as r:
+            r.trim(0, 12 * G64)
+        backups.end(q, ident, False)
+        assert frozen(s, q, ["b"])["b"] == {5, 9, 12, 13, 14, 15}, frozen(s, q, ["b"])
+
+
+@test
 def a_missing_epoch_makes_inconsistent_by_name():
     """The bitmap that needs it, and no other; it can be removed, and only that."""
     with Disk() as (s, c, q):
