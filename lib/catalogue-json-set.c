@@ -147,6 +147,8 @@ json_t *varve_cat_bitmap_dump(const struct varve_cat_bitmap *b, bool *bad)
     put(o, "granularity", json_integer((json_int_t)b->granularity), bad);
     if (b->transient)
         put(o, "transient", json_true(), bad);
+    if (b->since)
+        put(o, "since", json_integer((json_int_t)b->since), bad);
     set_dump(o, &b->set, bad);
     return o;
 }
@@ -166,7 +168,9 @@ int varve_cat_bitmap_parse(json_t *o, struct varve_cat_disk *d, struct varve_err
                    ? varve_err_set(err, EUCLEAN, "bitmap '%.300s' stands in it twice", name)
                    : rc;
     b->transient = json_is_true(json_object_get(o, "transient"));
-    return set_parse(o, &b->set, err);
+    if (json_object_get(o, "since")) /* older ones have none */
+        rc = get_u63(o, "since", &b->since, err);
+    return rc < 0 ? rc : set_parse(o, &b->set, err);
 }
 
 json_t *varve_cat_from_dump(const struct varve_cat_backup_disk *d, bool *bad)

@@ -45,6 +45,9 @@ struct varve_cat_bitmap {
     char *name;           /* 1 to VARVE_BITMAP_NAME_MAX bytes of UTF-8, owned */
     uint64_t granularity; /* bytes, as its readers see it; not less than a block */
     bool transient;       /* goes when the daemon ends */
+    /* The first boundary at which it had what it has now, but for what was added: from then on
+     * nobody made, cleared or moved it.  0: not known. */
+    uint64_t since;
     struct varve_change_set set;
 };
 

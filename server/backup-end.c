@@ -119,14 +119,22 @@ static struct varve_cat_bitmap *bitmap_of(struct varve_catalogue *draft,
     return m && varve_change_set_equal(&m->set, &cbd->set) ? m : NULL;
 }
 
+/* What becomes of a bitmap now is what it has at the next boundary. */
+static uint64_t bitmap_since(const struct varve_backup_disk *bd)
+{
+    return varve_disk_live_epoch(bd->disk) + 1;
+}
+
 /* The bitmap has what was written since the backup's boundary, and what the backup could not
  * deliver. */
-static int bitmap_move(struct varve_cat_bitmap *m, const struct varve_cat_backup_disk *cbd,
-                       const struct varve_change_set *heal, struct varve_err *err)
+static int bitmap_move(struct varve_cat_bitmap *m, const struct varve_backup_disk *bd,
+                       const struct varve_cat_backup_disk *cbd, const struct varve_change_set *heal,
+                       struct varve_err *err)
 {
     bool records = varve_change_set_records(&m->set);
 
     varve_change_set_clear(&m->set);
+    m->since = bitmap_since(bd);
     if ((records && varve_change_set_add_span(&m->set, cbd->boundary, VARVE_SPAN_OPEN) < 0) ||
         varve_change_set_add_ranges(&m->set, heal->ranges, heal->nranges) < 0)
         return varve_err_set(err, ENOMEM, "no memory for bitmap '%.200s'", m->name);
@@ -146,12 +154,12 @@ static int draft_succeed(struct varve_catalogue *draft, const struct varve_cat_b
         struct varve_change_set heal = {.nranges = 0};
         int rc = 0;
 
-        if (b && (p || m))
+        if (p || m)
             rc = heal_of(&b->disks[i], cbd, &heal, err);
         if (rc == 0 && p)
             rc = heal_checkpoint(p, &heal, err);
         if (rc == 0 && m)
-            rc = bitmap_move(m, cbd, &heal, err);
+            rc = bitmap_move(m, &b->disks[i], cbd, &heal, err);
         varve_change_set_clear(&heal);
         if (rc < 0)
             return rc;
@@ -236,8 +244,10 @@ static void bitmap_drop_released(struct varve_cat_bitmap *m, const struct varve_
                   m->name, err.msg);
     free(map);
     varve_change_set_clear(rc == 0 ? &m->set : &set);
-    if (rc == 0)
+    if (rc == 0) {
         m->set = set;
+        m->since = bitmap_since(bd);
+    }
 }
 
 static void draft_fail(struct varve_catalogue *draft, const struct varve_cat_backup *cb,
@@ -323,7 +333,12 @@ static int end_check(struct varve_daemon *d, const struct varve_cat_backup *cb,
     if (cb->state == VARVE_BACKUP_BROKEN)
         return varve_err_set(err, EINVAL, "Backup '%s' is broken (%s): end it with success false",
                              cb->id, cb->reason);
-    for (size_t i = 0; b && i < b->ndisks; i++) {
+    if (!b)
+        return varve_err_set(err, EINVAL,
+                             "Backup '%s' could not go on when the daemon was started: end it with "
+                             "success false",
+                             cb->id);
+    for (size_t i = 0; i < b->ndisks; i++) {
         const struct varve_backup_disk *bd = &b->disks[i];
 
         if (bd->served && varve_served_view_check(bd->served, &why) == -ESTALE)

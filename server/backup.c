@@ -142,13 +142,16 @@ static bool checkpoint_is_base(const struct varve_catalogue *c,
     return p->epoch < boundary && (!own || !varve_cat_backup_open(own));
 }
 
-/* One that was cleared since the boundary (a daemon that starts may meet that), or is empty, would
- * say that nothing changed; one called like a checkpoint stands behind that. */
+/* A daemon that starts may meet one that was made, cleared or moved since the boundary: it does not
+ * hold any more what this backup's clients began with.  One that is empty would say that nothing
+ * changed; one called like a checkpoint stands behind that. */
 static bool bitmap_is_base(const struct varve_cat_disk *cd, const struct varve_cat_bitmap *b,
                            uint64_t boundary)
 {
     bool any = b->set.has_blocks || b->set.nranges > 0;
 
+    if (b->since > boundary)
+        return false;
     for (size_t i = 0; i < b->set.nspans; i++) {
         if (b->set.spans[i].first > boundary)
             return false;

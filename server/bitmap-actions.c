@@ -270,6 +270,7 @@ static int add_apply(struct varve_tx *tx, struct varve_action *a, struct varve_e
     if (rc < 0)
         return rc;
     b->transient = c->transient;
+    b->since = varve_tx_since(tx, c->disk);
     return c->disabled ? 0 : record(tx, c->disk, &b->set, err);
 }
 
@@ -297,6 +298,7 @@ static int clear_apply(struct varve_tx *tx, struct varve_action *a, struct varve
         return rc;
     records = varve_change_set_records(&b->set);
     varve_change_set_clear(&b->set);
+    b->since = varve_tx_since(tx, c->disk);
     varve_tx_tidy(tx, c->disk);
     return records ? record(tx, c->disk, &b->set, err) : 0;
 }
@@ -345,6 +347,7 @@ static int copy_apply(struct varve_tx *tx, struct varve_action *a, struct varve_
         return rc;
     from = &cd->bitmaps[index];
     to->transient = from->transient;
+    to->since = varve_tx_since(tx, c->disk);
     return varve_change_set_copy(&to->set, &from->set) < 0
                ? varve_err_set(err, ENOMEM, "no memory for a bitmap")
                : 0;

@@ -113,6 +113,15 @@ int varve_tx_boundary(struct varve_tx *tx, struct varve_disk *disk, uint64_t *ep
     return 0;
 }
 
+uint64_t varve_tx_since(struct varve_tx *tx, struct varve_disk *disk)
+{
+    const struct varve_boundary_disk *at = tx_at(tx, disk);
+
+    if (tx->trial)
+        return VARVE_TX_TO_COME;
+    return at ? at->epoch : varve_disk_live_epoch(disk) + 1;
+}
+
 int varve_tx_view(struct varve_tx *tx, struct varve_disk *disk, uint64_t view, uint64_t *epoch,
                   struct varve_err *err)
 {

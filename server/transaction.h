@@ -86,7 +86,11 @@ static inline bool varve_tx_is_trial(const struct varve_tx *tx)
 int varve_tx_boundary(struct varve_tx *tx, struct varve_disk *disk, uint64_t *epoch,
                       struct varve_err *err);
 
-/* The same, and a view with that id is opened there.  -EBUSY: another one is. */
+/* The first boundary that has what the transaction does to the disk: its own, or the next one that
+ * anybody makes. */
+uint64_t varve_tx_since(struct varve_tx *tx, struct varve_disk *disk);
+
+/* As varve_tx_boundary, and a view with that id is opened there.  -EBUSY: another one is. */
 int varve_tx_view(struct varve_tx *tx, struct varve_disk *disk, uint64_t view, uint64_t *epoch,
                   struct varve_err *err);
 

@@ -253,6 +253,49 @@ def bitmaps_survive_daemon_and_plugin_and_transient_ones_do_not_survive_the_daem
 
 
 @test
+def a_bitmap_that_changed_meanwhile_is_no_base_after_a_restart():
+    """What vda@NAME tells is what NAME held at the backup's instant.  Others are moved by the end of
+    another backup, cleared and filled again, or made anew before the daemon restarts: their exports
+    are gone, rather than tell less than before under the same name."""
+    def offered(s, name):
+        try:
+            return blocks_of(s, "vda@" + name, name, G64)
+        except nbdclient.OptError as e:
+            assert e.reply == nbdclient.REP_ERR_UNKNOWN, e
+            return None
+    with Disk() as (s, c, q):
+        for name in ("stays", "moved", "filled", "anew"):
+            add(q, name)
+        write(c, G0)
+        for name in ("filled", "anew"):
+            change(q, "disable", name)
+        add(q, "little")
+        c.write(5 * G64, b"x")
+        change(q, "disable", "little")
+        first, _ = backups.begin(q, [{"disk": "vda", "bitmap": "moved", "export": "first"}])
+        ident, _ = backups.begin(q, [{"disk": "vda"}])
+        old = {0, 16, 512, 1023}
+        before = {"stays": old | {5}, "moved": old | {5}, "filled": old, "anew": old, "little": {5}}
+        assert {n: offered(s, n) for n in before} == before
+        backups.end(q, first)
+        change(q, "clear", "filled")
+        merge(q, "filled", ["little"])
+        change(q, "remove", "anew")
+        q.cmd(PREFIX + "copy", node="vda", name="little", target="anew")
+        assert {n: offered(s, n) for n in ("stays", "little")} == {"stays": old | {5}, "little": {5}}
+        s.kill(s.daemon)
+        s.start_daemon()
+        s.wait_disk("vda", "live")
+        assert {n: offered(s, n) for n in before} == {
+            "stays": old | {5}, "moved": None, "filled": None, "anew": None, "little": {5}}
+        with s.qmp() as q2:
+            backups.end(q2, ident)
+            # Of the next backup they are bases again.
+            assert frozen(s, q2, ("moved", "filled", "anew")) == {
+                "moved": set(), "filled": {5}, "anew": {5}}
+
+
+@test
 def a_bitmap_that_a_backup_uses_is_busy():
     """For everybody, but for backups that never move it; and afterwards it is not."""
     with Disk() as (s, c, q):

@@ -41,6 +41,7 @@ static struct varve_catalogue *sample(void)
     p->heal[0] = (struct varve_cat_range){65536, 4096};
     p->heal[1] = (struct varve_cat_range){1 << 20, 1 << 20};
     assert_int_equal(varve_catalogue_add_bitmap(a, "b\xc3\xa4r/@+\n", 65536, &m, NULL), 0);
+    m->since = 7;
     assert_int_equal(varve_change_set_add_span(&m->set, 2, 4), 0);
     assert_int_equal(varve_change_set_add_span(&m->set, 7, VARVE_SPAN_OPEN), 0);
     assert_int_equal(varve_change_set_add_ranges(&m->set, p->heal, 2), 0);
@@ -119,6 +120,7 @@ static void bitmaps_come_back(void **state)
     assert_non_null(m);
     assert_int_equal(m->granularity, 65536);
     assert_false(m->transient || m->set.has_blocks);
+    assert_int_equal(m->since, 7);
     assert_int_equal(m->set.nspans, 2);
     assert_int_equal(m->set.spans[0].end, 4);
     assert_true(varve_change_set_records(&m->set));
