@@ -141,6 +141,35 @@ static int bitmap_move(struct varve_cat_bitmap *m, const struct varve_backup_dis
     return 0;
 }
 
+static bool bitmap_begins_at(const struct varve_cat_bitmap *m, uint64_t boundary)
+{
+    for (size_t i = 0; i < m->set.nspans; i++) {
+        if (m->set.spans[i].first == boundary)
+            return true;
+    }
+    return false;
+}
+
+/* Bitmaps that begin at the backup's instant, as those added in its transaction do, are bases by
+ * it, too: they have what it could not deliver; *any: there are some.  One that another backup uses
+ * differs by that from what it was at that one's beginning, so it stays where it is. */
+static int bitmaps_heal(struct varve_catalogue *draft, const struct varve_cat_backup_disk *cbd,
+                        const struct varve_change_set *heal, bool *any, struct varve_err *err)
+{
+    struct varve_cat_disk *cd = varve_catalogue_disk(draft, cbd->uuid);
+
+    for (size_t i = 0; cd && i < cd->nbitmaps; i++) {
+        struct varve_cat_bitmap *m = &cd->bitmaps[i];
+
+        if (!bitmap_begins_at(m, cbd->boundary))
+            continue;
+        *any = true;
+        if (varve_change_set_add_ranges(&m->set, heal->ranges, heal->nranges) < 0)
+            return varve_err_set(err, ENOMEM, "no memory for bitmap '%.200s'", m->name);
+    }
+    return 0;
+}
+
 static int draft_succeed(struct varve_catalogue *draft, const struct varve_cat_backup *cb,
                          const struct varve_backup *b, struct varve_err *err)
 {
@@ -152,14 +181,17 @@ static int draft_succeed(struct varve_catalogue *draft, const struct varve_cat_b
                 : NULL;
         struct varve_cat_bitmap *m = cbd->mode == VARVE_BITMAP_NEVER ? NULL : bitmap_of(draft, cbd);
         struct varve_change_set heal = {.nranges = 0};
-        int rc = 0;
+        bool others = false;
+        int rc = bitmaps_heal(draft, cbd, &heal, &others, err); /* whether there are any */
 
-        if (p || m)
+        if (rc == 0 && (p || m || others))
             rc = heal_of(&b->disks[i], cbd, &heal, err);
         if (rc == 0 && p)
             rc = heal_checkpoint(p, &heal, err);
         if (rc == 0 && m)
             rc = bitmap_move(m, &b->disks[i], cbd, &heal, err);
+        if (rc == 0 && others)
+            rc = bitmaps_heal(draft, cbd, &heal, &others, err);
         varve_change_set_clear(&heal);
         if (rc < 0)
             return rc;

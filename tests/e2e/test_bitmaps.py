@@ -355,6 +355,32 @@ def failed_reads_are_dirty_in_the_moved_bitmap():
 
 
 @test
+def failed_reads_are_dirty_in_bitmaps_that_begin_with_the_backup():
+    """A full backup and the bitmap for the next one, in one transaction: block 4 is the neighbour of
+    a lost one in a read that failed, and was not written.  One that is older has its bytes elsewhere."""
+    with Disk(16 * M, "64K", scratch_max="256K", on_scratch_full="degrade") as (s, c, q):
+        c.write(0, b"z" * M)
+        add(q, "older")
+        q.cmd("transaction", actions=[
+            {"type": PREFIX + "add", "data": {"node": "vda", "name": "new"}},
+            {"type": "backup-begin", "data": {"id": "full", "disks": [{"disk": "vda"}]}}])
+        q.cmd(PREFIX + "copy", node="vda", name="new", target="twin")
+        add(q, "later")
+        for i in (0, 1, 2, 3, 5, 9):
+            c.write(i * G64, b"y" * G64)
+        with s.connect("vda") as r:
+            try:
+                r.read(4 * G64, 2 * G64)
+                raise AssertionError("a lost block was read")
+            except nbdclient.NBDError:
+                pass
+        backups.end(q, "full")
+        written = {0, 1, 2, 3, 5, 9}
+        assert frozen(s, q, ("older", "new", "twin", "later")) == {
+            "older": written, "new": written | {4}, "twin": written | {4}, "later": written}
+
+
+@test
 def what_was_released_counts_as_copied_in_mode_always():
     """And in no other mode, if the backup fails: 6 blocks, of which 15 and 512 are released, 16 in
     half; block 0 is released and then asked for in vain, so it is not believed to be copied."""
