@@ -26,7 +26,8 @@ static void listener_on_pause_over(uv_timer_t *timer)
 
 static void listener_pause(struct varve_nbd_listener *l, const char *why)
 {
-    if (!l->short_of && l->options->log)
+    if (!l->short_of && l->options->log &&
+        varve_nbd_clients_may_log(l->clients, uv_hrtime() / 1000000000u))
         l->options->log("NBD clients wait at %s: %s", l->where, why);
     l->short_of = true;
     uv_poll_stop(&l->poll);

@@ -267,19 +267,20 @@ static int options_take(struct varve_options *o, int code, const char *name, cha
 static int options_network_threads(struct varve_options *o, struct varve_err *err)
 {
     long cpus = sysconf(_SC_NPROCESSORS_ONLN);
-    unsigned n = NETWORK_THREADS_DEFAULT;
+    unsigned n = NETWORK_THREADS_DEFAULT, most;
 
     o->nbd.pool_threads = o->threads;
-    if (o->nbd.network_threads > o->threads)
-        return varve_err_set(err, EINVAL, "--network-threads %u: more than --threads %u",
-                             o->nbd.network_threads, o->threads);
+    most = o->threads / 4 ? o->threads / 4 : 1;
+    if (o->nbd.network_threads > most)
+        return varve_err_set(err, EINVAL,
+                             "--network-threads %u: more than a fourth of --threads %u, of which "
+                             "each takes its part; at most %u",
+                             o->nbd.network_threads, o->threads, most);
     if (o->nbd.network_threads)
         return 0;
     if (cpus > 0 && (unsigned long)cpus < n)
         n = (unsigned)cpus;
-    if (n > o->threads / 4)
-        n = o->threads / 4;
-    o->nbd.network_threads = n ? n : 1;
+    o->nbd.network_threads = n < most ? n : most;
     return 0;
 }
 

@@ -6,6 +6,7 @@ import re
 import socket
 import sys
 
+import nbdclient
 import qmpclient
 from harness import VARVED, Stack, can_connect, wait_for
 from tap import Skip, main, test
@@ -200,6 +201,23 @@ def without_files_to_spare_clients_wait_and_nothing_spins():
         for c in many[50:]:
             assert greets(c)
             c.close()
+
+
+@test
+def network_threads_leave_each_other_threads_to_read_with():
+    """One hanging disk must not take all: each network thread has at least four, or is the only one."""
+    with Stack() as s:
+        p = s.spawn("varved", [VARVED, "--state-dir", s.state, "--runtime-dir", s.runtime, "--threads",
+                               "8", "--network-threads", "3"])
+        s.started.remove(p)
+        assert p.wait(60) == 2
+        assert "at most 2" in open(p.log).read(), open(p.log).read()
+    for threads, network in ((8, 2), (3, 1), (1, 1)):
+        with Stack() as s:
+            s.start_daemon("--threads", threads, "--network-threads", network)
+            with nbdclient.NBD(s.nbd) as c:
+                c.client_flags()
+                assert not c.list_exports()
 
 
 if __name__ == "__main__":
