@@ -270,6 +270,8 @@ def stalled_clients_together_cost_little_and_leave_the_others_their_part(s):
         bound = 64 * M + 2 * 8 * M + 60 * 260 * K + 32 * M
         if "thread" in os.environ.get("SANITIZER", ""):
             bound *= 5  # ThreadSanitizer's shadow of each byte
+        if "address" in os.environ.get("SANITIZER", ""):
+            bound += 64 * M  # AddressSanitizer's quarantine of 16 MiB, and its red zones
         must(grown < bound, "it grew by %d MiB", grown >> 20)
         for c in bad:
             c.close()

@@ -101,7 +101,9 @@ def hundreds_of_checkpoints_cost_what_was_written_and_nothing_else():
             diag("create: %d bytes, %d calls; then %d, %d" % (
                 made[10].bytes, made[10].calls, made[MANY - 1].bytes, made[MANY - 1].calls))
             assert made[MANY - 1].files == made[10].files, (made[MANY - 1].files, made[10].files)
-            assert made[MANY - 1].bytes <= made[10].bytes + M, "creating reads old epochs' maps"
+            # Once a minute a tick reads the live map, for the rate of backup-estimate; the old ones
+            # are MANY times as much.
+            assert made[MANY - 1].bytes <= made[10].bytes + MAP + M, "creating reads old epochs' maps"
             assert maps(s) == MANY + 1
 
             # All their maps are MANY times 16 MiB.
