@@ -28,7 +28,8 @@ def vnb(h, backups, targets):
     """Makes the backups, and restores them with virtnbdrestore's code: {file: [backup, ...]}.  nbdkit
     serves the files."""
     need("virtnbdbackup", "nbdkit")
-    here = shutil.copy(os.path.join(HERE, "vnb.py"), h.s.path("vnb.py"))  # where a root sees it
+    # Where a root sees it; not with the mode of a source that may be read-only (make distcheck).
+    here = shutil.copyfile(os.path.join(HERE, "vnb.py"), h.s.path("vnb.py"))
     os.makedirs(h.s.path("vnb"))
     servers, jobs = [], list(backups)
     try:
