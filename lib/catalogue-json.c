@@ -65,8 +65,6 @@ static json_t *backup_disk_dump(const struct varve_cat_backup_disk *d, bool *bad
     put(o, "bytes-read", json_integer((json_int_t)d->bytes_read), bad);
     if (d->bytes_released)
         put(o, "bytes-released", json_integer((json_int_t)d->bytes_released), bad);
-    if (d->restarted)
-        put(o, "restarted", json_true(), bad);
     if (d->bitmap)
         put(o, "from", varve_cat_from_dump(d, bad), bad);
     return o;
@@ -203,7 +201,6 @@ static int backup_disk_parse(json_t *o, struct varve_cat_backup_disk *d, struct 
         return rc;
     for (unsigned i = 0; i < 8; i++)
         d->view = d->view << 8 | view[i];
-    d->restarted = json_is_true(json_object_get(o, "restarted"));
     if (!bitmap || strlen(bitmap) > VARVE_BITMAP_NAME_MAX)
         return bad_value("exportbitmap", err);
     d->exportbitmap = strdup(bitmap);

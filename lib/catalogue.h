@@ -95,7 +95,6 @@ struct varve_cat_backup_disk {
     uint64_t dirty_bytes;
     uint64_t bytes_read; /* by clients, once it has ended */
     uint64_t bytes_released; /* the same */
-    bool restarted;      /* a daemon ended while it ran: what it answered is forgotten */
 };
 
 struct varve_cat_backup {

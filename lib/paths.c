@@ -127,6 +127,11 @@ char *varve_path_done(const struct varve_paths *p, uint64_t view, char *buf)
     return path_below(buf, p->runtime, "view-%016" PRIx64 ".done", view);
 }
 
+char *varve_path_failed(const struct varve_paths *p, uint64_t view, char *buf)
+{
+    return path_below(buf, p->runtime, "view-%016" PRIx64 ".failed", view);
+}
+
 char *varve_path_link(const struct varve_paths *p, char *buf)
 {
     return path_below(buf, p->runtime, VARVE_LINK_SOCKET);

@@ -12,6 +12,7 @@
  *     RUNTIME/NAME/epoch-N.live        bits of epoch N as they are set
  *     RUNTIME/NAME/epoch-N.lost        blocks of epoch N whose preimage could not be kept
  *     RUNTIME/NAME/view-ID.done        what a view does not need (lib/control.h)
+ *     RUNTIME/NAME/view-ID.failed      blocks of it that clients got errors for (server/failed-reads.h)
  *     RUNTIME/NAME/link.sock           the link
  */
 #ifndef VARVE_LIB_PATHS_H
@@ -48,6 +49,7 @@ char *varve_path_control(const struct varve_paths *p, char *buf);
 char *varve_path_live(const struct varve_paths *p, uint64_t epoch, char *buf);
 char *varve_path_lost(const struct varve_paths *p, uint64_t epoch, char *buf);
 char *varve_path_done(const struct varve_paths *p, uint64_t view, char *buf);
+char *varve_path_failed(const struct varve_paths *p, uint64_t view, char *buf);
 char *varve_path_link(const struct varve_paths *p, char *buf);
 
 /* "epoch-F-L.map" taken apart.  False: it is not such a name. */

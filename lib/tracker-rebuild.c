@@ -46,7 +46,8 @@ static int remove_runtime_file(void *arg, const char *name)
     bool runtime = strcmp(name, "control") == 0 ||
                    (len > 5 && (strcmp(name + len - 5, ".live") == 0 ||
                                 strcmp(name + len - 5, ".lost") == 0 ||
-                                strcmp(name + len - 5, ".done") == 0));
+                                strcmp(name + len - 5, ".done") == 0)) ||
+                   (len > 7 && strcmp(name + len - 7, ".failed") == 0);
 
     if ((scratch || runtime) &&
         snprintf(path, sizeof(path), "%s/%s", s->dir, name) < (int)sizeof(path))

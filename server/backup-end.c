@@ -45,38 +45,13 @@ static int heal_ranges(const struct varve_geometry *g, const struct varve_bitmap
     return 0;
 }
 
-/* Errors that a former daemon answered are forgotten: then all that the backup offered counts. */
-static int heal_collect(const struct varve_backup_disk *bd, const struct varve_cat_backup_disk *cbd,
-                        struct varve_bitmap *map, bool *any, struct varve_err *err)
-{
-    const struct varve_bitmap *offered;
-    struct varve_backup_counts n;
-    int rc;
-
-    *any = varve_served_view_or_failed(bd->served, map);
-    varve_backup_count(bd, &n);
-    if (!cbd->restarted || n.lost_bytes == 0)
-        return 0;
-    rc = varve_changes_get(bd->changes, &offered, err);
-    if (rc < 0)
-        return rc;
-    if (offered)
-        varve_bitmap_or(map, offered);
-    else
-        varve_bitmap_set(map, 0, map->nbits);
-    varve_changes_put(bd->changes);
-    *any = true;
-    return 0;
-}
-
 /* What clients of the disk got errors for; *out is the caller's to clear. */
-static int heal_of(const struct varve_backup_disk *bd, const struct varve_cat_backup_disk *cbd,
-                   struct varve_change_set *out, struct varve_err *err)
+static int heal_of(const struct varve_backup_disk *bd, struct varve_change_set *out,
+                   struct varve_err *err)
 {
     const struct varve_geometry *g = &bd->disk->identity.geometry;
     struct varve_bitmap *map;
-    bool any;
-    int rc;
+    int rc = 0;
 
     memset(out, 0, sizeof(*out));
     if (!bd->served)
@@ -84,8 +59,7 @@ static int heal_of(const struct varve_backup_disk *bd, const struct varve_cat_ba
     map = varve_bitmap_new(g->nblks);
     if (!map)
         return varve_err_set(err, ENOMEM, "no memory for a map");
-    rc = heal_collect(bd, cbd, map, &any, err);
-    if (rc == 0 && any && heal_ranges(g, map, out) < 0)
+    if (varve_failed_reads_or(bd->served->failed, map) && heal_ranges(g, map, out) < 0)
         rc = varve_err_set(err, ENOMEM, "no memory for a map");
     free(map);
     return rc;
@@ -185,7 +159,7 @@ static int draft_succeed(struct varve_catalogue *draft, const struct varve_cat_b
         int rc = bitmaps_heal(draft, cbd, &heal, &others, err); /* whether there are any */
 
         if (rc == 0 && (p || m || others))
-            rc = heal_of(&b->disks[i], cbd, &heal, err);
+            rc = heal_of(&b->disks[i], &heal, err);
         if (rc == 0 && p)
             rc = heal_checkpoint(p, &heal, err);
         if (rc == 0 && m)
@@ -239,7 +213,7 @@ static struct varve_bitmap *bitmap_unreleased(const struct varve_backup_disk *bd
         varve_changes_round(g, cbd->granularity, map);
         for (size_t i = 0; i < varve_bitmap_nwords(map); i++)
             map->words[i] &= ~released->words[i];
-        rc = heal_of(bd, cbd, &heal, err);
+        rc = heal_of(bd, &heal, err);
     }
     if (rc == 0)
         varve_disk_or_ranges(disk, heal.ranges, heal.nranges, map);
@@ -398,6 +372,10 @@ static void end_clean_up(struct varve_daemon *d, const char *id)
     const struct varve_cat_backup *cb = varve_catalogue_backup(d->catalogue, id);
     struct varve_backup *b = varve_backups_find(d, id);
 
+    for (size_t i = 0; b && i < b->ndisks; i++) {
+        if (b->disks[i].served)
+            varve_failed_reads_forget(b->disks[i].served->failed);
+    }
     if (b)
         varve_backup_withdraw(b);
     for (size_t i = 0; i < cb->ndisks; i++) {

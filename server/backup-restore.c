@@ -92,25 +92,21 @@ static int restore_backup(struct varve_daemon *d, const struct varve_cat_backup 
     return rc;
 }
 
-/* Readers of the former daemon may have been told errors that nobody remembers. */
-static void note_restart(struct varve_daemon *d)
+static bool view_is_open(void *arg, uint64_t view)
 {
-    struct varve_err err = VARVE_ERR_INIT;
-    struct varve_catalogue *draft = varve_daemon_draft(d, &err);
-    bool any = false;
+    const struct varve_disk *disk = arg;
+    const struct varve_catalogue *c = disk->daemon->catalogue;
 
-    for (size_t i = 0; draft && i < draft->nbackups; i++) {
-        struct varve_cat_backup *cb = &draft->backups[i];
+    for (size_t i = 0; i < c->nbackups; i++) {
+        const struct varve_cat_backup *cb = &c->backups[i];
 
         for (size_t k = 0; varve_cat_backup_open(cb) && k < cb->ndisks; k++) {
-            any = any || !cb->disks[k].restarted;
-            cb->disks[k].restarted = true;
+            if (cb->disks[k].view == view &&
+                memcmp(cb->disks[k].uuid, disk->identity.uuid, sizeof(disk->identity.uuid)) == 0)
+                return true;
         }
     }
-    if (!draft || !any)
-        varve_catalogue_free(draft);
-    else if (varve_daemon_commit(d, draft, &err) < 0)
-        varve_log("%s", err.msg);
+    return false;
 }
 
 void varve_backups_restore(struct varve_daemon *d)
@@ -118,7 +114,6 @@ void varve_backups_restore(struct varve_daemon *d)
     char id[VARVE_NAME_MAX + 1];
     size_t i = 0;
 
-    note_restart(d);
     /* Ending one commits another catalogue: begin again behind each. */
     while (i < d->catalogue->nbackups) {
         const struct varve_cat_backup *cb = &d->catalogue->backups[i];
@@ -139,4 +134,6 @@ void varve_backups_restore(struct varve_daemon *d)
         }
         i = 0;
     }
+    for (struct varve_disk *disk = d->disks; disk; disk = disk->next)
+        varve_failed_reads_sweep(d->w, &disk->paths, view_is_open, disk);
 }

@@ -56,6 +56,8 @@ server_libvarved_la_SOURCES = \
 	%D%/backup-begin.c \
 	%D%/backup-end.c \
 	%D%/backup-restore.c \
+	%D%/failed-reads.c \
+	%D%/failed-reads.h \
 	%D%/backup.c \
 	%D%/backup.h \
 	%D%/base.c \

@@ -26,7 +26,8 @@ varve_served_view_new(struct varve_disk *disk, uint64_t id, uint64_t boundary,
     v->arg = arg;
     pthread_mutex_init(&v->lock, NULL);
     v->allocation = varve_allocation_new(v->source, &v->view, &disk->identity.geometry);
-    if (!v->allocation) {
+    v->failed = varve_failed_reads_new(disk->daemon->w, &disk->paths, id, &disk->identity.geometry);
+    if (!v->allocation || !v->failed) {
         v->last_gone = NULL;
         varve_served_view_unref(v);
         return NULL;
@@ -47,9 +48,9 @@ void varve_served_view_unref(struct varve_served_view *v)
     if (v->last_gone)
         v->last_gone(v, v->arg);
     varve_allocation_free(v->allocation);
+    varve_failed_reads_free(v->failed);
     varve_source_unref(v->source);
     pthread_mutex_destroy(&v->lock);
-    free(v->failed);
     free(v->lost);
     free(v);
 }
@@ -67,20 +68,6 @@ static bool served_view_wait(struct varve_served_view *v, uint64_t *deadline, st
     varve_err_set(err, EIO, "Disk '%s': it is in an epoch whose files could not be had in time",
                   v->disk->name);
     return false;
-}
-
-void varve_served_view_note_failed(struct varve_served_view *v, uint64_t off, uint64_t len)
-{
-    const struct varve_geometry *g = &v->disk->identity.geometry;
-
-    pthread_mutex_lock(&v->lock);
-    if (!v->failed)
-        v->failed = varve_bitmap_new(g->nblks);
-    if (!v->failed)
-        v->failed_unknown = true;
-    else if (len > 0)
-        varve_bitmap_set(v->failed, off >> g->shift, ((off + len - 1) >> g->shift) + 1);
-    pthread_mutex_unlock(&v->lock);
 }
 
 static int served_view_check_image(struct varve_served_view *v, struct varve_err *err)
@@ -219,18 +206,4 @@ int varve_served_view_gone_run(struct varve_served_view *v, uint64_t off, uint64
     while (rc == -EAGAIN && served_view_wait(v, &deadline, err));
     *run_end = from + run_len;
     return rc == -EAGAIN ? -EIO : rc;
-}
-
-bool varve_served_view_or_failed(struct varve_served_view *v, struct varve_bitmap *into)
-{
-    bool any;
-
-    pthread_mutex_lock(&v->lock);
-    any = v->failed || v->failed_unknown;
-    if (v->failed_unknown)
-        varve_bitmap_set(into, 0, into->nbits);
-    else if (any)
-        varve_bitmap_or(into, v->failed);
-    pthread_mutex_unlock(&v->lock);
-    return any;
 }

@@ -10,6 +10,7 @@
 #include "lib/view.h"
 #include "server/allocation.h"
 #include "server/disk.h"
+#include "server/failed-reads.h"
 
 #include <pthread.h>
 #include <stdatomic.h>
@@ -20,16 +21,15 @@ struct varve_served_view {
     struct varve_view view;
     unsigned images; /* disk->images when it was opened */
     struct varve_allocation *allocation;
+    struct varve_failed_reads *failed;
 
     _Atomic unsigned refs;
     void (*last_gone)(struct varve_served_view *v, void *arg); /* any thread; then it is freed */
     void *arg;
 
-    pthread_mutex_t lock;        /* guards all down to lost_bytes; rank: a leaf */
-    struct varve_bitmap *failed; /* blocks of reads that were answered with an error; NULL: none */
-    bool failed_unknown;         /* there was no memory for it: any block may be one */
-    struct varve_bitmap *lost;   /* as of the last look; NULL: nothing was */
-    uint64_t lost_bytes;         /* that look's */
+    pthread_mutex_t lock;      /* guards all down to lost_bytes; rank: a leaf */
+    struct varve_bitmap *lost; /* as of the last look; NULL: nothing was */
+    uint64_t lost_bytes;       /* that look's */
     _Atomic bool stopping;       /* no more waiting for missing epochs */
 };
 
@@ -56,9 +56,6 @@ int varve_served_view_hole_run(struct varve_served_view *v, uint64_t off, uint64
 int varve_served_view_release(struct varve_served_view *v, uint64_t off, uint64_t len,
                               struct varve_err *err);
 
-/* Any thread: a client gets an error for this range. */
-void varve_served_view_note_failed(struct varve_served_view *v, uint64_t off, uint64_t len);
-
 /* Pool threads.  Looks whether more was lost since the last look; where nothing was, that costs
  * little.  Errors as of varve_view_usage, with the same patience. */
 int varve_served_view_look_lost(struct varve_served_view *v, struct varve_err *err);
@@ -70,8 +67,5 @@ bool varve_served_view_lost_run(struct varve_served_view *v, uint64_t off, uint6
 /* Pool threads.  As varve_view_gone_run, with the same patience; [off, *run_end) is the run. */
 int varve_served_view_gone_run(struct varve_served_view *v, uint64_t off, uint64_t end,
                                uint64_t *run_end, struct varve_err *err);
-
-/* ORs the blocks of failed reads into `into`; false: there were none. */
-bool varve_served_view_or_failed(struct varve_served_view *v, struct varve_bitmap *into);
 
 #endif

@@ -49,7 +49,7 @@ static int view_export_read_now(struct varve_export *e, void *buf, uint64_t off,
 
 static void view_export_read_failed(struct varve_export *e, uint64_t off, uint64_t len)
 {
-    varve_served_view_note_failed(of(e)->view, off, len);
+    varve_failed_reads_note(of(e)->view->failed, off, len);
 }
 
 static int view_export_release(struct varve_export *e, uint64_t off, uint64_t len,

@@ -1,12 +1,14 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: BSD-3-Clause
 """What survives the death of the daemon and of nbdkit: tracking, checkpoints, open backups."""
+import errno
 import os
 import signal
 import threading
 
 import backups
 from harness import K, M, Stack, wait_for
+from nbdclient import CMD_READ
 from qmpclient import QMPError
 from tap import main, rng, test
 from writers import Guests
@@ -74,6 +76,41 @@ def a_killed_daemon_comes_back_with_the_same_backups_and_bytes():
                     assert not [b for b in q.cmd("query-backups")
                                 if b["state"] in ("running", "degraded")]
             guests.stop()
+
+
+@test
+def what_clients_got_errors_for_before_a_kill_is_in_the_next_incremental():
+    """A read that spans a lost block fails as a whole, and so does one of an image that cannot be
+    read; the daemon is killed; the end with success comes to its successor.  The next incremental
+    has exactly these two ranges, and no file tells of them any more."""
+    content = b"".join(bytes([i % 251 + 1]) * BLOCK for i in range(SIZE // BLOCK))
+    with Stack() as s:
+        disk = s.start("vda", SIZE, content, granularity="64K", scratch_max="64K",
+                       on_scratch_full="degrade")
+        runtime = os.path.join(s.runtime, "vda")
+        with s.qmp() as q, disk.connect() as guest:
+            ident, _ = backups.begin(q, ["vda"], checkpoint="c")
+            guest.write(0, b"kept" + content[4:BLOCK])
+            guest.write(5 * M, b"lost" + content[5 * M + 4:5 * M + BLOCK])
+            os.truncate(disk.image, 32 * M)
+            with s.connect("vda") as c:
+                for off, length in ((4 * M + BLOCK, 2 * M), (40 * M, 3 * BLOCK)):
+                    c.send(CMD_READ, off, length)
+                    r = c.recv()
+                    assert r.error == errno.EIO, (off, r.error)
+            os.truncate(disk.image, SIZE)
+        s.kill(s.daemon)
+        s.start_daemon()
+        s.wait_disk("vda", "live")
+        with s.qmp() as q:
+            assert [f for f in os.listdir(runtime) if f.endswith(".failed")]
+            backups.end(q, ident)
+            wait_for("nothing is left of it",
+                     lambda: not [f for f in os.listdir(runtime) if f.endswith(".failed")])
+            ident, answer = backups.begin(q, [{"disk": "vda", "since": "c"}])
+            got = backups.dirty(s.nbd, "vda", answer["vda"]["context"])
+            assert got == [(0, BLOCK), (4 * M + BLOCK, 2 * M), (40 * M, 3 * BLOCK)], got
+            backups.end(q, ident, success=False)
 
 
 @test
