@@ -11,10 +11,13 @@
 #include "lib/epoch-file.h"
 
 #include <assert.h>
+#include <endian.h>
+#include <stddef.h>
 
 #define VARVE_EPOCH_MAGIC       "varvemap"
-#define VARVE_EPOCH_VERSION     2u
-#define VARVE_EPOCH_NO_TABLE    1u /* the version that has none */
+#define VARVE_EPOCH_VERSION     3u
+#define VARVE_EPOCH_NO_ID       2u /* the version whose head has none */
+#define VARVE_EPOCH_NO_TABLE    1u /* the version that has no table, and no id */
 #define VARVE_EPOCH_MARK_OFF    4096u
 #define VARVE_EPOCH_MARK_SECTOR 512u
 #define VARVE_EPOCH_TABLE_OFF   4608u
@@ -30,9 +33,20 @@ struct varve_epoch_head {
     uint8_t uuid[16];
     uint64_t size;
     uint64_t first, last, prev;
+    uint8_t id[VARVE_EPOCH_ID_LEN]; /* not in the file, and zero here, before version 3 */
 };
 
-static_assert(sizeof(struct varve_epoch_head) == 64, "the format's head");
+#define VARVE_EPOCH_HEAD_NO_ID 64u
+
+static_assert(offsetof(struct varve_epoch_head, id) == VARVE_EPOCH_HEAD_NO_ID &&
+                  sizeof(struct varve_epoch_head) == 80,
+              "the format's head");
+
+/* Bytes of the head as it stands in its file. */
+static inline size_t varve_epoch_head_bytes(const struct varve_epoch_head *head)
+{
+    return le32toh(head->version) <= VARVE_EPOCH_NO_ID ? VARVE_EPOCH_HEAD_NO_ID : sizeof(*head);
+}
 
 struct varve_epoch_mark {
     uint32_t state;

@@ -43,7 +43,7 @@ static char *path_tmp(char *tmp, const struct varve_paths *p, uint64_t first, ui
 
 static void head_encode(struct varve_epoch_head *head, const uint8_t uuid[16],
                         const struct varve_geometry *g, uint64_t first, uint64_t last,
-                        uint64_t prev)
+                        uint64_t prev, const uint8_t id[VARVE_EPOCH_ID_LEN])
 {
     memcpy(head->magic, VARVE_EPOCH_MAGIC, sizeof(head->magic));
     head->version = htole32(VARVE_EPOCH_VERSION);
@@ -53,6 +53,7 @@ static void head_encode(struct varve_epoch_head *head, const uint8_t uuid[16],
     head->first = htole64(first);
     head->last = htole64(last);
     head->prev = htole64(prev);
+    memcpy(head->id, id, sizeof(head->id));
 }
 
 /* Not durable yet.  The open mark is all zeroes. */
@@ -210,7 +211,7 @@ static int bits_and_mark_write(struct varve_world *w, int fd, const char *path,
 
     if (rc < 0)
         return rc;
-    varve_digest_update(&d, head, sizeof(*head));
+    varve_digest_update(&d, head, varve_epoch_head_bytes(head));
     rc = bits_write(w, fd, path, g, bits, has_table ? table : NULL, &d, zero_steps, err);
     if (rc == 0 && has_table) {
         varve_digest_update(&d, table, sizeof(table));
@@ -274,6 +275,7 @@ int varve_epoch_file_create(struct varve_world *w, const struct varve_paths *p,
     struct varve_epoch_file info;
     struct varve_err why;
     struct varve_epoch_head head;
+    uint8_t id[VARVE_EPOCH_ID_LEN];
     int fd, rc;
 
     if (prev >= epoch)
@@ -290,7 +292,10 @@ int varve_epoch_file_create(struct varve_world *w, const struct varve_paths *p,
     if (rc == 0 && info.state != VARVE_EPOCH_FILE_OPEN)
         return varve_err_set(err, EEXIST, "%s exists and holds an epoch's bits", path);
 
-    head_encode(&head, uuid, g, epoch, epoch, prev);
+    rc = w->random(w, id, sizeof(id));
+    if (rc < 0)
+        return varve_err_sys(err, -rc, "cannot get random numbers for %s", path);
+    head_encode(&head, uuid, g, epoch, epoch, prev, id);
     fd = w->open(w, tmp, O_RDWR | O_CREAT | O_TRUNC, 0644);
     if (fd < 0)
         return varve_err_sys(err, -fd, "cannot create %s", tmp);
@@ -405,6 +410,7 @@ int varve_epoch_file_reopen(struct varve_world *w, const struct varve_paths *p, 
 int varve_epoch_file_write_merged(struct varve_world *w, const struct varve_paths *p,
                                   const uint8_t uuid[16], const struct varve_geometry *g,
                                   uint64_t first, uint64_t last, uint64_t prev,
+                                  const uint8_t id[VARVE_EPOCH_ID_LEN],
                                   const struct varve_bitmap *bits, struct varve_err *err)
 {
     char path[PATH_MAX], tmp[PATH_MAX];
@@ -416,7 +422,7 @@ int varve_epoch_file_write_merged(struct varve_world *w, const struct varve_path
                              first, last);
     varve_path_epoch(p, first, last, path);
     path_tmp(tmp, p, first, last);
-    head_encode(&head, uuid, g, first, last, prev);
+    head_encode(&head, uuid, g, first, last, prev, id);
     fd = w->open(w, tmp, O_RDWR | O_CREAT | O_TRUNC, 0644);
     if (fd < 0)
         return varve_err_sys(err, -fd, "cannot create %s", tmp);

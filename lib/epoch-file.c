@@ -20,19 +20,22 @@ int varve_epoch_head_read(struct varve_world *w, int fd, const char *path, const
                           struct varve_epoch_head *head, struct varve_err *err)
 {
     ssize_t got = w->pread(w, fd, head, sizeof(*head), 0);
+    uint32_t version;
 
     if (got < 0)
         return varve_err_sys(err, (int)-got, "cannot read %s", path);
     if (got < (ssize_t)sizeof(*head) ||
         memcmp(head->magic, VARVE_EPOCH_MAGIC, sizeof(head->magic)) != 0)
         return varve_epoch_file_unusable(path, "it is not an epoch's map", err);
-    if (le32toh(head->version) != VARVE_EPOCH_VERSION &&
-        le32toh(head->version) != VARVE_EPOCH_NO_TABLE)
+    version = le32toh(head->version);
+    if (version < VARVE_EPOCH_NO_TABLE || version > VARVE_EPOCH_VERSION)
         return varve_err_set(err, ENOTSUP,
                              "%s has format %" PRIu32
                              ", this varve knows formats 1 to %u only: use "
                              "the version of varve that wrote it",
-                             path, le32toh(head->version), VARVE_EPOCH_VERSION);
+                             path, version, VARVE_EPOCH_VERSION);
+    if (version <= VARVE_EPOCH_NO_ID)
+        memset(head->id, 0, sizeof(head->id));
     if (le64toh(head->first) != first || le64toh(head->last) != last ||
         le64toh(head->prev) >= first)
         return varve_epoch_file_unusable(path, "its name and its head tell different epochs", err);
@@ -108,6 +111,7 @@ int varve_epoch_file_info(struct varve_world *w, const struct varve_paths *p,
     info->first = first;
     info->last = last;
     info->prev = le64toh(head.prev);
+    memcpy(info->id, head.id, sizeof(info->id));
     return 0;
 }
 
@@ -168,7 +172,7 @@ static int chunks_read(struct varve_world *w, int fd, const char *path,
 
     if (rc < 0)
         return rc;
-    varve_digest_update(&d, head, sizeof(*head));
+    varve_digest_update(&d, head, varve_epoch_head_bytes(head));
     while (rc == 0 && (len = run_next(table, g, &next, &at)) > 0) {
         ssize_t got = w->pread(w, fd, buf, (size_t)len, VARVE_EPOCH_BITS_OFF + at);
 

@@ -4,9 +4,10 @@
  * Called by whoever has the disk's lock, and by readers once it is sealed; never in the data path.
  * A sealed file never changes (I6) and carries a checksum that is verified when it is loaded.
  *
- * Format, little-endian, version 2:
- *     0     64-byte head: magic "varvemap", version, block shift, disk uuid, size of the disk,
- *           first and last epoch, number of the epoch before the first (0: none)
+ * Format, little-endian, version 3:
+ *     0     80-byte head: magic "varvemap", version, block shift, disk uuid, size of the disk,
+ *           first and last epoch, number of the epoch before the first (0: none), birth id: 16
+ *           random bytes of the first epoch
  *     4096  mark, in a sector of its own: state (0 open, 1 clean, 2 sealed), 4 zero bytes, SHA-256
  *           of head, chunks and table, SHA-256 of the mark up to here; one that fails that says open
  *     4608  table, one bit a chunk, least significant first, rest zero: the chunk is not all zero.
@@ -16,7 +17,11 @@
  *           A chunk is 4096 bytes of them, or as many times twice that as the table needs to hold all
  * open: the bits are not to be believed.  clean: the epoch is live, and these were its bits when its
  * server stopped.  sealed: final.  The mark is written after what it speaks of is durable.
- * Version 1 has no table: the digest is of head and all bits.  Such files are still read and finished.
+ * Version 2 has a 64-byte head, without a birth id, and zeroes there.  Version 1 has no table
+ * either: the digest is of head and all bits.  Such files are still read and finished.
+ *
+ * The birth id tells an epoch from another of the same number, in a state directory that came back
+ * from an older copy and went on from there: who kept both knows that it is the same boundary.
  */
 #ifndef VARVE_LIB_EPOCH_FILE_H
 #define VARVE_LIB_EPOCH_FILE_H
@@ -33,8 +38,11 @@ enum varve_epoch_state {
     VARVE_EPOCH_FILE_SEALED = 2,
 };
 
+#define VARVE_EPOCH_ID_LEN 16u
+
 struct varve_epoch_file {
     uint64_t first, last, prev;
+    uint8_t id[VARVE_EPOCH_ID_LEN]; /* of the first epoch's birth; zero: it has none */
     enum varve_epoch_state state;
 };
 
@@ -74,11 +82,12 @@ int varve_epoch_file_load(struct varve_world *w, const struct varve_paths *p,
                           const uint8_t uuid[16], const struct varve_geometry *g, uint64_t first,
                           uint64_t last, struct varve_bitmap *into, struct varve_err *err);
 
-/* Writes a sealed file of epochs first..last, durable when it returns: what a merge leaves.  The
- * files of the parts are the caller's to remove afterwards. */
+/* Writes a sealed file of epochs first..last, durable when it returns: what a merge leaves.  `id` is
+ * the first part's.  The files of the parts are the caller's to remove afterwards. */
 int varve_epoch_file_write_merged(struct varve_world *w, const struct varve_paths *p,
                                   const uint8_t uuid[16], const struct varve_geometry *g,
                                   uint64_t first, uint64_t last, uint64_t prev,
+                                  const uint8_t id[VARVE_EPOCH_ID_LEN],
                                   const struct varve_bitmap *bits, struct varve_err *err);
 
 #endif

@@ -253,6 +253,15 @@ int varve_timeline_union(struct varve_world *w, const struct varve_paths *p, con
     return varve_timeline_union_counting(w, p, uuid, g, tl, first, end, into, NULL, err);
 }
 
+const struct varve_epoch_file *varve_timeline_at(const struct varve_timeline *tl, uint64_t first)
+{
+    for (size_t i = 0; i < tl->nfiles; i++) {
+        if (tl->files[i].first == first)
+            return &tl->files[i];
+    }
+    return NULL;
+}
+
 /* --- tidy ------------------------------------------------------------------------------------- */
 
 struct tidy {
@@ -356,7 +365,8 @@ static int merge(const struct tidy *t, const struct varve_epoch_file *files, siz
     if (nfiles < 2)
         return 0;
     rc = varve_epoch_file_write_merged(t->w, t->p, t->uuid, t->g, files[0].first,
-                                       files[nfiles - 1].last, files[0].prev, bits, err);
+                                       files[nfiles - 1].last, files[0].prev, files[0].id, bits,
+                                       err);
     for (size_t i = 0; i < nfiles && rc == 0; i++)
         rc = file_remove(t, &files[i], err);
     return rc;

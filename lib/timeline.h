@@ -41,6 +41,9 @@ int varve_timeline_union_counting(struct varve_world *w, const struct varve_path
                                   struct varve_bitmap *into, uint64_t *added,
                                   struct varve_err *err);
 
+/* The file that begins at the boundary before epoch `first`, sealed or live.  NULL: there is none. */
+const struct varve_epoch_file *varve_timeline_at(const struct varve_timeline *tl, uint64_t first);
+
 /* Frees sealed epochs before the oldest of the boundaries that are needed (numbers of the epochs
  * that follow them, any order), and merges sealed neighbours that no needed boundary separates.
  * None needed: all sealed ones go.  Dying anywhere leaves a timeline that says the same.  May run

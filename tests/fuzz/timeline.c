@@ -5,7 +5,8 @@
  *
  *     0     the questions' first and end, four bits each
  *     1     boundaries needed by the housekeeping, a bit each
- *     2...  eight bytes a file: first (low four bits) and span, epochs back to the one before,
+ *     2...  eight bytes a file: first (low four bits), span (two) and whether it is of the format
+ *           without an id, epochs back to the one before,
  *           kind, a word's number in the map, its value (low byte), and a damage: where (two
  *           bytes), what is xored there
  */
@@ -25,6 +26,8 @@
 #define BLOCKS    200u
 #define RECORD    8u
 
+#define NO_ID 0x40 /* in the first byte */
+
 /* Kinds; the state is what the mark says. */
 #define KIND_STATE   0x03
 #define KIND_EMPTY   0x04 /* no bytes at all */
@@ -43,8 +46,9 @@ static size_t encode(uint8_t *file, size_t room, uint64_t first, uint64_t last, 
                      const uint8_t *rec)
 {
     bool former = rec[2] & KIND_FORMER;
-    struct varve_epoch_head head = {
-        .version = htole32(former ? VARVE_EPOCH_NO_TABLE : VARVE_EPOCH_VERSION)};
+    struct varve_epoch_head head = {.version = htole32(former           ? VARVE_EPOCH_NO_TABLE
+                                                       : rec[0] & NO_ID ? VARVE_EPOCH_NO_ID
+                                                                        : VARVE_EPOCH_VERSION)};
     uint8_t table[VARVE_EPOCH_TABLE_LEN] = {1};
     struct varve_epoch_mark mark = {.state = htole32(rec[2] & KIND_STATE)};
     uint64_t bits[(BLOCKS + 63) / 64] = {0};
@@ -60,9 +64,10 @@ static size_t encode(uint8_t *file, size_t room, uint64_t first, uint64_t last, 
     head.first = htole64(first);
     head.last = htole64(last);
     head.prev = htole64(prev);
+    memset(head.id, rec[4], sizeof(head.id));
     bits[rec[3] % 4] = htole64(rec[4] | 1);
     FUZZ_CHECK(varve_digest_init(&d, NULL) == 0);
-    varve_digest_update(&d, &head, sizeof(head));
+    varve_digest_update(&d, &head, varve_epoch_head_bytes(&head));
     varve_digest_update(&d, bits, sizeof(bits));
     if (!former)
         varve_digest_update(&d, table, sizeof(table));

@@ -27,6 +27,7 @@
 
 static struct disk_fixture d;
 static struct varve_bitmap *bits_a, *bits_b;
+static const uint8_t id[VARVE_EPOCH_ID_LEN] = "birth of epoch 3";
 
 static int setup(void **state)
 {
@@ -225,20 +226,45 @@ static void seal_stands_where_holes_cannot_be_punched(void **state)
     assert_holds(7, 7, bits_b);
 }
 
+/* Another epoch of the same number has another id, and none has none. */
+static void an_epoch_has_an_id_of_its_own(void **state)
+{
+    static const uint8_t none[VARVE_EPOCH_ID_LEN];
+    struct varve_epoch_file first, again, other;
+
+    (void)state;
+    assert_int_equal(create(), 0);
+    assert_int_equal(varve_epoch_file_info(d.w, &d.paths, d.uuid, &d.geometry, 7, 7, &first, NULL),
+                     0);
+    assert_memory_not_equal(first.id, none, sizeof(none));
+    assert_int_equal(finish(bits_a, VARVE_EPOCH_FILE_CLEAN), 0);
+    assert_int_equal(varve_epoch_file_reopen(d.w, &d.paths, 7, NULL), 0);
+    assert_int_equal(finish(bits_b, VARVE_EPOCH_FILE_SEALED), 0);
+    assert_int_equal(varve_epoch_file_info(d.w, &d.paths, d.uuid, &d.geometry, 7, 7, &again, NULL),
+                     0);
+    assert_memory_equal(first.id, again.id, sizeof(first.id));
+    disk_fixture_reset(&d);
+    assert_int_equal(create(), 0);
+    assert_int_equal(varve_epoch_file_info(d.w, &d.paths, d.uuid, &d.geometry, 7, 7, &other, NULL),
+                     0);
+    assert_memory_not_equal(first.id, other.id, sizeof(first.id));
+}
+
 static void merged_file_is_sealed_and_sparse(void **state)
 {
     char path[PATH_MAX];
     struct varve_epoch_file f;
 
     (void)state;
-    assert_int_equal(
-        varve_epoch_file_write_merged(d.w, &d.paths, d.uuid, &d.geometry, 3, 9, 2, bits_b, NULL),
-        0);
+    assert_int_equal(varve_epoch_file_write_merged(d.w, &d.paths, d.uuid, &d.geometry, 3, 9, 2, id,
+                                                   bits_b, NULL),
+                     0);
     assert_int_equal(varve_epoch_file_info(d.w, &d.paths, d.uuid, &d.geometry, 3, 9, &f, NULL), 0);
     assert_int_equal(f.first, 3);
     assert_int_equal(f.last, 9);
     assert_int_equal(f.prev, 2);
     assert_int_equal(f.state, VARVE_EPOCH_FILE_SEALED);
+    assert_memory_equal(f.id, id, sizeof(f.id));
     assert_holds(3, 9, bits_b);
     varve_path_epoch(&d.paths, 3, 9, path);
     assert_true(blocks_of(path) < varve_map_bytes(&d.geometry) / 2);
@@ -271,11 +297,11 @@ static void nonsense_of_the_caller_is_refused(void **state)
     assert_int_equal(create(), 0);
     assert_int_equal(finish(bits_a, VARVE_EPOCH_FILE_OPEN), -EINVAL);
     assert_int_equal(load_range(7, 7, small), -EINVAL);
+    assert_int_equal(varve_epoch_file_write_merged(d.w, &d.paths, d.uuid, &d.geometry, 9, 3, 2, id,
+                                                   bits_a, NULL),
+                     -EINVAL);
     assert_int_equal(
-        varve_epoch_file_write_merged(d.w, &d.paths, d.uuid, &d.geometry, 9, 3, 2, bits_a, NULL),
-        -EINVAL);
-    assert_int_equal(
-        varve_epoch_file_write_merged(d.w, &d.paths, d.uuid, &d.geometry, 3, 9, 2, small, NULL),
+        varve_epoch_file_write_merged(d.w, &d.paths, d.uuid, &d.geometry, 3, 9, 2, id, small, NULL),
         -EINVAL);
     free(small);
 }
@@ -320,17 +346,17 @@ static void newer_format_is_refused_with_its_number(void **state)
 
     (void)state;
     assert_int_equal(create(), 0);
-    disk_fixture_flip(&d, path_of_7(path), 8, 0); /* 2 becomes 3 */
+    disk_fixture_flip(&d, path_of_7(path), 8, 2); /* 3 becomes 7 */
     assert_int_equal(varve_epoch_file_info(d.w, &d.paths, d.uuid, &d.geometry, 7, 7, &f, &err),
                      -ENOTSUP);
-    assert_non_null(strstr(err.msg, "format 3"));
-    assert_non_null(strstr(err.msg, "formats 1 to 2 only"));
+    assert_non_null(strstr(err.msg, "format 7"));
+    assert_non_null(strstr(err.msg, "formats 1 to 3 only"));
     assert_int_equal(create(), -ENOTSUP);
     assert_int_equal(finish(bits_a, VARVE_EPOCH_FILE_SEALED), -ENOTSUP);
 }
 
-/* Any flipped bit of head, mark, table or bits is found when the file is loaded; in the mark it makes the
- * file open again, never something else. */
+/* Any flipped bit of head, mark, table or bits is found when the file is loaded; in the mark it
+ * makes the file open again, never something else. */
 static void no_flipped_bit_passes_the_checksum(void **state)
 {
     struct varve_geometry small;
@@ -348,7 +374,7 @@ static void no_flipped_bit_passes_the_checksum(void **state)
                      0);
     path_of_7(path);
     for (uint64_t off = 0; off < 8192 + varve_map_bytes(&small); off++) {
-        if (off == 64)
+        if (off == 80)
             off = 4096;
         if (off == 4096 + 72)
             off = 4608;
@@ -542,8 +568,8 @@ static void crash_while_merging_leaves_none_or_all_of_it(void **state)
 
             disk_fixture_reset(&d);
             fault_crash_at(&d.fault, FAULT_ANY, n);
-            rc = varve_epoch_file_write_merged(d.w, &d.paths, d.uuid, &d.geometry, 3, 9, 2, bits_b,
-                                               NULL);
+            rc = varve_epoch_file_write_merged(d.w, &d.paths, d.uuid, &d.geometry, 3, 9, 2, id,
+                                               bits_b, NULL);
             fired = fault_fired(&d.fault);
             disk_fixture_reboot(&d, seed);
             found = varve_epoch_file_info(d.w, &d.paths, d.uuid, &d.geometry, 3, 9, &f, NULL);
@@ -623,6 +649,7 @@ int main(void)
         cmocka_unit_test_setup(bits_behind_the_last_block_are_not_kept, fresh),
         cmocka_unit_test_setup(seal_needs_no_space_and_gives_back_what_is_zero, fresh),
         cmocka_unit_test_setup(seal_stands_where_holes_cannot_be_punched, fresh),
+        cmocka_unit_test_setup(an_epoch_has_an_id_of_its_own, fresh),
         cmocka_unit_test_setup(merged_file_is_sealed_and_sparse, fresh),
         cmocka_unit_test_setup(disk_without_blocks_has_epochs_too, fresh),
         cmocka_unit_test_setup(nonsense_of_the_caller_is_refused, fresh),

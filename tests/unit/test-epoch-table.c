@@ -177,6 +177,8 @@ static void a_union_of_hundreds_of_epochs_reads_what_was_written(void **state)
 }
 
 /* A table has room for 28672 chunks: those of larger maps are larger, and still whole pages. */
+static const uint8_t no_id[VARVE_EPOCH_ID_LEN];
+
 static void maps_of_any_size_fit_the_table(void **state)
 {
     struct varve_geometry g;
@@ -202,8 +204,8 @@ static void maps_of_any_size_fit_the_table(void **state)
     varve_bitmap_set(bits, 0, 1);
     varve_bitmap_set(bits, 32768 * 5 + 3, 32768 * 5 + 4);
     varve_bitmap_set(bits, g.nblks - 1, g.nblks);
-    assert_int_equal(varve_epoch_file_write_merged(d.w, &d.paths, d.uuid, &g, 3, 9, 2, bits, NULL),
-                     0);
+    assert_int_equal(
+        varve_epoch_file_write_merged(d.w, &d.paths, d.uuid, &g, 3, 9, 2, no_id, bits, NULL), 0);
     fault_disarm(&d.fault);
     assert_int_equal(varve_epoch_file_load(d.w, &d.paths, d.uuid, &g, 3, 9, got, NULL), 0);
     assert_true(same(got, bits));
@@ -212,18 +214,63 @@ static void maps_of_any_size_fit_the_table(void **state)
     free(got);
 }
 
-/* --- the format without a table ----------------------------------------------------------------
+/* --- former formats ----------------------------------------------------------------------------
  */
 
-/* As the former version made it: 2 becomes 1. */
-static void make_former(void)
+/* As a former version made it: 3 becomes 1 or 2. */
+static void make_former(uint32_t version)
 {
+    static const uint8_t none[VARVE_EPOCH_ID_LEN];
     char path[PATH_MAX];
+    int fd;
 
     assert_int_equal(varve_epoch_file_create(d.w, &d.paths, d.uuid, &d.geometry, 1, 0, NULL), 0);
     varve_path_epoch(&d.paths, 1, 1, path);
-    disk_fixture_flip(&d, path, offsetof(struct varve_epoch_head, version), 0);
-    disk_fixture_flip(&d, path, offsetof(struct varve_epoch_head, version), 1);
+    disk_fixture_flip(&d, path, offsetof(struct varve_epoch_head, version),
+                      version == VARVE_EPOCH_NO_ID ? 0 : 1);
+    fd = open(path, O_RDWR);
+    assert_int_equal(pwrite(fd, none, sizeof(none), VARVE_EPOCH_HEAD_NO_ID), sizeof(none));
+    close(fd);
+}
+
+/* Its digest is of 64 bytes of head, chunks and table, and it has no id. */
+static void a_file_without_id_is_finished_as_its_version_does(void **state)
+{
+    struct varve_bitmap *bits = varve_bitmap_new(d.geometry.nblks);
+    struct varve_bitmap *got = varve_bitmap_new(d.geometry.nblks);
+    uint8_t digest[VARVE_DIGEST_LEN], table[VARVE_EPOCH_TABLE_LEN];
+    struct varve_epoch_mark mark;
+    struct varve_epoch_file f;
+    struct varve_digest sum;
+    char path[PATH_MAX], head[VARVE_EPOCH_HEAD_NO_ID];
+    int fd;
+
+    (void)state;
+    varve_bitmap_set(bits, 3, 5);
+    make_former(VARVE_EPOCH_NO_ID);
+    assert_int_equal(varve_epoch_file_finish(d.w, &d.paths, &d.geometry, 1, bits->words,
+                                             VARVE_EPOCH_FILE_SEALED, NULL),
+                     0);
+    fd = open(varve_path_epoch(&d.paths, 1, 1, path), O_RDONLY);
+    assert_int_equal(pread(fd, head, sizeof(head), 0), sizeof(head));
+    assert_int_equal(pread(fd, &mark, sizeof(mark), VARVE_EPOCH_MARK_OFF), sizeof(mark));
+    assert_int_equal(pread(fd, table, sizeof(table), VARVE_EPOCH_TABLE_OFF), sizeof(table));
+    close(fd);
+    assert_int_equal(varve_digest_init(&sum, NULL), 0);
+    varve_digest_update(&sum, head, sizeof(head));
+    varve_digest_update(&sum, bits->words, varve_epoch_chunk_bytes(&d.geometry));
+    varve_digest_update(&sum, table, sizeof(table));
+    assert_int_equal(varve_digest_final(&sum, digest, NULL), 0);
+    assert_memory_equal(digest, mark.digest, sizeof(digest));
+
+    assert_int_equal(varve_epoch_file_load(d.w, &d.paths, d.uuid, &d.geometry, 1, 1, got, NULL), 0);
+    assert_true(same(got, bits));
+    /* and what stands where an id would is none */
+    disk_fixture_flip(&d, path, VARVE_EPOCH_HEAD_NO_ID, 0);
+    assert_int_equal(varve_epoch_file_info(d.w, &d.paths, d.uuid, &d.geometry, 1, 1, &f, NULL), 0);
+    assert_memory_equal(f.id, no_id, sizeof(f.id));
+    free(bits);
+    free(got);
 }
 
 static void a_former_file_is_finished_as_its_version_does(void **state)
@@ -240,7 +287,7 @@ static void a_former_file_is_finished_as_its_version_does(void **state)
 
     (void)state;
     varve_bitmap_set(bits, 40000, 50000);
-    make_former();
+    make_former(VARVE_EPOCH_NO_TABLE);
     assert_int_equal(varve_epoch_file_finish(d.w, &d.paths, &d.geometry, 1, bits->words,
                                              VARVE_EPOCH_FILE_SEALED, NULL),
                      0);
@@ -251,7 +298,7 @@ static void a_former_file_is_finished_as_its_version_does(void **state)
     close(fd);
     assert_memory_equal(table, none, sizeof(none));
     assert_int_equal(varve_digest_init(&sum, NULL), 0);
-    varve_digest_update(&sum, &head, sizeof(head));
+    varve_digest_update(&sum, &head, VARVE_EPOCH_HEAD_NO_ID);
     varve_digest_update(&sum, bits->words, varve_bitmap_nwords(bits) * 8);
     assert_int_equal(varve_digest_final(&sum, digest, NULL), 0);
     assert_memory_equal(digest, mark.digest, sizeof(digest));
@@ -277,6 +324,7 @@ int main(void)
         cmocka_unit_test_setup(a_union_of_hundreds_of_epochs_reads_what_was_written, fresh),
         cmocka_unit_test_setup(maps_of_any_size_fit_the_table, fresh),
         cmocka_unit_test_setup(a_former_file_is_finished_as_its_version_does, fresh),
+        cmocka_unit_test_setup(a_file_without_id_is_finished_as_its_version_does, fresh),
     };
 
     return cmocka_run_group_tests(tests, setup, teardown);

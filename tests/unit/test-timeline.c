@@ -345,7 +345,7 @@ static void file_of_a_newer_format_stops_the_scan(void **state)
 
     (void)state;
     make_epochs(3);
-    disk_fixture_flip(&d, path_of(2, 2), 8, 1);
+    disk_fixture_flip(&d, path_of(2, 2), 8, 2);
     assert_int_equal(varve_timeline_scan(d.w, &d.paths, d.uuid, &d.geometry, &tl, &err), -ENOTSUP);
     assert_non_null(strstr(err.msg, "epoch-2-2.map"));
     assert_int_equal(tidy(NULL, 0, &err), -ENOTSUP);
@@ -542,6 +542,27 @@ static void leftovers_of_dead_attempts_go_but_not_those_under_way(void **state)
     FILES("epoch-3-3.map", "epoch-4-4.map", "epoch-5-5.map.tmp", "epoch-x.map.tmp");
 }
 
+/* What begins at a needed boundary can be told from another of its number for ever. */
+static void a_merged_file_has_its_first_parts_id(void **state)
+{
+    static const uint64_t needed[] = {3, 8};
+    uint8_t id[VARVE_EPOCH_ID_LEN];
+    struct varve_timeline tl;
+
+    (void)state;
+    make_epochs(9);
+    tl = scanned();
+    memcpy(id, varve_timeline_at(&tl, 3)->id, sizeof(id));
+    assert_memory_not_equal(id, varve_timeline_at(&tl, 4)->id, sizeof(id));
+    varve_timeline_fini(&tl);
+    assert_int_equal(tidy(needed, 2, NULL), 0);
+    tl = scanned();
+    assert_int_equal(varve_timeline_at(&tl, 3)->last, 7);
+    assert_memory_equal(id, varve_timeline_at(&tl, 3)->id, sizeof(id));
+    assert_null(varve_timeline_at(&tl, 4));
+    varve_timeline_fini(&tl);
+}
+
 /* One merge writes the same whether a dozen or hundreds of checkpoints exist. */
 static void cost_of_a_merge_does_not_grow_with_checkpoints(void **state)
 {
@@ -713,6 +734,7 @@ int main(void)
         cmocka_unit_test_setup(parts_of_a_merged_file_do_not_count_and_go, fresh),
         cmocka_unit_test_setup(parts_of_a_damaged_merged_file_are_kept, fresh),
         cmocka_unit_test_setup(leftovers_of_dead_attempts_go_but_not_those_under_way, fresh),
+        cmocka_unit_test_setup(a_merged_file_has_its_first_parts_id, fresh),
         cmocka_unit_test_setup(cost_of_a_merge_does_not_grow_with_checkpoints, fresh),
         cmocka_unit_test_setup(crash_at_any_call_changes_no_answer, fresh),
         cmocka_unit_test_setup(parts_outlive_a_merged_name_that_is_not_durable, fresh),
