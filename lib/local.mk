@@ -49,6 +49,7 @@ lib_libvarve_la_SOURCES = \
 	%D%/tracker-boundary.c \
 	%D%/tracker-done.c \
 	%D%/tracker-epochs.c \
+	%D%/tracker-flush.c \
 	%D%/tracker-internal.h \
 	%D%/tracker-preserve.c \
 	%D%/tracker-rebuild.c \

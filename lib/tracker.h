@@ -5,8 +5,8 @@
  * the daemon for the moment of a boundary on an offline disk.  It holds no policy, knows no names
  * of checkpoints, and never talks to a network.
  *
- * Threads: any number may be between varve_piece_begin and varve_piece_end.  All other functions are
- * for one control thread at a time.
+ * Threads: any number may be between varve_piece_begin and varve_piece_end.  varve_tracker_flush is for
+ * one thread at a time, beside the others.  All other functions are for one control thread at a time.
  */
 #ifndef VARVE_LIB_TRACKER_H
 #define VARVE_LIB_TRACKER_H
@@ -125,6 +125,14 @@ int varve_tracker_narrow(struct varve_tracker *t, uint64_t view_id, int map_fd,
  * open view; -EINVAL: it has no done map, or the range is not within the disk. */
 int varve_tracker_release(struct varve_tracker *t, uint64_t view_id, uint64_t off, uint64_t len,
                           struct varve_err *err);
+
+/* --- making it durable ------------------------------------------------------------------------- */
+
+/* One step of the flusher, to be called every few seconds by a thread that may be another than the
+ * control thread, until before detach.  `cool`: looks too which regions are quiet, which may take as
+ * long as the image's sync; to be said less often.  Nobody waits for it.  An error is tried again by
+ * the next step. */
+int varve_tracker_flush(struct varve_tracker *t, bool cool, struct varve_err *err);
 
 /* --- for readers in other processes ----------------------------------------------------------- */
 

@@ -1,5 +1,7 @@
 nbdkitplugin_LTLIBRARIES += plugin/nbdkit-varve-plugin.la
 plugin_nbdkit_varve_plugin_la_SOURCES = \
+	%D%/flusher.c \
+	%D%/flusher.h \
 	%D%/params.c \
 	%D%/params.h \
 	%D%/image.c \

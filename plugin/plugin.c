@@ -12,6 +12,7 @@
 #include "include/varve.h"
 #include "lib/tracker.h"
 #include "lib/world.h"
+#include "plugin/flusher.h"
 #include "plugin/params.h"
 #include "plugin/image.h"
 #include "plugin/link.h"
@@ -30,6 +31,7 @@ static struct {
     struct varve_image image;
     struct varve_tracker *tracker;
     struct varve_link *link;
+    struct varve_flusher *flusher;
 } plugin;
 
 static int plugin_fail(const struct varve_err *err)
@@ -106,7 +108,8 @@ static int plugin_after_fork(void)
     struct varve_err err = VARVE_ERR_INIT;
 
     if (varve_tracker_claim_pid(plugin.tracker, &err) < 0 ||
-        varve_link_start(plugin.link, &err) < 0)
+        varve_link_start(plugin.link, &err) < 0 ||
+        varve_flusher_start(plugin.tracker, plugin.config.name, &plugin.flusher, &err) < 0)
         return plugin_fail(&err);
     return 0;
 }
@@ -118,11 +121,14 @@ static void plugin_cleanup(void)
 
     if (plugin.link)
         varve_link_stop(plugin.link);
+    if (plugin.flusher)
+        varve_flusher_stop(plugin.flusher);
     if (plugin.tracker && varve_tracker_detach(plugin.tracker, &err) < 0)
         fprintf(stderr, "varve: disk %s was not stopped cleanly, after a reboot all of it will count "
                         "as written: %s\n", plugin.config.name, err.msg);
     varve_image_close(&plugin.image);
     plugin.link = NULL;
+    plugin.flusher = NULL;
     plugin.tracker = NULL;
 }
 
