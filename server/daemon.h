@@ -13,9 +13,9 @@
 #include "lib/world.h"
 #include "server/clerk.h"
 #include "server/events.h"
-#include "server/export.h"
+#include "server/nbd/export.h"
 #include "server/map-cache.h"
-#include "server/nbd-server.h"
+#include "server/nbd/nbd-server.h"
 #include "server/options.h"
 #include "server/sd-listen.h"
 

@@ -8,7 +8,7 @@
 #define VARVE_SERVER_GUEST_WRITES_H
 
 #include "lib/view.h"
-#include "server/throttle.h"
+#include "server/nbd/throttle.h"
 
 #include <stddef.h>
 

@@ -7,8 +7,8 @@
 #define VARVE_SERVER_OPTIONS_H
 
 #include "lib/err.h"
-#include "server/nbd-server.h"
-#include "server/tls.h"
+#include "server/nbd/nbd-server.h"
+#include "server/nbd/tls.h"
 
 #include <stdbool.h>
 #include <stddef.h>

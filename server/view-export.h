@@ -7,7 +7,7 @@
 #define VARVE_SERVER_VIEW_EXPORT_H
 
 #include "server/changes.h"
-#include "server/export.h"
+#include "server/nbd/export.h"
 #include "server/served-view.h"
 
 struct varve_view_export {

@@ -8,8 +8,8 @@
  *     2   how the client is known: an address, a user, a name that TLS proved
  *     3   the name, and the file
  */
-#include "server/access.h"
-#include "server/tls-psk.h"
+#include "server/nbd/access.h"
+#include "server/nbd/tls-psk.h"
 #include "tests/fuzz/fuzz.h"
 
 #include <arpa/inet.h>

@@ -14,8 +14,8 @@
  * Each input has a server of its own, which must be gone afterwards, without its deadline's help.
  */
 #include "lib/nbd-proto.h"
-#include "server/export.h"
-#include "server/nbd-server.h"
+#include "server/nbd/export.h"
+#include "server/nbd/nbd-server.h"
 #include "tests/fuzz/alloc.h"
 #include "tests/fuzz/fuzz.h"
 #include "tests/fuzz/nbd-check.h"

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 #include "tests/fuzz/peer-tls.h"
 
-#include "server/tls.h"
+#include "server/nbd/tls.h"
 #include "tests/fuzz/fuzz.h"
 
 #include <errno.h>

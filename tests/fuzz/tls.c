@@ -9,7 +9,7 @@
  *     client:  2..3  where its bytes are damaged, 4  what is xored there (0: nothing is),
  *              5...  the plain bytes it sends
  */
-#include "server/tls-session.h"
+#include "server/nbd/tls-session.h"
 #include "tests/fuzz/fuzz.h"
 #include "tests/fuzz/world.h"
 

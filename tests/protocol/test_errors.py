@@ -168,7 +168,7 @@ def random_requests_get_what_the_page_says(s):
 
 @test
 def withdrawn_export_disconnects_its_clients(s):
-    """server/export.h: withdrawn; fixture: SIGUSR1 withdraws the first export."""
+    """server/nbd/export.h: withdrawn; fixture: SIGUSR1 withdraws the first export."""
     with Fixture(["gone:4M:pattern,dirty=d", "stays:4M:pattern"], name="stays") as f:
         idle = f.open("gone")
         simple = f.open("gone", structured=False)

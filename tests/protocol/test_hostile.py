@@ -163,7 +163,7 @@ def pipelined_options_are_answered_in_order_or_end(s):
 
 @test
 def handshake_has_a_time_limit_at_every_stage(s):
-    """Issue 3: limits on handshake time (server/nbd-server.h handshake_timeout_ms)."""
+    """Issue 3: limits on handshake time (server/nbd/nbd-server.h handshake_timeout_ms)."""
     needs("--handshake-timeout")
     data = Conn.info_data("vda")
     stages = {
@@ -246,7 +246,7 @@ def flood_of_reads_without_reading_costs_little(s):
 @test
 def stalled_clients_together_cost_little_and_leave_the_others_their_part(s):
     """Issue 3: memory in all is bounded, whatever number of peers ask and take nothing.  The bound of
-    server/nbd-pool.c: 64 MiB, and 260 KiB for each connection; a good client is served beyond it,
+    server/nbd/nbd-pool.c: 64 MiB, and 260 KiB for each connection; a good client is served beyond it,
     with small and long reads, whole ones, and block status."""
     with Fixture(["vda:64M:half,dirty=d", "other:64M:half,dirty=d"]) as f:
         e = f.exports["vda"]
@@ -279,7 +279,7 @@ def stalled_clients_together_cost_little_and_leave_the_others_their_part(s):
 
 @test
 def who_waits_for_the_memory_of_one_that_ends_has_its_turn_then(s):
-    """server/nbd-pool.c: large replies in one piece are let in one after the other.  The first ends
+    """server/nbd/nbd-pool.c: large replies in one piece are let in one after the other.  The first ends
     without having taken its own; nothing else happens that would give the second its turn."""
     with Fixture(["vda:64M:pattern"], ["--network-threads", "1", "--handshake-timeout", "3600000"]) as f:
         first = f.open("vda", structured=False, rcvbuf=4096)
@@ -332,7 +332,7 @@ def twenty_clients_that_never_read_delay_nobody(s):
 
 @test
 def client_that_takes_nothing_is_dropped_in_time(s):
-    """server/nbd-server.h write_timeout_ms."""
+    """server/nbd/nbd-server.h write_timeout_ms."""
     needs("--write-timeout")
     with Fixture(["vda:64M:pattern"], ["--write-timeout", "300"]) as f:
         good = f.open()
@@ -347,7 +347,7 @@ def client_that_takes_nothing_is_dropped_in_time(s):
 
 @test
 def client_that_takes_slowly_is_not_dropped(s):
-    """server/nbd-server.h write_timeout_ms: one that takes nothing; slow is not nothing.
+    """server/nbd/nbd-server.h write_timeout_ms: one that takes nothing; slow is not nothing.
 
     client: asks for 2 MiB, takes 64 KiB each 50 ms | limit: 300 ms"""
     needs("--write-timeout")
@@ -365,7 +365,7 @@ def client_that_takes_slowly_is_not_dropped(s):
 
 @test
 def idle_limit_ends_the_idle_only(s):
-    """server/nbd-server.h idle_timeout_ms."""
+    """server/nbd/nbd-server.h idle_timeout_ms."""
     needs("--idle-timeout")
     with Fixture(["vda:1M:pattern"], ["--idle-timeout", "400"]) as f:
         idle, busy = f.open(), f.open()
@@ -644,7 +644,7 @@ def urgent_bytes_do_not_confuse(s):
 
 @test
 def waiting_for_a_slow_disk_is_not_idleness(s):
-    """server/nbd-server.h: idle is a peer that neither sends nor takes; the limits are the peer's.
+    """server/nbd/nbd-server.h: idle is a peer that neither sends nor takes; the limits are the peer's.
 
     client: READ (blocks on the gate) | another, idle, is closed by the limit | gate opens | reply"""
     needs("--idle-timeout")

@@ -29,7 +29,7 @@ def list_names_every_listed_export_once(s):
 
 @test(house=True)
 def list_keeps_quiet_about_unlisted_exports(s):
-    """server/export.h: `listed`."""
+    """server/nbd/export.h: `listed`."""
     with s.hello() as c:
         must("hidden" not in names(c), "hidden is listed")
         c.abort()

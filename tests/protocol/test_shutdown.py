@@ -27,7 +27,7 @@ def ends(f):
 
 @test
 def server_without_clients_ends(s):
-    """Terminating the transmission phase; server/nbd-server.h varve_nbd_server_close."""
+    """Terminating the transmission phase; server/nbd/nbd-server.h varve_nbd_server_close."""
     with Fixture(["a:1M:pattern"]) as f:
         f.terminate()
         ends(f)
@@ -189,7 +189,7 @@ def option_during_shutdown_is_err_shutdown_or_the_end(s):
 
 @test
 def nobody_new_is_let_in_during_shutdown(s):
-    """server/nbd-server.h varve_nbd_server_close: stops listening."""
+    """server/nbd/nbd-server.h varve_nbd_server_close: stops listening."""
     gate = os.path.join(tempfile.mkdtemp(dir=tmpdir()), "gate")
     with Fixture(["a:1M:pattern,slow=" + gate, "b:1M:pattern"], name="b") as f:
         with f.open("a") as c:
@@ -212,7 +212,7 @@ def nobody_new_is_let_in_during_shutdown(s):
 
 @test
 def second_sigterm_changes_nothing(s):
-    """server/nbd-server.h: closed is called exactly once."""
+    """server/nbd/nbd-server.h: closed is called exactly once."""
     with Fixture(["a:64M:pattern"]) as f:
         c = f.open(rcvbuf=4096)
         c.send(b"".join(c.pack(CMD_READ, 0, 32 * M)[0] for _ in range(16)))
@@ -225,7 +225,7 @@ def second_sigterm_changes_nothing(s):
 
 @test
 def unix_socket_is_removed_in_the_end(s):
-    """server/nbd-server.h varve_nbd_server_close: unlinks unix sockets."""
+    """server/nbd/nbd-server.h varve_nbd_server_close: unlinks unix sockets."""
     with Fixture(["a:1M:pattern"]) as f:
         must(os.path.exists(f.sock), "no socket")
         f.stop()
@@ -234,7 +234,7 @@ def unix_socket_is_removed_in_the_end(s):
 
 @test
 def stale_unix_socket_is_replaced(s):
-    """server/nbd-server.h varve_nbd_server_listen: a stale socket is replaced when nobody listens."""
+    """server/nbd/nbd-server.h varve_nbd_server_listen: a stale socket is replaced when nobody listens."""
     d = tempfile.mkdtemp(dir=tmpdir())
     f = Fixture(["a:1M:pattern"], dir=d)
     f.kill()
@@ -247,7 +247,7 @@ def stale_unix_socket_is_replaced(s):
 
 @test
 def living_unix_socket_is_not_stolen(s):
-    """server/nbd-server.h varve_nbd_server_listen."""
+    """server/nbd/nbd-server.h varve_nbd_server_listen."""
     d = tempfile.mkdtemp(dir=tmpdir())
     with Fixture(["a:1M:pattern"], dir=d) as f:
         try:
@@ -264,7 +264,7 @@ def living_unix_socket_is_not_stolen(s):
 
 @test
 def stale_unix_socket_is_left_to_the_server_that_is_replacing_it(s):
-    """server/nbd-server.h varve_nbd_server_listen: two servers that start at once.
+    """server/nbd/nbd-server.h varve_nbd_server_listen: two servers that start at once.
 
     we      lock the folder, as a server does that has found the stale socket and is about to bind
     server  finds the stale socket too; without the lock it would replace it now,
@@ -291,7 +291,7 @@ def stale_unix_socket_is_left_to_the_server_that_is_replacing_it(s):
 
 @test
 def file_in_the_sockets_place_is_left_alone(s):
-    """server/nbd-server.h varve_nbd_server_listen: only a stale *socket* is replaced."""
+    """server/nbd/nbd-server.h varve_nbd_server_listen: only a stale *socket* is replaced."""
     d = tempfile.mkdtemp(dir=tmpdir())
     with open(os.path.join(d, "s"), "w") as x:
         x.write("precious")
@@ -342,7 +342,7 @@ def long_address_is_an_address(s):
 
 @test
 def port_in_use_is_an_error(s):
-    """server/nbd-server.h varve_nbd_server_listen."""
+    """server/nbd/nbd-server.h varve_nbd_server_listen."""
     with Fixture(["a:1M:pattern"]) as f:
         try:
             g = Fixture(["a:1M:pattern"], listen=[f.ready[1]])

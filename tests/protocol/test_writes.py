@@ -254,7 +254,7 @@ def cache_within_the_export_succeeds(s):
 
 @test
 def cache_of_4_gib_is_done_in_pieces(s):
-    """NBD_CMD_CACHE; server/export.h: a hint is no longer than VARVE_EXPORT_CACHE_MAX, which the
+    """NBD_CMD_CACHE; server/nbd/export.h: a hint is no longer than VARVE_EXPORT_CACHE_MAX, which the
     fixture asserts.  Reads get their turn meanwhile."""
     with s.open("huge") as c:
         for off, length in ((0, 0xFFFFFFFF), (4 * G - 4096, 4 * G - 8192), (12345, 3 * G)):

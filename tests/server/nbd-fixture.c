@@ -6,8 +6,8 @@
  * every option is one more thing that a test can make the server meet.
  */
 #include "lib/err.h"
-#include "server/export.h"
-#include "server/nbd-server.h"
+#include "server/nbd/export.h"
+#include "server/nbd/nbd-server.h"
 
 #include <assert.h>
 #include <endian.h>

@@ -2,7 +2,7 @@
  *
  * Rules of --access: what they mean, and what is refused with file and line.
  */
-#include "server/access.h"
+#include "server/nbd/access.h"
 
 #include <arpa/inet.h>
 #include <errno.h>

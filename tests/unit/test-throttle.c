@@ -3,7 +3,7 @@
  * How fast a backup may be read: the line, and the law of the adaptive mode.  The clock is a number
  * here, and the guest another.
  */
-#include "server/throttle.h"
+#include "server/nbd/throttle.h"
 
 #include <pthread.h>
 #include <setjmp.h>

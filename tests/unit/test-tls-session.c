@@ -3,9 +3,9 @@
  * A TLS session against a real client in the same process: bytes are carried by hand, so that they
  * can be cut, kept back and broken anywhere.
  */
-#include "server/tls-session.h"
+#include "server/nbd/tls-session.h"
 
-#include "server/tls-psk.h"
+#include "server/nbd/tls-psk.h"
 
 #include <errno.h>
 #include <setjmp.h>
