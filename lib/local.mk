@@ -13,6 +13,8 @@ lib_libvarve_la_SOURCES = \
 	%D%/catalogue.h \
 	%D%/change-set.c \
 	%D%/change-set.h \
+	%D%/checkpoint-file.c \
+	%D%/checkpoint-file.h \
 	%D%/control.c \
 	%D%/control.h \
 	%D%/digest.c \

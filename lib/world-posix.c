@@ -293,6 +293,18 @@ static int posix_rename(UNUSED struct varve_world *w, const char *from, const ch
     return rename(from, to) < 0 ? -errno : 0;
 }
 
+/* Some network file systems know of links only. */
+static int posix_rename_new(UNUSED struct varve_world *w, const char *from, const char *to)
+{
+    if (renameat2(AT_FDCWD, from, AT_FDCWD, to, RENAME_NOREPLACE) == 0)
+        return 0;
+    if (errno != EINVAL && errno != ENOSYS)
+        return -errno;
+    if (link(from, to) < 0)
+        return -errno;
+    return unlink(from) < 0 ? -errno : 0;
+}
+
 static int posix_unlink(UNUSED struct varve_world *w, const char *path)
 {
     return unlink(path) < 0 ? -errno : 0;
@@ -427,6 +439,7 @@ struct varve_world *varve_world_posix(void)
         .lock = posix_lock,
         .mkdir = posix_mkdir,
         .rename = posix_rename,
+        .rename_new = posix_rename_new,
         .unlink = posix_unlink,
         .sync_dir = posix_sync_dir,
         .list = posix_list,

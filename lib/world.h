@@ -58,6 +58,8 @@ struct varve_world {
 
     int (*mkdir)(struct varve_world *w, const char *path, mode_t mode);
     int (*rename)(struct varve_world *w, const char *from, const char *to);
+    /* The same; -EEXIST: there is something called `to`, which stays. */
+    int (*rename_new)(struct varve_world *w, const char *from, const char *to);
     int (*unlink)(struct varve_world *w, const char *path);
     /* Names created, renamed or removed in the directory are durable. */
     int (*sync_dir)(struct varve_world *w, const char *path);

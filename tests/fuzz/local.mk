@@ -35,6 +35,19 @@ EXTRA_PROGRAMS += %D%/fuzz-catalogue
 %C%_fuzz_catalogue_LDFLAGS = $(AM_LDFLAGS) -fsanitize=fuzzer
 %C%_fuzz_catalogue_LDADD = $(FUZZ_CORE)
 
+check_PROGRAMS += %D%/replay-checkpoint-file
+%C%_replay_checkpoint_file_SOURCES = %D%/replay.c %D%/fuzz.h %D%/checkpoint-file.c %D%/world.c %D%/world.h
+%C%_replay_checkpoint_file_CPPFLAGS = $(AM_CPPFLAGS) -DFUZZ_TARGET='"checkpoint-file"'
+%C%_replay_checkpoint_file_CFLAGS = $(FUZZ_CFLAGS)
+%C%_replay_checkpoint_file_LDADD = $(FUZZ_CORE)
+TESTS += %D%/replay-checkpoint-file
+FUZZERS += %D%/fuzz-checkpoint-file
+EXTRA_PROGRAMS += %D%/fuzz-checkpoint-file
+%C%_fuzz_checkpoint_file_SOURCES = %D%/fuzz.h %D%/checkpoint-file.c %D%/world.c %D%/world.h
+%C%_fuzz_checkpoint_file_CFLAGS = $(FUZZ_CFLAGS)
+%C%_fuzz_checkpoint_file_LDFLAGS = $(AM_LDFLAGS) -fsanitize=fuzzer
+%C%_fuzz_checkpoint_file_LDADD = $(FUZZ_CORE)
+
 check_PROGRAMS += %D%/replay-client-status
 %C%_replay_client_status_SOURCES = %D%/replay.c %D%/fuzz.h %D%/client-status.c client/nbd-status.c
 %C%_replay_client_status_CPPFLAGS = $(AM_CPPFLAGS) -DFUZZ_TARGET='"client-status"'

@@ -198,6 +198,14 @@ static int fault_rename(struct varve_world *w, const char *from, const char *to)
     return rc < 0 ? rc : f->inner->rename(f->inner, from, to);
 }
 
+static int fault_rename_new(struct varve_world *w, const char *from, const char *to)
+{
+    struct fault_world *f = self(w);
+    int rc = enter(f, FAULT_RENAME);
+
+    return rc < 0 ? rc : f->inner->rename_new(f->inner, from, to);
+}
+
 static int fault_unlink(struct varve_world *w, const char *path)
 {
     struct fault_world *f = self(w);
@@ -277,6 +285,7 @@ void fault_world_init(struct fault_world *f, struct varve_world *inner)
         .lock = fault_lock,
         .mkdir = fault_mkdir,
         .rename = fault_rename,
+        .rename_new = fault_rename_new,
         .unlink = fault_unlink,
         .sync_dir = fault_sync_dir,
         .list = fault_list,

@@ -384,7 +384,8 @@ static int power_mkdir(struct varve_world *w, const char *path, mode_t mode)
     return 0;
 }
 
-static int power_rename(struct varve_world *w, const char *from, const char *to)
+static int rename_by(struct varve_world *w, const char *from, const char *to,
+                     int (*by)(struct varve_world *w, const char *from, const char *to))
 {
     struct power_world *p = self(w);
     struct power_change *c = change_new(p, CHANGE_RENAME);
@@ -393,10 +394,20 @@ static int power_rename(struct varve_world *w, const char *from, const char *to)
     c->from = strdup(from);
     must(c->from != NULL, "power-world");
     remember_name(p, c, to);
-    rc = p->inner->rename(p->inner, from, to);
+    rc = by(p->inner, from, to);
     if (rc < 0)
         forget_newest(p);
     return rc;
+}
+
+static int power_rename(struct varve_world *w, const char *from, const char *to)
+{
+    return rename_by(w, from, to, self(w)->inner->rename);
+}
+
+static int power_rename_new(struct varve_world *w, const char *from, const char *to)
+{
+    return rename_by(w, from, to, self(w)->inner->rename_new);
 }
 
 static int power_unlink(struct varve_world *w, const char *path)
@@ -438,6 +449,7 @@ void power_world_init(struct power_world *p, const char *graveyard)
     p->world.sync = power_sync;
     p->world.mkdir = power_mkdir;
     p->world.rename = power_rename;
+    p->world.rename_new = power_rename_new;
     p->world.unlink = power_unlink;
     p->world.sync_dir = power_sync_dir;
 }

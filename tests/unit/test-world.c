@@ -330,6 +330,11 @@ static void names_come_and_go(void **state)
     w->close(w, file_new("d/x"));
     assert_int_equal(w->rename(w, in_top("d/x"), in_top("d/y")), 0);
     assert_int_equal(w->rename(w, in_top("d/x"), in_top("d/y")), -ENOENT);
+    assert_int_equal(w->rename_new(w, in_top("d/y"), in_top("d/z")), 0);
+    assert_int_equal(w->rename_new(w, in_top("d/y"), in_top("d/z")), -ENOENT);
+    w->close(w, file_new("d/y"));
+    assert_int_equal(w->rename_new(w, in_top("d/z"), in_top("d/y")), -EEXIST);
+    assert_int_equal(w->unlink(w, in_top("d/z")), 0);
     assert_int_equal(w->sync_dir(w, in_top("d")), 0);
     assert_int_equal(w->list(w, in_top("d"), name_seen, names), 0);
     assert_string_equal(names, "y");
