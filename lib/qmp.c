@@ -15,6 +15,8 @@
 
 #include "lib/qmp.h"
 
+#include "lib/nbd-proto.h"
+
 #include <errno.h>
 #include <inttypes.h>
 #include <stdbool.h>
@@ -194,17 +196,19 @@ static enum reader_step reader_step(struct varve_qmp_reader *r, char c)
 static int reader_parse(const char *text, size_t len, json_t **out, struct varve_err *err)
 {
     json_error_t jerr;
-    char *near;
+    char *more;
 
     *out = json_loadb(text, len, JSON_REJECT_DUPLICATES, &jerr);
     if (*out)
         return 1;
     if (json_error_code(&jerr) == json_error_out_of_memory)
         return varve_err_set(err, ENOMEM, "no memory for a message of %zu bytes", len);
-    /* jansson quotes the peer's bytes behind this word; they are no part of our sentence. */
-    near = strstr(jerr.text, " near '");
-    if (near)
-        *near = '\0';
+    /* jansson quotes the peer's bytes behind one word, and names a flag of its own behind another:
+     * they are no part of our sentence. */
+    if ((more = strstr(jerr.text, " near '")) != NULL)
+        *more = '\0';
+    if ((more = strstr(jerr.text, " without JSON_")) != NULL)
+        *more = '\0';
     return varve_err_set(err, EINVAL, "message is not JSON: %s at byte %d", jerr.text,
                          jerr.position);
 }
@@ -271,21 +275,34 @@ json_t *varve_qmp_return(json_t *value, json_t *id)
     return message_with_id(json_pack("{s:o}", "return", value), id);
 }
 
+/* What is no whole letter (a long name may have been cut in one) becomes '?'. */
+static void whole_letters(char *text)
+{
+    size_t left = strlen(text), n;
+
+    for (char *p = text; left > 0; p += n, left -= n) {
+        for (n = 1; n < 4 && n < left && !varve_nbd_string_ok(p, n); n++)
+            ;
+        if (!varve_nbd_string_ok(p, n)) {
+            *p = '?';
+            n = 1;
+        }
+    }
+}
+
 json_t *varve_qmp_error(const char *cls, const char *desc, json_t *id)
 {
     json_t *text = json_string(desc);
     json_t *message;
 
     if (!text) {
-        char *ascii = strdup(desc);
+        char *copy = strdup(desc);
 
-        if (!ascii)
+        if (!copy)
             return NULL;
-        for (char *p = ascii; *p; p++)
-            if ((unsigned char)*p >= 0x80)
-                *p = '?';
-        text = json_string(ascii);
-        free(ascii);
+        whole_letters(copy);
+        text = json_string(copy);
+        free(copy);
         if (!text)
             return NULL;
     }

@@ -24,10 +24,10 @@ int varve_args_check(json_t *args, const char *const *known, const char *const *
     json_object_foreach(args, key, value)
     {
         if (in_list(key, later))
-            return varve_err_set(err, EINVAL, "Parameter '%s' is not available in this version",
+            return varve_err_set(err, EINVAL, "Parameter '%.100s' is not available in this version",
                                  key);
         if (!in_list(key, known))
-            return varve_err_set(err, EINVAL, "Parameter '%s' is unexpected", key);
+            return varve_err_set(err, EINVAL, "Parameter '%.100s' is unexpected", key);
     }
     return 0;
 }

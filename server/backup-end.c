@@ -397,7 +397,7 @@ int varve_backup_end(struct varve_daemon *d, const char *id, bool success, const
 
     if (!cb)
         return varve_err_set(err, ENOENT,
-                             "There is no backup '%s': query-backups lists those there are", id);
+                             "There is no backup '%.100s': query-backups lists those there are", id);
     if (!varve_cat_backup_open(cb))
         return end_again(cb, success, err);
     rc = success ? end_check(d, cb, err) : 0;

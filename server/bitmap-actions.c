@@ -54,14 +54,16 @@ static void change_free(struct varve_action *a)
 }
 
 /* The name of a bitmap that is to be made. */
-static int check_new_name(const char *name, struct varve_err *err)
+static int check_new_name(const struct varve_disk *disk, const char *name, struct varve_err *err)
 {
     if (name[0] == '\0')
-        return varve_err_set(err, EINVAL, "Bitmap name cannot be empty");
+        return varve_err_set(err, EINVAL, "Bitmap name cannot be empty: give one on disk '%s'",
+                             disk->name);
     if (strlen(name) > VARVE_BITMAP_NAME_MAX)
         return varve_err_set(err, EINVAL,
-                             "Bitmap name too long: it has %zu bytes, at most %d are allowed",
-                             strlen(name), VARVE_BITMAP_NAME_MAX);
+                             "Bitmap name too long: '%.50s...' on disk '%s' has %zu bytes, at most "
+                             "%d are allowed",
+                             name, disk->name, strlen(name), VARVE_BITMAP_NAME_MAX);
     return 0;
 }
 
@@ -105,10 +107,10 @@ static int plain_parse(struct varve_daemon *d, json_t *data, struct varve_action
     return rc;
 }
 
-static int parse_granularity(json_t *data, struct varve_disk *disk, uint64_t *out,
+static int parse_granularity(json_t *data, const struct change *c, uint64_t *out,
                              struct varve_err *err)
 {
-    uint64_t block = varve_block_size(&disk->identity.geometry);
+    uint64_t block = varve_block_size(&c->disk->identity.geometry);
     int rc = varve_args_u63(data, "granularity", VARVE_BITMAP_GRANULARITY_DEFAULT, out, err);
 
     if (rc < 0)
@@ -116,7 +118,9 @@ static int parse_granularity(json_t *data, struct varve_disk *disk, uint64_t *ou
     if (*out < VARVE_BITMAP_GRANULARITY_MIN || *out > VARVE_BITMAP_GRANULARITY_MAX ||
         (*out & (*out - 1)) != 0)
         return varve_err_set(err, EINVAL,
-                             "Granularity must be power of 2 and at least 512, and at most 2 GiB");
+                             "Granularity must be power of 2 and at least 512, and at most 2 GiB: "
+                             "bitmap '%.200s' of disk '%s' was to have %llu",
+                             c->name, c->disk->name, (unsigned long long)*out);
     if (*out < block)
         *out = block;
     return 0;
@@ -133,9 +137,9 @@ static int add_parse(struct varve_daemon *d, json_t *data, struct varve_action *
 
     if (rc < 0)
         return rc;
-    rc = check_new_name(c->name, err);
+    rc = check_new_name(c->disk, c->name, err);
     if (rc == 0)
-        rc = parse_granularity(data, c->disk, &c->granularity, err);
+        rc = parse_granularity(data, c, &c->granularity, err);
     if (rc == 0)
         rc = varve_args_bool(data, "persistent", true, &persistent, err);
     if (rc == 0)
@@ -161,7 +165,7 @@ static int copy_parse(struct varve_daemon *d, json_t *data, struct varve_action 
     c->original = c->name;
     rc = varve_args_string(data, "target", true, &c->name, err);
     if (rc == 0)
-        rc = check_new_name(c->name, err);
+        rc = check_new_name(c->disk, c->name, err);
     if (rc < 0) {
         change_free(&c->a);
         return rc;
@@ -437,8 +441,9 @@ static int merge_source(struct varve_tx *tx, struct merged *m,
         return varve_err_set(
             err, EINVAL,
             "Bitmaps are of different sizes (destination size is %llu, source size "
-            "is %llu) and can't be merged",
-            (unsigned long long)m->disk->identity.geometry.size, (unsigned long long)g->size);
+            "is %llu) and can't be merged: '%.100s' of disk '%s', '%.100s' of disk '%s'",
+            (unsigned long long)m->disk->identity.geometry.size, (unsigned long long)g->size,
+            target->name, m->disk->name, source->name, s->disk->name);
     if (varve_change_set_records(&source->set))
         rc = varve_tx_boundary(tx, s->disk, &at, err);
     if (rc < 0 || varve_tx_is_trial(tx))

@@ -51,7 +51,7 @@ static int parse_preserve(json_t *args, bool *dirty, struct varve_err *err)
         return rc;
     *dirty = strcmp(what, "dirty") == 0;
     if (!*dirty)
-        return varve_err_set(err, EINVAL, "Parameter 'preserve' does not accept value '%s'", what);
+        return varve_err_set(err, EINVAL, "Parameter 'preserve' does not accept value '%.200s'", what);
     return 0;
 }
 
@@ -86,14 +86,16 @@ static int parse_plan_disk(struct varve_daemon *d, json_t *o, struct varve_plan_
     if (rc < 0)
         return rc;
     if (since && (since[0] == '\0' || strlen(since) > VARVE_NAME_MAX))
-        return varve_err_set(err, EINVAL, "Disk '%s' has no checkpoint '%.80s'", disk, since);
+        return varve_err_set(err, EINVAL,
+                             "Disk '%s' has no checkpoint '%.80s': query-checkpoints lists those "
+                             "there are",
+                             disk, since);
     if (bitmap && (bitmap[0] == '\0' || strlen(bitmap) > VARVE_BITMAP_NAME_MAX))
         return varve_err_set(err, EINVAL, "exportbitmap of disk '%s' must have 1 to %d bytes", disk,
                              VARVE_BITMAP_NAME_MAX);
     if (base && (base[0] == '\0' || strlen(base) > VARVE_BITMAP_NAME_MAX))
         return varve_err_set(err, EINVAL,
-                             "Dirty bitmap '%.80s' not found: disk '%s' has none with "
-                             "such a name",
+                             "Dirty bitmap '%.80s' not found: query-block lists those of disk '%s'",
                              base, disk);
     snprintf(pd->since, sizeof(pd->since), "%s", since ? since : "");
     snprintf(pd->bitmap, sizeof(pd->bitmap), "%s", base ? base : "");

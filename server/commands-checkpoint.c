@@ -181,7 +181,7 @@ static int delete_from(struct varve_catalogue *draft, struct varve_disk *disk, c
 
     if (!p)
         return varve_err_set(err, ENOENT,
-                             "Disk '%s' has no checkpoint '%s': query-checkpoints lists those "
+                             "Disk '%s' has no checkpoint '%.100s': query-checkpoints lists those "
                              "there are",
                              disk->name, name);
     own = p->backup[0] ? varve_catalogue_backup(draft, p->backup) : NULL;
@@ -263,7 +263,7 @@ static int delete_apply(struct varve_tx *tx, struct varve_action *a, struct varv
     }
     if (rc == 0 && !x->disks && found == 0)
         rc = varve_err_set(err, ENOENT,
-                           "There is no checkpoint '%s': query-checkpoints lists those there are",
+                           "There is no checkpoint '%.100s': query-checkpoints lists those there are",
                            x->name);
     for (struct varve_disk *disk = d->disks; rc == 0 && disk; disk = disk->next)
         varve_tx_tidy(tx, disk);

@@ -290,6 +290,9 @@ static void request_run_here(struct request *r)
 
     if (varve_args_check(r->args, capabilities ? enable : none, NULL, &err) < 0) {
         request_error(r, "GenericError", err.msg);
+    } else if (capabilities && json_object_get(r->args, "enable") &&
+               !json_is_array(json_object_get(r->args, "enable"))) {
+        request_error(r, "GenericError", "Invalid parameter type for 'enable', expected: array");
     } else if (capabilities && json_array_size(json_object_get(r->args, "enable")) > 0) {
         request_error(r, "GenericError", "There is no capability that could be enabled");
     } else if (capabilities) {

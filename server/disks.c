@@ -119,9 +119,9 @@ int varve_disks_find(struct varve_daemon *d, const char *name, struct varve_disk
     struct varve_disk *disk = disks_by_name(d, name);
 
     if (!disk)
-        return varve_err_set(err, ENODEV,
-                             "There is no disk '%s' in %s: query-disks lists those there are", name,
-                             d->options->state_dir);
+        return varve_err_set(
+            err, ENODEV, "There is no disk '%.100s' in %.250s: query-disks lists those there are",
+            name, d->options->state_dir);
     if (!disk->known)
         return varve_err_set(err, EIO, "Disk '%s' cannot be used: %s", name, disk->reason);
     *out = disk;

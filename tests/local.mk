@@ -178,6 +178,7 @@ check_PROGRAMS += %D%/unit/test-tls-session
 TESTS += %D%/unit/test-tls-session
 
 server_tests = \
+	%D%/server/test_argument_errors.py \
 	%D%/server/test_backup_life.py \
 	%D%/server/test_control.py \
 	%D%/server/test_estimate.py \

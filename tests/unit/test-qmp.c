@@ -356,6 +356,9 @@ static void messages_have_the_shape_of_qemus(void **state)
                "7}}\r\n");
     check_dump(varve_qmp_error("GenericError", "a\xff\n", NULL),
                "{\"error\": {\"class\": \"GenericError\", \"desc\": \"a?\\n\"}}\r\n");
+    check_dump(varve_qmp_error("GenericError", "\xc3\xa4\xc3' \xe2\x82\xac\xe2\x82", NULL),
+               "{\"error\": {\"class\": \"GenericError\", \"desc\": \"\xc3\xa4?' "
+               "\xe2\x82\xac??\"}}\r\n");
     check_dump(varve_qmp_event("BACKUP_STARTED", json_pack("{s:s}", "id", "b"), 1500000001),
                "{\"event\": \"BACKUP_STARTED\", \"data\": {\"id\": \"b\"}, \"timestamp\": "
                "{\"seconds\": 1, \"microseconds\": 500000}}\r\n");
