@@ -192,7 +192,8 @@ int varve_tracker_adopt(struct varve_tracker *t, const uint8_t boot_id[16], stru
         r = varve_epoch_file_info(t->w, &t->paths, t->id.uuid, &t->id.geometry, live, live, &info,
                                   err);
         t->found_clean = r == 0 && info.state == VARVE_EPOCH_FILE_CLEAN;
-        if (t->found_clean)
+        /* Also if it reads as open: who took the mark off may have died before that was durable. */
+        if (r == 0 && info.state != VARVE_EPOCH_FILE_SEALED)
             r = varve_epoch_file_reopen(t->w, &t->paths, live, err);
         if (r < 0) {
             varve_tracker_forget(t);

@@ -43,8 +43,8 @@ static int sync_parent(struct varve_world *w, const char *path, struct varve_err
 
     snprintf(parent, sizeof(parent), "%s", path);
     slash = strrchr(parent, '/');
-    if (slash && slash != parent)
-        *slash = '\0';
+    if (slash)
+        slash[slash == parent] = '\0';
     r = w->sync_dir(w, parent);
     return r < 0 ? varve_err_sys(err, -r, "cannot sync %s", parent) : 0;
 }
@@ -131,11 +131,13 @@ static int make_dirs(struct varve_tracker *t, const struct varve_tracker_config 
 
         if (!cfg->existing_only || strcmp(dirs[i], t->paths.state) != 0) {
             r = make_dir(t->w, parents[i], err);
-            if (r == 0 && i == 0)
-                r = sync_parent(t->w, parents[i], err);
             if (r >= 0 || r == -EEXIST)
                 r = make_dir(t->w, dirs[i], err);
-            if (r == 0 && i == 0)
+        }
+        /* Also if they are there already: who made them may have died before they were durable. */
+        if ((r == 0 || r == -EEXIST) && i == 0) {
+            r = sync_parent(t->w, parents[i], err);
+            if (r == 0 || r == -EACCES) /* a parent that is not ours to read is not of our making */
                 r = sync_parent(t->w, dirs[i], err);
         }
         if (r < 0 && r != -EEXIST)

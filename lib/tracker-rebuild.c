@@ -74,9 +74,23 @@ static bool is_followed(const struct varve_timeline *tl, uint64_t epoch)
     return false;
 }
 
+/* Whether the file's epoch was the live one when its server stopped in peace.  It was not if others
+ * came behind that do not follow it: of a server that could not read the file, say, and began anew. */
+static bool is_clean(const struct varve_timeline *tl, const struct varve_epoch_file *f)
+{
+    for (size_t i = 0; i < tl->nfiles; i++) {
+        const struct varve_epoch_file *g = &tl->files[i];
+
+        if (g->first > f->last && (g->state != VARVE_EPOCH_FILE_OPEN || g->prev != f->last))
+            return false;
+    }
+    return f->state == VARVE_EPOCH_FILE_CLEAN;
+}
+
 static int learn(struct varve_tracker *t, struct last_known *k, struct varve_err *err)
 {
     struct varve_timeline tl;
+    uint64_t readable = 0;
     char path[PATH_MAX];
     int r = varve_timeline_scan(t->w, &t->paths, t->id.uuid, &t->id.geometry, &tl, err);
 
@@ -87,7 +101,7 @@ static int learn(struct varve_tracker *t, struct last_known *k, struct varve_err
     for (size_t i = 0; i < tl.nfiles; i++) {
         const struct varve_epoch_file *f = &tl.files[i];
 
-        if (f->state == VARVE_EPOCH_FILE_CLEAN) {
+        if (is_clean(&tl, f)) {
             k->number = f->last;
             k->clean = true;
         } else if (f->state == VARVE_EPOCH_FILE_OPEN && !k->clean) {
@@ -95,15 +109,22 @@ static int learn(struct varve_tracker *t, struct last_known *k, struct varve_err
         } else if (f->state == VARVE_EPOCH_FILE_SEALED) {
             k->prev = f->last;
         }
+        if (f->last > readable)
+            readable = f->last;
+    }
+    /* The newest cannot be read: whatever it was, nobody may enter an older one again, nor its number. */
+    if (readable < tl.highest) {
+        k->number = 0;
+        k->clean = false;
     }
     for (size_t i = 0; r == 0 && i < tl.nfiles; i++) {
         const struct varve_epoch_file *f = &tl.files[i];
 
-        if (f->state != VARVE_EPOCH_FILE_OPEN || f->last == k->number)
+        if (f->state == VARVE_EPOCH_FILE_SEALED || f->last == k->number)
             continue;
         /* Prepared and never entered.  Sealed it would stand beside the timeline, and a merge of its
          * neighbours would take it in. */
-        if (f->last > k->number || !is_followed(&tl, f->last))
+        if ((k->number != 0 && f->last > k->number) || !is_followed(&tl, f->last))
             t->w->unlink(t->w, varve_path_epoch(&t->paths, f->first, f->last, path));
         else
             r = varve_tracker_seal_as_dirty(t, f->last, err);
@@ -208,9 +229,8 @@ int varve_tracker_rebuild(struct varve_tracker *t, const uint8_t boot_id[16], bo
     atomic_thread_fence(memory_order_seq_cst);
     t->ctl->magic = VARVE_CTL_MAGIC; /* last: without it the page is rebuilt */
     t->found_clean = new_disk || (k.clean && !k.damaged);
-    if (!k.clean)
-        return 0;
-    /* After the page is good: who dies here leaves one of them that knows the bits. */
+    /* After the page is good: who dies here leaves one of them that knows the bits.  Also of a file
+     * that reads as open: that need not be durable. */
     r = varve_epoch_file_reopen(t->w, &t->paths, k.number, err);
     if (r < 0) {
         varve_tracker_forget(t);
