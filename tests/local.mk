@@ -28,6 +28,11 @@ check_LTLIBRARIES += %D%/lib/libtest.la
 	%D%/lib/fault-world.h \
 	%D%/lib/power-world.c \
 	%D%/lib/power-world.h \
+	%D%/lib/sim-death.c \
+	%D%/lib/sim-disk.c \
+	%D%/lib/sim-disk.h \
+	%D%/lib/sim-world.c \
+	%D%/lib/sim-world.h \
 	%D%/lib/tmpdir.c \
 	%D%/lib/tmpdir.h
 
@@ -219,3 +224,25 @@ check_PROGRAMS += %D%/sim/test-model
 %C%_sim_test_model_CFLAGS = $(AM_CFLAGS) $(CMOCKA_CFLAGS)
 %C%_sim_test_model_LDADD = %D%/lib/libtest.la lib/libvarve.la $(CMOCKA_LIBS)
 TESTS += %D%/sim/test-model
+
+# Lives of a disk in a machine in memory.
+check_LTLIBRARIES += %D%/sim/libcrash.la
+%C%_sim_libcrash_la_SOURCES = \
+	%D%/sim/crash-backup.c \
+	%D%/sim/crash-check.c \
+	%D%/sim/crash-guest.c \
+	%D%/sim/crash-life.c \
+	%D%/sim/crash-life.h
+%C%_sim_libcrash_la_CFLAGS = $(AM_CFLAGS) $(CMOCKA_CFLAGS)
+
+check_PROGRAMS += %D%/sim/test-crash
+%C%_sim_test_crash_SOURCES = %D%/sim/test-crash.c
+%C%_sim_test_crash_CFLAGS = $(AM_CFLAGS) $(CMOCKA_CFLAGS)
+%C%_sim_test_crash_LDADD = %D%/sim/libcrash.la %D%/lib/libtest.la lib/libvarve.la $(CMOCKA_LIBS)
+TESTS += %D%/sim/test-crash
+
+check_PROGRAMS += %D%/sim/test-crash-cases
+%C%_sim_test_crash_cases_SOURCES = %D%/sim/test-crash-cases.c
+%C%_sim_test_crash_cases_CFLAGS = $(AM_CFLAGS) $(CMOCKA_CFLAGS)
+%C%_sim_test_crash_cases_LDADD = %D%/sim/libcrash.la %D%/lib/libtest.la lib/libvarve.la $(CMOCKA_LIBS)
+TESTS += %D%/sim/test-crash-cases

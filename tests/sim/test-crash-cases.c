@@ -1,0 +1,202 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ *
+ * What test-crash has found, told as the few steps that it takes.
+ */
+#include "tests/sim/crash-life.h"
+
+#include <errno.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+static struct life l;
+
+static int begin(void **state)
+{
+    (void)state;
+    life_begin(&l, 1);
+    l.sim.hook = NULL;
+    l.sim.lose_all = true;
+    return 0;
+}
+
+static int end(void **state)
+{
+    (void)state;
+    life_end(&l);
+    return 0;
+}
+
+static void die(void (*doing)(struct life *l), enum sim_call call, const char *where, bool power)
+{
+    uint64_t before = l.kills + l.powers;
+
+    sim_crash_at(&l.sim, call, where, power);
+    doing(&l);
+    reap(&l);
+    assert_int_equal(l.kills + l.powers, before + 1);
+}
+
+static void power_fails(void)
+{
+    sim_power_fail(&l.sim);
+    reap(&l);
+}
+
+static void start(void)
+{
+    plugin_start(&l);
+    reap(&l);
+    assert_non_null(l.t);
+}
+
+static void write_some(void)
+{
+    for (unsigned i = 0; i < 8; i++)
+        guest_write(&l);
+}
+
+static void fail_reads(const char *where, unsigned count)
+{
+    l.sim.fault =
+        (struct sim_fault){.error = EIO, .calls = 1u << SIM_PREAD, .count = count, .where = where};
+}
+
+/* plugin A   mkdir STATE/vda
+ *            killed
+ * plugin B   STATE/vda is there; serves the disk, is stopped
+ * power      fails: the name of STATE/vda must not be lost with it */
+static void a_folder_whose_maker_died_is_durable_before_it_is_used(void **state)
+{
+    static const char *const folders[] = {STATE, STATE "/vda"};
+
+    (void)state;
+    for (unsigned i = 0; i < 2; i++) {
+        die(plugin_start, SIM_SYNC_DIR, i == 0 ? "/" : STATE, false);
+        start();
+        write_some();
+        server_stop(&l);
+        power_fails();
+        assert_true(sim_exists(&l.sim, folders[i]));
+        assert_true(sim_exists(&l.sim, STATE "/vda/disk.json"));
+        end(NULL);
+        begin(NULL);
+    }
+}
+
+/* plugin A   is stopped: the epoch's file is marked clean
+ * plugin B   starts, takes the mark off
+ *            killed before that is durable
+ * plugin C   starts, reads that the mark is off; the guest writes
+ * power      fails: if the mark is there again, what the guest wrote is clean */
+static void a_mark_that_is_taken_off_is_off_durably_before_the_guest_writes(void **state)
+{
+    (void)state;
+    start();
+    guest_write(&l);
+    server_stop(&l);
+    assert_true(l.clean);
+    die(plugin_start, SIM_SYNC, "-1.map", false);
+    start();
+    write_some();
+    power_fails();
+    start(); /* compares */
+}
+
+/* The same where making it durable failed: the next sync would say that all is well. */
+static void a_mark_whose_removal_failed_is_removed_again(void **state)
+{
+    (void)state;
+    start();
+    guest_write(&l);
+    server_stop(&l);
+    assert_true(l.clean);
+    l.sim.fault =
+        (struct sim_fault){.error = EIO, .calls = 1u << SIM_SYNC, .count = 1, .where = "-1.map"};
+    plugin_start(&l);
+    assert_null(l.t);
+    start();
+    write_some();
+    power_fails();
+    start();
+}
+
+static void boundary(bool seal)
+{
+    uint64_t epoch;
+
+    assert_int_equal(varve_tracker_prepare(l.t, false, &epoch, NULL), 0);
+    assert_int_equal(varve_tracker_quiesce(l.t, NULL), 0);
+    assert_int_equal(varve_tracker_swap(l.t, epoch, 0, NULL), 0);
+    l.live = epoch;
+    if (!seal)
+        return;
+    assert_int_equal(varve_tracker_seal(l.t, NULL), 0);
+    l.sealed_to = epoch;
+}
+
+/* epoch 2    is live, its file marked clean
+ * plugin B   cannot read that file, begins anew with epoch 3; the guest writes; boundary: 4
+ * power      fails: epoch 2 is not the live one, although it is marked clean */
+static void a_clean_epoch_that_others_have_passed_by_is_not_the_live_one(void **state)
+{
+    (void)state;
+    start();
+    boundary(true);
+    write_some();
+    server_stop(&l);
+    power_fails();
+    fail_reads("epoch-2-2.map", 1);
+    start();
+    assert_int_equal(l.live, 3);
+    write_some();
+    boundary(true);
+    write_some();
+    power_fails();
+    start();
+    assert_true(l.live >= 4);
+}
+
+/* epoch 3    is live
+ * power      fails
+ * plugin B   cannot read its file once: it must not enter epoch 2 again, nor ever make another
+ * epoch 3, whose number a checkpoint may have */
+static void a_number_whose_file_cannot_be_read_is_not_used_again(void **state)
+{
+    (void)state;
+    start();
+    boundary(true);
+    write_some();
+    boundary(false);
+    write_some();
+    assert_int_equal(l.live, 3);
+    power_fails();
+    fail_reads("epoch-3-3.map", 1);
+    start();
+    assert_true(l.live > 3);
+    power_fails();
+    start();
+    assert_true(l.live > 3);
+    boundary(true);
+    assert_true(l.live > 4);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test_setup_teardown(a_folder_whose_maker_died_is_durable_before_it_is_used,
+                                        begin, end),
+        cmocka_unit_test_setup_teardown(
+            a_mark_that_is_taken_off_is_off_durably_before_the_guest_writes, begin, end),
+        cmocka_unit_test_setup_teardown(a_mark_whose_removal_failed_is_removed_again, begin, end),
+        cmocka_unit_test_setup_teardown(
+            a_clean_epoch_that_others_have_passed_by_is_not_the_live_one, begin, end),
+        cmocka_unit_test_setup_teardown(a_number_whose_file_cannot_be_read_is_not_used_again, begin,
+                                        end),
+    };
+
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
