@@ -34,6 +34,9 @@ enum varve_epoch_flag {
     VARVE_EPOCH_ENTERED = 1, /* writers have been let in; without it the number was never used */
     VARVE_EPOCH_ARMED = 2,   /* preserves, since its first write */
     VARVE_EPOCH_BROKEN = 4,  /* preimages can no longer be believed: views that need it are broken */
+    /* Why it is broken; for messages only. */
+    VARVE_EPOCH_GAVE_WAY = 8,    /* the guest needed the space */
+    VARVE_EPOCH_BAD_SCRATCH = 16, /* what was kept did not all come to the device */
 };
 
 /* Slot number % VARVE_CTL_EPOCHS. */

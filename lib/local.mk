@@ -55,7 +55,11 @@ lib_libvarve_la_SOURCES = \
 	%D%/tracker-internal.h \
 	%D%/tracker-preserve.c \
 	%D%/tracker-rebuild.c \
+	%D%/scratch.c \
+	%D%/scratch.h \
+	%D%/tracker-reap.c \
 	%D%/tracker-release.c \
+	%D%/tracker-room.c \
 	%D%/tracker.c \
 	%D%/tracker.h \
 	%D%/view-holes.c \

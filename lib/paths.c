@@ -107,6 +107,11 @@ char *varve_path_scratch(const struct varve_paths *p, uint64_t epoch, char *buf)
     return path_below(buf, p->scratch, "epoch-%" PRIu64 ".scratch", epoch);
 }
 
+char *varve_path_dead(const struct varve_paths *p, uint64_t epoch, char *buf)
+{
+    return path_below(buf, p->scratch, "epoch-%" PRIu64 ".dead", epoch);
+}
+
 char *varve_path_control(const struct varve_paths *p, char *buf)
 {
     return path_below(buf, p->runtime, "control");

@@ -45,6 +45,8 @@ char *varve_path_epoch(const struct varve_paths *p, uint64_t first, uint64_t las
 /* Of the file of explicit blocks with that SHA-256. */
 char *varve_path_blocks(const struct varve_paths *p, const uint8_t digest[32], char *buf);
 char *varve_path_scratch(const struct varve_paths *p, uint64_t epoch, char *buf);
+/* A scratch that nobody needs any more (lib/scratch.h). */
+char *varve_path_dead(const struct varve_paths *p, uint64_t epoch, char *buf);
 char *varve_path_control(const struct varve_paths *p, char *buf);
 char *varve_path_live(const struct varve_paths *p, uint64_t epoch, char *buf);
 char *varve_path_lost(const struct varve_paths *p, uint64_t epoch, char *buf);

@@ -63,6 +63,14 @@ struct epoch_files *varve_source_find(const struct epoch_table *t, uint64_t numb
     return NULL;
 }
 
+bool varve_source_scratch_bad(struct varve_source *s, struct epoch_files *f)
+{
+    /* Told once to each description, so it is to be kept. */
+    if (!atomic_load(&f->bad) && s->w->written_back(s->w, f->fds[FILE_SCRATCH]) < 0)
+        atomic_store(&f->bad, true);
+    return atomic_load(&f->bad);
+}
+
 struct epoch_files *varve_source_find_done(const struct epoch_table *t, uint64_t view)
 {
     for (size_t i = 0; i < t->ndone; i++) {

@@ -153,6 +153,7 @@ static void tracker_free(struct varve_tracker *t)
         t->w->close(t->w, t->lock_fd);
     for (unsigned i = 0; i < VARVE_STRIPES; i++)
         pthread_mutex_destroy(&t->stripes[i]);
+    pthread_mutex_destroy(&t->epochs_lock);
     free(t);
 }
 
@@ -166,12 +167,15 @@ static struct varve_tracker *tracker_alloc(struct varve_world *w,
     t->w = w;
     t->image_fd = cfg->image_fd;
     t->scratch_max = cfg->scratch_max;
+    t->scratch_reserve = cfg->scratch_reserve;
     t->on_scratch_full = cfg->on_scratch_full;
+    t->scratch_wait_ms = cfg->scratch_wait_ms;
     t->freeze_timeout_ms = cfg->freeze_timeout_ms;
     snprintf(t->role, sizeof(t->role), "%s", cfg->role);
     t->lock_fd = t->ctl_fd = -1;
     for (unsigned i = 0; i < VARVE_STRIPES; i++)
         pthread_mutex_init(&t->stripes[i], NULL);
+    pthread_mutex_init(&t->epochs_lock, NULL);
     return t;
 }
 
@@ -220,6 +224,7 @@ int varve_tracker_attach(struct varve_world *w, const struct varve_tracker_confi
     atomic_store(&t->ctl->served, 1);
     /* Those that were under way in a server that died will not end. */
     atomic_store(&t->ctl->writes_begun, atomic_load(&t->ctl->writes_ended));
+    t->dead = true; /* maybe */
     /* What was left unsealed by a former server; an error here is tried again at the next boundary. */
     varve_tracker_seal(t, NULL);
     *out = t;
@@ -271,6 +276,8 @@ int varve_tracker_open_epoch(struct varve_tracker *t, uint64_t epoch, int fds[3]
     fds[0] = fds[1] = fds[2] = -1;
     if (!e)
         return varve_err_set(err, ENOENT, "there is no epoch %" PRIu64 " to read from", epoch);
+    /* Errors that we are told are not told to descriptions opened later. */
+    varve_tracker_check_scratch(t, e);
     varve_path_live(&t->paths, epoch, path[0]);
     varve_path_lost(&t->paths, epoch, path[1]);
     varve_path_scratch(&t->paths, epoch, path[2]);

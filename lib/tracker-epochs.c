@@ -7,6 +7,7 @@
 #include "lib/tracker-internal.h"
 
 #include "lib/epoch-file.h"
+#include "lib/scratch.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -76,6 +77,10 @@ void varve_tracked_epoch_free(struct varve_tracker *t, struct varve_tracked_epoc
     struct varve_world *w = t->w;
     uint64_t bytes = varve_map_bytes(&t->id.geometry);
 
+    pthread_mutex_lock(&t->epochs_lock);
+    if (*varve_tracker_slot(t, e->number) == e)
+        *varve_tracker_slot(t, e->number) = NULL;
+    pthread_mutex_unlock(&t->epochs_lock);
     if (bytes == 0)
         bytes = sizeof(uint64_t);
     if (e->bits)
@@ -88,8 +93,6 @@ void varve_tracked_epoch_free(struct varve_tracker *t, struct varve_tracked_epoc
         w->close(w, e->lost_fd);
     if (e->scratch_fd >= 0)
         w->close(w, e->scratch_fd);
-    if (*varve_tracker_slot(t, e->number) == e)
-        *varve_tracker_slot(t, e->number) = NULL;
     free(e);
 }
 
@@ -110,6 +113,13 @@ void varve_tracked_epoch_unlink(struct varve_tracker *t, uint64_t number)
     t->w->unlink(t->w, varve_path_scratch(&t->paths, number, path));
     t->w->unlink(t->w, varve_path_lost(&t->paths, number, path));
     t->w->unlink(t->w, varve_path_live(&t->paths, number, path));
+}
+
+static void epoch_publish(struct varve_tracker *t, struct varve_tracked_epoch *e)
+{
+    pthread_mutex_lock(&t->epochs_lock);
+    *varve_tracker_slot(t, e->number) = e;
+    pthread_mutex_unlock(&t->epochs_lock);
 }
 
 static int epoch_make_armed(struct varve_tracker *t, struct varve_tracked_epoch *e,
@@ -160,7 +170,7 @@ int varve_tracked_epoch_create(struct varve_tracker *t, uint64_t number, bool ar
     atomic_store(&e->slot->lost_blks, 0);
     atomic_store(&e->slot->scratch_bytes, 0);
     atomic_store(&e->slot->number, number);
-    *varve_tracker_slot(t, number) = e;
+    epoch_publish(t, e);
     return 0;
 }
 
@@ -188,7 +198,6 @@ static int epoch_adopt_armed(struct varve_tracker *t, struct varve_tracked_epoch
 int varve_tracked_epoch_adopt(struct varve_tracker *t, uint64_t number, struct varve_err *err)
 {
     struct varve_tracked_epoch *e = epoch_alloc(t, number);
-    struct varve_world *w = t->w;
     char path[PATH_MAX];
     uint64_t ino = 0;
     int r;
@@ -211,18 +220,18 @@ int varve_tracked_epoch_adopt(struct varve_tracker *t, uint64_t number, struct v
             return r;
         }
         if (r == 0) {
-            atomic_store(&e->preserve, true);
+            atomic_store(&e->preserve, !(atomic_load(&e->slot->flags) & VARVE_EPOCH_GAVE_WAY));
             atomic_fetch_add(&t->scratch_used, atomic_load(&e->slot->scratch_bytes));
         } else {
             atomic_fetch_or(&e->slot->flags, VARVE_EPOCH_BROKEN);
         }
     } else {
         /* Its server may have died on the way from saying so to freeing it. */
-        w->unlink(w, varve_path_scratch(&t->paths, number, path));
+        varve_tracker_bury(t, number);
     }
     if (!atomic_load(&e->preserve))
         atomic_store(&e->slot->scratch_bytes, 0); /* what was not counted must not be uncounted */
-    *varve_tracker_slot(t, number) = e;
+    epoch_publish(t, e);
     return 0;
 }
 
@@ -235,16 +244,24 @@ static void epoch_uncount(struct varve_tracker *t, struct varve_tracked_epoch *e
 void varve_tracked_epoch_disarm(struct varve_tracker *t, struct varve_tracked_epoch *e)
 {
     char path[PATH_MAX];
+    bool big;
 
     if (!(atomic_load(&e->slot->flags) & VARVE_EPOCH_ARMED))
         return;
+    /* What was kept does not count any more where the guest needed the space. */
+    big = atomic_load(&e->slot->scratch_bytes) > VARVE_SCRATCH_STEP ||
+          atomic_load(&e->slot->flags) & VARVE_EPOCH_GAVE_WAY;
     atomic_fetch_and(&e->slot->flags, ~(uint64_t)VARVE_EPOCH_ARMED);
     atomic_store(&e->preserve, false);
     epoch_uncount(t, e);
     /* On arm64 the stores alone do not keep later ones, those that empty the file, behind them. */
     atomic_thread_fence(memory_order_seq_cst);
     /* A writer may be on its way into the scratch: the file stays open until the epoch is dropped,
-     * but its space goes now. */
+     * but its space goes now, or step by step. */
+    if (big) {
+        varve_tracker_bury(t, e->number);
+        return;
+    }
     t->w->unlink(t->w, varve_path_scratch(&t->paths, e->number, path));
     if (e->scratch_fd >= 0)
         t->w->truncate(t->w, e->scratch_fd, 0);

@@ -44,7 +44,9 @@ struct varve_tracker {
     bool may_clone; /* image and scratch lie on one file system */
     bool found_clean; /* so was the live epoch when we came: the image was synced, nobody wrote */
     uint64_t scratch_max;
+    uint64_t scratch_reserve;
     enum varve_scratch_full on_scratch_full;
+    unsigned scratch_wait_ms;
     unsigned freeze_timeout_ms;
     char role[16];
 
@@ -60,6 +62,10 @@ struct varve_tracker {
     /* Slot number % VARVE_CTL_EPOCHS.  A writer inside the gate may use that of the live epoch; the
      * others are the control thread's. */
     struct varve_tracked_epoch *epochs[VARVE_CTL_EPOCHS];
+
+    /* Guards the members of epochs[] for a writer outside the gate: none is freed under it.
+     * Rank: outside the gate; a leaf but for I/O. */
+    pthread_mutex_t epochs_lock;
     uint64_t next; /* the prepared epoch, 0: none */
 
     /* As in the control page; NULL: the view needs every block, or there is none.  Stored by the
@@ -68,6 +74,11 @@ struct varve_tracker {
     _Atomic(struct varve_done *) done[VARVE_CTL_VIEWS];
     _Atomic bool has_done;
     _Atomic uint64_t scratch_used; /* bytes of preimages in all open scratch files */
+    _Atomic int64_t budget;           /* bytes that are asked for of the scratch's file system */
+    _Atomic uint64_t budget_until_ns; /* monotonic */
+    _Atomic uint64_t full_since_ns;   /* monotonic: when room ran out; 0: there is some */
+    _Atomic uint64_t waits;           /* how often a write has waited for it */
+    bool dead; /* scratch files to be reaped are left */
 
     uint64_t closed_ns;   /* monotonic: when the gate was closed */
     uint64_t reopened_ns; /* and when it was opened again */
@@ -161,12 +172,33 @@ void varve_tracker_pass_stripes(struct varve_tracker *t);
 /* Frees what is kept of the blocks [from, to) and no open view needs. */
 void varve_tracker_free_unneeded(struct varve_tracker *t, uint64_t from, uint64_t to);
 
+/* --- tracker-room.c --- */
+
+/* Whether e may keep so many bytes more; they are counted then.  give: they were not kept. */
+bool varve_tracker_take_room(struct varve_tracker *t, struct varve_tracked_epoch *e, uint64_t len);
+void varve_tracker_give_room(struct varve_tracker *t, uint64_t len);
+/* Bytes that e has kept, and that have gone; not more than are counted: who disarms it counts none. */
+void varve_tracker_uncount(struct varve_tracker *t, struct varve_tracked_epoch *e, uint64_t bytes);
+
+/* Whether a write that finds no room goes back and waits; said at the first failure. */
+bool varve_tracker_may_wait(struct varve_tracker *t);
+/* Outside of the gate and of all locks: a moment. */
+void varve_tracker_wait_for_room(struct varve_tracker *t);
+
+/* --- tracker-reap.c --- */
+
+/* Takes the epoch's scratch away; a big one is left for housekeeping. */
+void varve_tracker_bury(struct varve_tracker *t, uint64_t number);
+
+/* Breaks e if some of what it kept did not come to the device. */
+void varve_tracker_check_scratch(struct varve_tracker *t, struct varve_tracked_epoch *e);
+
 /* --- tracker-preserve.c --- */
 
 /* Keeps those of the blocks [from, to) of e that an open view needs: their preimages are in its
- * scratch, or they are marked lost (or the epoch broken), when it returns.  The stripe's lock is
- * held. */
-void varve_tracker_preserve(struct varve_tracker *t, struct varve_tracked_epoch *e, uint64_t from,
+ * scratch, or they are marked lost (or the epoch broken), up to the block that it returns; from there
+ * on (if that is not `to`) the write has to go back and wait for room.  The stripe's lock is held. */
+uint64_t varve_tracker_preserve(struct varve_tracker *t, struct varve_tracked_epoch *e, uint64_t from,
                             uint64_t to, bool cheap_copy);
 
 #endif

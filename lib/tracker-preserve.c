@@ -24,28 +24,19 @@ static bool is_zero(const char *buf, uint64_t len)
     return buf[0] == 0 && memcmp(buf, buf + 1, len - 1) == 0;
 }
 
-static bool preserve_room(struct varve_tracker *t, uint64_t len)
-{
-    uint64_t used = atomic_fetch_add(&t->scratch_used, len) + len;
-
-    if (t->scratch_max == 0 || used <= t->scratch_max)
-        return true;
-    atomic_fetch_sub(&t->scratch_used, len);
-    return false;
-}
-
 static int preserve_store(struct varve_tracker *t, struct varve_tracked_epoch *e, const char *buf,
-                          uint64_t off, uint64_t len)
+                          uint64_t off, uint64_t len, uint64_t *stored)
 {
     int r;
 
-    if (!preserve_room(t, len))
+    if (!varve_tracker_take_room(t, e, len))
         return -ENOSPC;
     r = t->w->pwrite(t->w, e->scratch_fd, buf, len, off);
     if (r < 0) {
-        atomic_fetch_sub(&t->scratch_used, len);
+        varve_tracker_give_room(t, len);
         return r;
     }
+    *stored += len;
     atomic_fetch_add_explicit(&e->slot->scratch_bytes, len, memory_order_relaxed);
     atomic_fetch_add_explicit(&t->ctl->preserved_bytes, len, memory_order_relaxed);
     return 0;
@@ -70,9 +61,9 @@ static uint64_t data_bytes(struct varve_tracker *t, int fd, uint64_t off, uint64
     return sum;
 }
 
-/* [off, end), at most COPY_BUFFER. */
+/* [off, end), at most COPY_BUFFER.  *stored grows by what was kept, also before an error. */
 static int preserve_chunk(struct varve_tracker *t, struct varve_tracked_epoch *e, uint64_t off,
-                          uint64_t end)
+                          uint64_t end, uint64_t *stored)
 {
     alignas(4096) char buf[COPY_BUFFER];
     uint64_t len = end - off, pos = 0;
@@ -93,7 +84,7 @@ static int preserve_chunk(struct varve_tracker *t, struct varve_tracked_epoch *e
             stop += grain;
         }
         if (stop > pos) {
-            int r = preserve_store(t, e, buf + pos, off + pos, stop - pos);
+            int r = preserve_store(t, e, buf + pos, off + pos, stop - pos, stored);
 
             if (r < 0)
                 return r;
@@ -112,19 +103,19 @@ static int preserve_clone(struct varve_tracker *t, struct varve_tracked_epoch *e
 
     if (data == -ENXIO || (data >= 0 && (uint64_t)data >= end))
         return 0; /* one hole: zeroes */
-    if (!t->may_clone || end - off < CLONE_MIN || !preserve_room(t, end - off))
+    if (!t->may_clone || end - off < CLONE_MIN || !varve_tracker_take_room(t, e, end - off))
         return -ENOTSUP;
     for (uint64_t at = off; at < end;) {
         ssize_t n = t->w->copy(t->w, t->image_fd, at, e->scratch_fd, at, end - at);
 
         if (n <= 0) {
-            atomic_fetch_sub(&t->scratch_used, end - off);
+            varve_tracker_give_room(t, end - off);
             return n < 0 ? (int)n : -EIO;
         }
         at += (uint64_t)n;
     }
     stored = data_bytes(t, e->scratch_fd, off, end);
-    atomic_fetch_sub(&t->scratch_used, end - off - stored);
+    varve_tracker_give_room(t, end - off - stored);
     atomic_fetch_add_explicit(&e->slot->scratch_bytes, stored, memory_order_relaxed);
     atomic_fetch_add_explicit(&t->ctl->preserved_bytes, stored, memory_order_relaxed);
     return 0;
@@ -145,31 +136,57 @@ static void preserve_failed(struct varve_tracker *t, struct varve_tracked_epoch 
     atomic_fetch_add_explicit(&t->ctl->lost_blks, newly, memory_order_relaxed);
 }
 
-static void preserve_run(struct varve_tracker *t, struct varve_tracked_epoch *e, uint64_t from,
-                         uint64_t to, bool cheap_copy)
+static bool is_full(int r)
+{
+    return r == -ENOSPC || r == -EDQUOT;
+}
+
+/* Of a block that is begun again later. */
+static void preserve_undo(struct varve_tracker *t, struct varve_tracked_epoch *e, uint64_t stored)
+{
+    varve_tracker_uncount(t, e, stored);
+    atomic_fetch_sub_explicit(&t->ctl->preserved_bytes, stored, memory_order_relaxed);
+}
+
+/* Up to which block; see varve_tracker_preserve(). */
+static uint64_t preserve_run(struct varve_tracker *t, struct varve_tracked_epoch *e, uint64_t from,
+                             uint64_t to, bool cheap_copy)
 {
     const struct varve_geometry *g = &t->id.geometry;
-    uint64_t start = from << g->shift, end = varve_block_end(g, to - 1);
+    uint64_t start = from << g->shift, end = varve_block_end(g, to - 1), stored = 0;
 
     if (cheap_copy && preserve_clone(t, e, start, end) == 0)
-        return;
+        return to;
     for (uint64_t off = start; off < end;) {
         uint64_t stop = end - off < COPY_BUFFER ? end : off + COPY_BUFFER;
+        int r;
 
-        if (preserve_chunk(t, e, off, stop) < 0)
+        if (off % varve_block_size(g) == 0)
+            stored = 0; /* chunks are whole blocks, or parts of one */
+        r = preserve_chunk(t, e, off, stop, &stored);
+        if (is_full(r) && varve_tracker_may_wait(t)) {
+            preserve_undo(t, e, stored);
+            return off >> g->shift;
+        }
+        if (r < 0)
             preserve_failed(t, e, off >> g->shift, ((stop - 1) >> g->shift) + 1);
         off = stop;
     }
+    return to;
 }
 
-void varve_tracker_preserve(struct varve_tracker *t, struct varve_tracked_epoch *e, uint64_t from,
-                            uint64_t to, bool cheap_copy)
+uint64_t varve_tracker_preserve(struct varve_tracker *t, struct varve_tracked_epoch *e,
+                                uint64_t from, uint64_t to, bool cheap_copy)
 {
     while (from < to) {
-        uint64_t stop;
+        uint64_t stop, done;
 
-        if (varve_tracker_needed(t, e->number, from, to, &stop))
-            preserve_run(t, e, from, stop, cheap_copy);
+        if (varve_tracker_needed(t, e->number, from, to, &stop)) {
+            done = preserve_run(t, e, from, stop, cheap_copy);
+            if (done < stop)
+                return done;
+        }
         from = stop;
     }
+    return to;
 }

@@ -7,6 +7,7 @@
 
 #include "lib/bitmap.h"
 #include "lib/epoch-file.h"
+#include "lib/scratch.h"
 #include "lib/timeline.h"
 
 #include <errno.h>
@@ -42,6 +43,7 @@ static int remove_runtime_file(void *arg, const char *name)
     struct stale *s = arg;
     char path[PATH_MAX];
     size_t len = strlen(name);
+    uint64_t number;
     bool scratch = len > 8 && strcmp(name + len - 8, ".scratch") == 0;
     bool runtime = strcmp(name, "control") == 0 ||
                    (len > 5 && (strcmp(name + len - 5, ".live") == 0 ||
@@ -49,6 +51,8 @@ static int remove_runtime_file(void *arg, const char *name)
                                 strcmp(name + len - 5, ".done") == 0)) ||
                    (len > 7 && strcmp(name + len - 7, ".failed") == 0);
 
+    if (scratch && sscanf(name, "epoch-%" SCNu64 ".scratch", &number) == 1)
+        varve_scratch_bury(s->t->w, &s->t->paths, number);
     if ((scratch || runtime) &&
         snprintf(path, sizeof(path), "%s/%s", s->dir, name) < (int)sizeof(path))
         s->t->w->unlink(s->t->w, path);

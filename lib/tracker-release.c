@@ -118,17 +118,6 @@ static bool pace(struct varve_tracker *t, struct pace *p)
     return true;
 }
 
-static void uncount(struct varve_tracker *t, struct varve_tracked_epoch *e, uint64_t bytes)
-{
-    uint64_t counted = atomic_load(&e->slot->scratch_bytes);
-
-    /* Others only add. */
-    if (bytes > counted)
-        bytes = counted;
-    atomic_fetch_sub(&e->slot->scratch_bytes, bytes);
-    atomic_fetch_sub(&t->scratch_used, bytes);
-}
-
 /* [off, end) of the scratch is data.  False: enough. */
 static bool free_extent(struct varve_tracker *t, struct varve_tracked_epoch *e,
                         const struct needs *n, struct pace *p, uint64_t off, uint64_t end)
@@ -146,7 +135,7 @@ static bool free_extent(struct varve_tracker *t, struct varve_tracked_epoch *e,
         /* Of a file system's block only a part of which is punched nothing is freed. */
         punch_end = run_end == g->size ? g->nblks << g->shift : run_end;
         if (!needed && t->w->punch(t->w, e->scratch_fd, off, punch_end - off) == 0)
-            uncount(t, e, run_end - off);
+            varve_tracker_uncount(t, e, run_end - off);
         off = run_end;
         more = pace(t, p);
     }

@@ -11,7 +11,7 @@
  *
  * A reader that read the image and then finds a block's bit clear has read the old content; one that
  * finds it set finds the preimage, or is told that it was lost, because those were stored before the
- * bit.  The second write to a block in an epoch tests its bit (acquire) and takes no lock.
+ * bit.  (A bit whose write then waits for room is only early: the preimage is there.) The second write to a block in an epoch tests its bit (acquire) and takes no lock.
  *
  * Test, copy and mark are one critical section per stripe.  Were the lock dropped between them, a
  * second writer could change the image before the first one has copied it.
@@ -46,35 +46,50 @@ uint32_t varve_piece_len(uint64_t off, uint64_t len)
     return (uint32_t)(len < room ? len : room);
 }
 
+/* Keeps and marks the blocks [blk, end).  False: there is no room, and the write should wait for some
+ * outside of the epoch. */
+static bool piece_mark(struct varve_tracker *t, struct varve_tracked_epoch *e,
+                       pthread_mutex_t *stripe, uint64_t blk, uint64_t end, bool cheap_copy)
+{
+    bool all = true;
+
+    blk = varve_abits_find(e->bits, blk, end, false);
+    if (blk == end)
+        return true;
+    if (!atomic_load_explicit(&e->preserve, memory_order_acquire)) {
+        varve_abits_set(e->bits, blk, end);
+        return true;
+    }
+    pthread_mutex_lock(stripe);
+    while (all && (blk = varve_abits_find(e->bits, blk, end, false)) < end) {
+        uint64_t stop = varve_abits_find(e->bits, blk, end, true);
+        uint64_t done = varve_tracker_preserve(t, e, blk, stop, cheap_copy);
+
+        if (done > blk)
+            varve_abits_set(e->bits, blk, done);
+        all = done == stop;
+        blk = done;
+    }
+    pthread_mutex_unlock(stripe);
+    return all;
+}
+
 void varve_piece_begin(struct varve_tracker *t, uint64_t off, uint32_t len, bool cheap_copy,
                        struct varve_piece *p)
 {
     uint32_t shift = t->id.geometry.shift;
     uint64_t blk = off >> shift, end = ((off + len - 1) >> shift) + 1;
-    struct varve_tracked_epoch *e;
-    pthread_mutex_t *stripe;
 
     assert(len > 0 && len <= varve_piece_len(off, len));
-    e = varve_tracker_find(t, varve_gate_enter(&t->gate, &p->shard));
-    assert(e);
-    p->epoch = e;
-    blk = varve_abits_find(e->bits, blk, end, false);
-    if (blk == end)
-        return;
-    if (!atomic_load_explicit(&e->preserve, memory_order_acquire)) {
-        varve_abits_set(e->bits, blk, end);
-        return;
+    for (;;) {
+        p->epoch = varve_tracker_find(t, varve_gate_enter(&t->gate, &p->shard));
+        assert(p->epoch);
+        if (piece_mark(t, p->epoch, &t->stripes[off / VARVE_PIECE_MAX % VARVE_STRIPES], blk, end,
+                       cheap_copy))
+            return;
+        varve_gate_leave(&t->gate, p->shard);
+        varve_tracker_wait_for_room(t);
     }
-    stripe = &t->stripes[off / VARVE_PIECE_MAX % VARVE_STRIPES];
-    pthread_mutex_lock(stripe);
-    while ((blk = varve_abits_find(e->bits, blk, end, false)) < end) {
-        uint64_t stop = varve_abits_find(e->bits, blk, end, true);
-
-        varve_tracker_preserve(t, e, blk, stop, cheap_copy);
-        varve_abits_set(e->bits, blk, stop);
-        blk = stop;
-    }
-    pthread_mutex_unlock(stripe);
 }
 
 void varve_piece_end(struct varve_tracker *t, struct varve_piece *p)

@@ -23,7 +23,10 @@ struct varve_tracker;
 enum varve_scratch_full {
     VARVE_SCRATCH_DEGRADE, /* what could not be kept is lost to open views, and only that */
     VARVE_SCRATCH_BREAK,   /* the epoch, and with it every view that needs it, is broken */
+    VARVE_SCRATCH_WAIT,    /* the write waits for room, scratch_wait_ms at most; then as DEGRADE */
 };
+
+#define VARVE_SCRATCH_RESERVE_DEFAULT UINT64_MAX
 
 struct varve_tracker_config {
     const char *state_dir;
@@ -36,6 +39,9 @@ struct varve_tracker_config {
     uint64_t block_size; /* bytes; 0: the disk's own, or the default for a new one */
     uint64_t scratch_max; /* bytes of preimages per disk; 0: no limit */
     enum varve_scratch_full on_scratch_full;
+    unsigned scratch_wait_ms; /* from when room ran out, for all writes */
+    uint64_t scratch_reserve; /* bytes of the scratch's file system that preimages leave free; 0: none;
+                               * VARVE_SCRATCH_RESERVE_DEFAULT: 1 %, at least 64 MiB, at most a tenth */
     unsigned freeze_timeout_ms;
     const char *role; /* "nbdkit" or "varved": what a message about the lock calls us */
     bool existing_only; /* -ENOENT instead of making a new disk */
@@ -70,13 +76,17 @@ struct varve_piece {
 uint32_t varve_piece_len(uint64_t off, uint64_t len);
 
 /* Before the image is changed in [off, off+len), a piece within the disk: waits while a boundary is
- * made, enters the epoch, keeps what must be kept, sets the bits.  Cannot fail.  `cheap_copy`: the
+ * made (and, with VARVE_SCRATCH_WAIT, for room), enters the epoch, keeps what must be kept, sets the bits.  Cannot fail.  `cheap_copy`: the
  * caller is about to free the range, so sharing extents (reflink) is worth trying. */
 void varve_piece_begin(struct varve_tracker *t, uint64_t off, uint32_t len, bool cheap_copy,
                        struct varve_piece *p);
 
 /* After the image was changed, or was not because of an error. */
 void varve_piece_end(struct varve_tracker *t, struct varve_piece *p);
+
+/* Any thread, outside of a piece: a change of the image has found its file system full.  What is kept
+ * there for views goes, which breaks them; then the change is worth one more try. */
+void varve_tracker_make_room(struct varve_tracker *t);
 
 /* For readers who want to know whether the guest suffers: around one write in a sample of all, with
  * the same `count` (1 and more for a write that is much larger than others).  Any thread; one or two
@@ -109,6 +119,11 @@ int varve_tracker_seal(struct varve_tracker *t, struct varve_err *err);
 
 /* Ends a view and frees what no open view needs any more.  An unknown id is not an error. */
 int varve_tracker_end_view(struct varve_tracker *t, uint64_t view_id, struct varve_err *err);
+
+/* What is to be done from time to time: empties what nobody needs any more, step by step, and looks
+ * whether what is kept came to its device.  Returns the milliseconds after which it wants to be called
+ * again, -1: not before something was done here. */
+int varve_tracker_housekeep(struct varve_tracker *t);
 
 /* --- what views need -------------------------------------------------------------------------- */
 

@@ -151,6 +151,8 @@ int varve_view_hole_run(struct varve_source *s, const struct varve_view *v, uint
 
         if (l.source) {
             hole = file_hole(s, l.source->fds[FILE_SCRATCH], off, known, &stop);
+            if (varve_source_scratch_bad(s, l.source))
+                hole = 0; /* reading is to say so; and the walk below, from now on */
             hole = whole_blocks(&s->g, hole, off, &stop);
         }
         if (stop > known)

@@ -16,6 +16,7 @@ struct epoch_files {
     uint64_t number;
     int fds[FILE_COUNT]; /* -1: none */
     uint64_t map_ino, scratch_ino;
+    _Atomic bool bad; /* not all of the scratch came to its device: see varve_source_scratch_bad */
 };
 
 /* Never changes once it is the source's; sorted by number.  A done map is kept like an epoch that has
@@ -46,6 +47,11 @@ void varve_source_table_unref(struct varve_source *s, struct epoch_table *t);
 
 /* The files of that epoch, borrowed from the table, or NULL. */
 struct epoch_files *varve_source_find(const struct epoch_table *t, uint64_t number);
+/* Whether something that was kept in the scratch did not come to its device; then nothing that was read
+ * from it is to be believed, for good.  To be asked after it was read: the kernel says so before it
+ * throws a page away. */
+bool varve_source_scratch_bad(struct varve_source *s, struct epoch_files *f);
+
 /* The done map of that view, borrowed from the table, or NULL. */
 struct epoch_files *varve_source_find_done(const struct epoch_table *t, uint64_t view);
 
@@ -59,6 +65,9 @@ int varve_view_walk(struct varve_source *s, const struct epoch_table *table,
                     int (*each)(void *arg, struct epoch_files *f,
                                 const struct varve_ctl_epoch_copy *c, struct varve_err *err),
                     void *arg, struct epoch_files **done, struct varve_err *err);
+
+/* -ESTALE, with a message. */
+int varve_view_say_bad_scratch(uint64_t epoch, struct varve_err *err);
 
 /* The bytes of a file that hold the bits [blk, blk + count) of the map that begins at `at`. */
 int varve_view_map_bits(struct varve_source *s, int fd, uint64_t at, uint64_t blk, uint64_t count,

@@ -10,6 +10,7 @@
 #include <stddef.h>
 
 struct usage {
+    struct varve_source *s;
     uint64_t scratch_bytes, lost_blks;
 };
 
@@ -18,8 +19,8 @@ static int usage_of_epoch(void *arg, struct epoch_files *f, const struct varve_c
 {
     struct usage *u = arg;
 
-    (void)f;
-    (void)err;
+    if (varve_source_scratch_bad(u->s, f))
+        return varve_view_say_bad_scratch(f->number, err);
     u->scratch_bytes += c->scratch_bytes;
     u->lost_blks += c->lost_blks;
     return 0;
@@ -28,7 +29,7 @@ static int usage_of_epoch(void *arg, struct epoch_files *f, const struct varve_c
 int varve_view_usage(struct varve_source *s, const struct varve_view *v, uint64_t *scratch_bytes,
                      uint64_t *lost_bytes, struct varve_err *err)
 {
-    struct usage u = {0, 0};
+    struct usage u = {.s = s};
     struct epoch_table *table = varve_source_table(s);
     struct epoch_files *done;
     int r = varve_view_walk(s, table, v, usage_of_epoch, &u, &done, err);

@@ -38,6 +38,13 @@
 /* Slots of the control page copied at once. */
 #define SLOTS_AT_ONCE 32u
 
+int varve_view_say_bad_scratch(uint64_t epoch, struct varve_err *err)
+{
+    return varve_err_set(err, ESTALE,
+                         "what epoch %" PRIu64 " kept did not all come to its device (the scratch "
+                         "file's file system failed or was full): the backup is broken", epoch);
+}
+
 static int view_is_open(const struct varve_view *v, const struct varve_ctl_view_copy *views,
                         uint64_t *done_ino, struct varve_err *err)
 {
@@ -50,6 +57,19 @@ static int view_is_open(const struct varve_view *v, const struct varve_ctl_view_
         }
     }
     return varve_err_set(err, ESTALE, "the backup has ended or is broken: its point in time is gone");
+}
+
+static int say_broken(uint64_t number, const struct varve_ctl_epoch_copy *c, struct varve_err *err)
+{
+    if (c->number == number && c->flags & VARVE_EPOCH_BAD_SCRATCH)
+        return varve_view_say_bad_scratch(number, err);
+    if (c->number == number && c->flags & VARVE_EPOCH_GAVE_WAY)
+        return varve_err_set(err, ESTALE,
+                             "the image's file system was full, and the guest needed the space in "
+                             "which epoch %" PRIu64 " kept what was overwritten: the backup is "
+                             "broken", number);
+    return varve_err_set(err, ESTALE, "epoch %" PRIu64 " did not keep what was overwritten: the "
+                         "backup is broken", number);
 }
 
 int varve_view_walk(struct varve_source *s, const struct epoch_table *table,
@@ -97,10 +117,10 @@ int varve_view_walk(struct varve_source *s, const struct epoch_table *table,
                 continue; /* was prepared, and given up before it began */
             if (c->number != number || !(c->flags & VARVE_EPOCH_ARMED) ||
                 (c->flags & VARVE_EPOCH_BROKEN))
-                return varve_err_set(err, ESTALE,
-                                     "epoch %" PRIu64 " did not keep what was overwritten: the "
-                                     "backup is broken", number);
+                return say_broken(number, c, err);
             f = varve_source_find(table, number);
+            if (f && atomic_load(&f->bad))
+                return varve_view_say_bad_scratch(number, err);
             if (!f || f->map_ino != c->map_ino || f->scratch_ino != c->scratch_ino ||
                 f->fds[FILE_LOST] < 0 || f->fds[FILE_SCRATCH] < 0)
                 return varve_err_set(err, EAGAIN, "the files of epoch %" PRIu64
@@ -184,7 +204,7 @@ static ssize_t read_by_pages(struct varve_source *s, int fd, char *buf, uint64_t
 
 /* Reads the blocks [from, to) of the look into the request's buffer, from the image or a scratch. */
 static int read_blocks(struct varve_source *s, const struct look *l, const struct request *rq,
-                       uint64_t from, uint64_t to, const struct epoch_files *f,
+                       uint64_t from, uint64_t to, struct epoch_files *f,
                        struct varve_err *err)
 {
     uint64_t start = (l->blk + from) << s->g.shift, stop = varve_block_end(&s->g, l->blk + to - 1);
@@ -198,7 +218,7 @@ static int read_blocks(struct varve_source *s, const struct look *l, const struc
         stop = rq->end;
     if (rq->now) {
         n = s->w->pread_now(s->w, fd, rq->buf + (start - rq->off), (size_t)(stop - start), start);
-        return n == (ssize_t)(stop - start) ? 0 : -EAGAIN;
+        return n == (ssize_t)(stop - start) && !(f && varve_source_scratch_bad(s, f)) ? 0 : -EAGAIN;
     }
     n = s->w->pread(s->w, fd, rq->buf + (start - rq->off), (size_t)(stop - start), start);
     if (n < 0)
@@ -215,6 +235,8 @@ static int read_blocks(struct varve_source *s, const struct look *l, const struc
         return varve_err_set(err, EIO, "the %s ends before offset %" PRIu64,
                              f ? "scratch file" : "image", stop);
     }
+    if (f && varve_source_scratch_bad(s, f))
+        return varve_view_say_bad_scratch(f->number, err);
     return 0;
 }
 

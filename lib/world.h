@@ -47,6 +47,12 @@ struct varve_world {
     int64_t (*seek_hole)(struct varve_world *w, int fd, uint64_t off);
     /* Data and what is needed to read it back is durable (fdatasync). */
     int (*sync)(struct varve_world *w, int fd);
+    /* Whether all that the kernel has written of the file came to the device: 0, or the error that
+     * writing it back has had since the file was opened here, told once.  It starts no writing, waits
+     * for none, and a description that can only read will do. */
+    int (*written_back)(struct varve_world *w, int fd);
+    /* Of the file's file system: the bytes that it has, and those that we may still take. */
+    int (*room)(struct varve_world *w, int fd, uint64_t *total, uint64_t *free);
     int (*stat)(struct varve_world *w, int fd, struct varve_stat *st);
 
     /* Shared, writable mapping of the file's first len bytes. */

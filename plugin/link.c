@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: BSD-3-Clause
  *
- * The link thread.  It polls the listening socket, its peers and a stop signal, and answers one
- * request at a time.  Only one peer can have a boundary under way; if that peer goes, the boundary is
+ * The link thread.  It polls the listening socket, its peers and a stop signal, answers one request at
+ * a time, and looks after what the tracker has to do from time to time.  Only one peer can have a boundary under way; if that peer goes, the boundary is
  * aborted at once.  A peer that speaks another protocol, or does not take its answer, is cut off.
  */
 #include "plugin/link.h"
@@ -24,6 +24,7 @@
 #include <unistd.h>
 
 #define PEERS_MAX 8u
+#define SOON_MS   100
 
 struct peer {
     int sock;   /* -1: free */
@@ -260,6 +261,7 @@ static void link_accept(struct varve_link *l)
 static void *link_main(void *arg)
 {
     struct varve_link *l = arg;
+    int wait_ms = SOON_MS, ready;
 
     for (;;) {
         struct pollfd fds[PEERS_MAX + 2];
@@ -268,8 +270,12 @@ static void *link_main(void *arg)
         fds[1] = (struct pollfd){.fd = l->listener, .events = POLLIN};
         for (unsigned i = 0; i < PEERS_MAX; i++)
             fds[i + 2] = (struct pollfd){.fd = l->peers[i].sock, .events = POLLIN};
-        if (poll(fds, PEERS_MAX + 2, -1) < 0)
+        ready = poll(fds, PEERS_MAX + 2, wait_ms);
+        if (ready == 0) /* nobody waits for an answer, nor a guest for a boundary */
+            wait_ms = l->owner ? SOON_MS : varve_tracker_housekeep(l->tracker);
+        if (ready <= 0)
             continue;
+        wait_ms = SOON_MS; /* a request may have left something to do */
         if (fds[0].revents)
             break;
         for (unsigned i = 0; i < PEERS_MAX; i++) {

@@ -19,9 +19,13 @@ const char varve_params_help[] =
     "durability=host|process   survive power loss (default), or only kill -9\n"
     "scratch-dir=DIR           where overwritten blocks are kept (default: state-dir)\n"
     "scratch-max=SIZE          how much of them may be kept (default: no limit)\n"
-    "on-scratch-full=degrade|break\n"
+    "scratch-reserve=SIZE      what they leave free of their file system (default: 1 %,\n"
+    "                          at least 64M, at most a tenth)\n"
+    "on-scratch-full=degrade|break|wait\n"
     "                          what gives way when one cannot be kept: that range of\n"
-    "                          the open backups (default), or the backups\n"
+    "                          the open backups (default), the backups, or the guest,\n"
+    "                          whose write waits for scratch-wait and then as degrade\n"
+    "scratch-wait=TIME         how long (default: 10s)\n"
     "freeze-timeout=TIME       how long a checkpoint may hold writes back (default: 1s)";
 
 void varve_params_init(struct varve_params *c)
@@ -29,6 +33,8 @@ void varve_params_init(struct varve_params *c)
     memset(c, 0, sizeof(*c));
     c->on_scratch_full = VARVE_SCRATCH_DEGRADE;
     c->freeze_timeout_ms = 1000;
+    c->scratch_wait_ms = 10000;
+    c->scratch_reserve = VARVE_SCRATCH_RESERVE_DEFAULT;
 }
 
 void varve_params_fini(struct varve_params *c)
@@ -72,9 +78,10 @@ static int config_scratch_full(struct varve_params *c, const char *value)
         c->on_scratch_full = VARVE_SCRATCH_DEGRADE;
     } else if (strcmp(value, "break") == 0) {
         c->on_scratch_full = VARVE_SCRATCH_BREAK;
+    } else if (strcmp(value, "wait") == 0) {
+        c->on_scratch_full = VARVE_SCRATCH_WAIT;
     } else {
-        nbdkit_error("on-scratch-full=%s is not available in this version: say degrade or break",
-                     value);
+        nbdkit_error("on-scratch-full=%s: say degrade, break or wait", value);
         return -1;
     }
     return 0;
@@ -112,6 +119,12 @@ int varve_params_set(struct varve_params *c, const char *key, const char *value)
         return config_durability(c, value);
     if (strcmp(key, "scratch-max") == 0) {
         if (varve_parse_size(value, &c->scratch_max, &err) == 0)
+            return 0;
+    } else if (strcmp(key, "scratch-reserve") == 0) {
+        if (varve_parse_size(value, &c->scratch_reserve, &err) == 0)
+            return 0;
+    } else if (strcmp(key, "scratch-wait") == 0) {
+        if (varve_parse_time_ms(value, &c->scratch_wait_ms, &err) == 0)
             return 0;
     } else if (strcmp(key, "freeze-timeout") == 0) {
         if (varve_parse_time_ms(value, &c->freeze_timeout_ms, &err) == 0 &&

@@ -19,6 +19,8 @@ struct varve_params {
     uint64_t granularity; /* bytes; 0: not said */
     uint64_t scratch_max; /* bytes; 0: no limit */
     enum varve_scratch_full on_scratch_full;
+    unsigned scratch_wait_ms;
+    uint64_t scratch_reserve; /* bytes; as of struct varve_tracker_config */
     bool durable_process; /* durability=process */
     unsigned freeze_timeout_ms;
 };

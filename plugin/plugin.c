@@ -89,6 +89,8 @@ static int plugin_get_ready(void)
         .block_size = c->granularity,
         .scratch_max = c->scratch_max,
         .on_scratch_full = c->on_scratch_full,
+        .scratch_wait_ms = c->scratch_wait_ms,
+        .scratch_reserve = c->scratch_reserve,
         .freeze_timeout_ms = c->freeze_timeout_ms,
         .role = "nbdkit",
     };
@@ -212,7 +214,7 @@ static uint64_t plugin_clock_ns(void)
 
 enum change { CHANGE_WRITE, CHANGE_ZERO, CHANGE_PUNCH };
 
-static int plugin_change_piece(enum change change, const char *buf, uint32_t len, uint64_t off)
+static int plugin_change_image(enum change change, const char *buf, uint32_t len, uint64_t off)
 {
     switch (change) {
     case CHANGE_WRITE:
@@ -225,6 +227,17 @@ static int plugin_change_piece(enum change change, const char *buf, uint32_t len
     return -EINVAL;
 }
 
+static int plugin_change_piece(enum change change, const char *buf, uint32_t len, uint64_t off)
+{
+    struct varve_piece piece;
+    int r;
+
+    varve_piece_begin(plugin.tracker, off, len, change != CHANGE_WRITE, &piece);
+    r = plugin_change_image(change, buf, len, off);
+    varve_piece_end(plugin.tracker, &piece);
+    return r;
+}
+
 static int plugin_change(enum change change, const char *buf, uint64_t len, uint64_t off,
                          uint32_t flags)
 {
@@ -232,11 +245,12 @@ static int plugin_change(enum change change, const char *buf, uint64_t len, uint
 
     while (r == 0 && len > 0) {
         uint32_t piece_len = varve_piece_len(off, len);
-        struct varve_piece piece;
 
-        varve_piece_begin(plugin.tracker, off, piece_len, change != CHANGE_WRITE, &piece);
         r = plugin_change_piece(change, buf, piece_len, off);
-        varve_piece_end(plugin.tracker, &piece);
+        if (r == -ENOSPC || r == -EDQUOT) { /* the guest goes before backups */
+            varve_tracker_make_room(plugin.tracker);
+            r = plugin_change_piece(change, buf, piece_len, off);
+        }
         if (buf)
             buf += piece_len;
         off += piece_len;

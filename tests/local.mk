@@ -193,6 +193,13 @@ TESTS += $(server_tests)
 EXTRA_DIST += $(server_tests)
 THREAD_TESTS += $(server_tests)
 
+check_PROGRAMS += %D%/unit/test-room
+%C%_unit_test_room_SOURCES = %D%/unit/test-room.c
+%C%_unit_test_room_CFLAGS = $(AM_CFLAGS) $(CMOCKA_CFLAGS)
+%C%_unit_test_room_LDADD = %D%/lib/libtest.la lib/libvarve.la $(CMOCKA_LIBS)
+TESTS += %D%/unit/test-room
+THREAD_TESTS += %D%/unit/test-room
+
 check_PROGRAMS += %D%/unit/test-release
 %C%_unit_test_release_SOURCES = %D%/unit/test-release.c
 %C%_unit_test_release_CFLAGS = $(AM_CFLAGS) $(CMOCKA_CFLAGS)

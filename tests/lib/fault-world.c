@@ -148,6 +148,22 @@ static int fault_sync(struct varve_world *w, int fd)
     return rc < 0 ? rc : f->inner->sync(f->inner, fd);
 }
 
+static int fault_written_back(struct varve_world *w, int fd)
+{
+    struct fault_world *f = self(w);
+    int rc = enter(f, FAULT_WRITTEN_BACK);
+
+    return rc < 0 ? rc : f->inner->written_back(f->inner, fd);
+}
+
+static int fault_room(struct varve_world *w, int fd, uint64_t *total, uint64_t *free)
+{
+    struct fault_world *f = self(w);
+    int rc = enter(f, FAULT_ROOM);
+
+    return rc < 0 ? rc : f->inner->room(f->inner, fd, total, free);
+}
+
 static int fault_stat(struct varve_world *w, int fd, struct varve_stat *st)
 {
     struct fault_world *f = self(w);
@@ -279,6 +295,8 @@ void fault_world_init(struct fault_world *f, struct varve_world *inner)
         .seek_data = fault_seek_data,
         .seek_hole = fault_seek_hole,
         .sync = fault_sync,
+        .written_back = fault_written_back,
+        .room = fault_room,
         .stat = fault_stat,
         .map = fault_map,
         .unmap = fault_unmap,

@@ -31,6 +31,8 @@ enum fault_call {
     FAULT_SEEK_DATA,
     FAULT_SEEK_HOLE,
     FAULT_SYNC,
+    FAULT_WRITTEN_BACK,
+    FAULT_ROOM,
     FAULT_STAT,
     FAULT_MAP,
     FAULT_UNMAP,

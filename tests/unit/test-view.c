@@ -499,6 +499,13 @@ static void a_look_at_any_moment_of_a_restart_sees_the_old_bytes(void **state)
 
 /* --- what is missing -------------------------------------------------------------------------- */
 
+static void reopen_after_bad_scratch(void)
+{
+    fault_disarm(&c.fault);
+    core_close_source(&c);
+    core_open_source(&c);
+}
+
 static void every_failing_call_of_a_reader_is_an_error_or_costs_nothing(void **state)
 {
     char buf[BLOCK];
@@ -513,10 +520,13 @@ static void every_failing_call_of_a_reader_is_an_error_or_costs_nothing(void **s
         r = read_block(3, buf);
         if (!fault_fired(&c.fault))
             break;
-        fault_disarm(&c.fault);
         for (unsigned i = 0; r == 0 && i < BLOCK; i++)
             assert_int_equal(buf[i], 'x');
-        assert_true(r == 0 || r == -EIO);
+        if (r == -ESTALE) /* the scratch could not be written back: that is for good, for this reader */
+            reopen_after_bad_scratch();
+        else
+            assert_true(r == 0 || r == -EIO);
+        fault_disarm(&c.fault);
         assert_block(3, 'x');
     }
     fault_disarm(&c.fault);
@@ -844,7 +854,10 @@ static void errors_of_the_hole_questions_are_data_or_errors(void **state)
             r = hole_at(blk, NULL);
             if (!fault_fired(&c.fault))
                 break;
-            assert_true(r == 0 || r == -EIO);
+            if (r == -ESTALE)
+                reopen_after_bad_scratch();
+            else
+                assert_true(r == 0 || r == -EIO);
             fault_disarm(&c.fault);
         }
         fault_disarm(&c.fault);

@@ -1,0 +1,54 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ *
+ * The slow part of letting go, and looking whether the kernel could keep what it took.
+ *
+ * A write to a scratch file that succeeded is in memory.  If it then cannot be written to the device (a
+ * thin pool that is full, a bad block), the page is clean again and may be thrown away: later reads
+ * return what the device has, without an error.  The kernel tells that once to each description that
+ * was open.  Readers look at their own after each read (view.c); the server looks at its own when
+ * somebody opens the files, so that what a reader knew and took to its grave is not forgotten, and from
+ * time to time, so that the break is told soon.
+ */
+#include "lib/tracker-internal.h"
+
+#include "lib/scratch.h"
+
+#include <stdlib.h>
+
+#define REAP_MS  100
+#define CHECK_MS 1000
+
+void varve_tracker_bury(struct varve_tracker *t, uint64_t number)
+{
+    if (varve_scratch_bury(t->w, &t->paths, number))
+        t->dead = true;
+}
+
+void varve_tracker_check_scratch(struct varve_tracker *t, struct varve_tracked_epoch *e)
+{
+    uint64_t flags = atomic_load(&e->slot->flags);
+
+    if (e->scratch_fd < 0 || !(flags & VARVE_EPOCH_ARMED) || flags & VARVE_EPOCH_BROKEN)
+        return;
+    if (t->w->written_back(t->w, e->scratch_fd) < 0)
+        atomic_fetch_or(&e->slot->flags, VARVE_EPOCH_BROKEN | VARVE_EPOCH_BAD_SCRATCH);
+}
+
+int varve_tracker_housekeep(struct varve_tracker *t)
+{
+    bool armed = false, more = false;
+
+    for (unsigned i = 0; i < VARVE_CTL_EPOCHS; i++) {
+        struct varve_tracked_epoch *e = t->epochs[i];
+
+        if (!e || e->scratch_fd < 0)
+            continue;
+        armed = armed || atomic_load(&e->slot->flags) & VARVE_EPOCH_ARMED;
+        varve_tracker_check_scratch(t, e);
+        if (atomic_load(&e->slot->flags) & VARVE_EPOCH_GAVE_WAY)
+            more = varve_scratch_empty(t->w, e->scratch_fd, VARVE_SCRATCH_STEP) == 1 || more;
+    }
+    if (t->dead)
+        t->dead = varve_scratch_reap(t->w, &t->paths, VARVE_SCRATCH_STEP) == 1;
+    return t->dead || more ? REAP_MS : armed ? CHECK_MS : -1;
+}
