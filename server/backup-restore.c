@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: BSD-3-Clause
  *
  * Backups after a start of the daemon: those whose views are still kept come back under the same
- * names; the others have failed, and say why.
+ * names; the others have failed, and say why.  Where that cannot be noted (a full disk), it is as
+ * soon as it can: nobody serves them, and their ttl does not run.
  */
 #include "server/backup.h"
 
@@ -136,4 +137,20 @@ void varve_backups_restore(struct varve_daemon *d)
     }
     for (struct varve_disk *disk = d->disks; disk; disk = disk->next)
         varve_failed_reads_sweep(d->w, &disk->paths, view_is_open, disk);
+}
+
+void varve_backups_fail_orphans(struct varve_daemon *d)
+{
+    for (size_t i = 0; i < d->catalogue->nbackups; i++) {
+        const struct varve_cat_backup *cb = &d->catalogue->backups[i];
+        struct varve_err unsaid = VARVE_ERR_INIT; /* it was when the daemon started */
+        char id[VARVE_NAME_MAX + 1];
+
+        if (!varve_cat_backup_open(cb) || varve_backups_find(d, cb->id))
+            continue;
+        memcpy(id, cb->id, sizeof(id));
+        if (varve_backup_end(d, id, false, "could not go on when the daemon was started",
+                             &unsaid) < 0)
+            return;
+    }
 }
