@@ -299,6 +299,13 @@ int varve_boundary_probe(struct varve_disk *disk, struct varve_err *err)
     return rc < 0 ? rc : varve_peer_answer(disk->peer, ABORT_TIMEOUT_MS, NULL, NULL, err);
 }
 
+int varve_boundary_seal(struct varve_disk *disk, struct varve_err *err)
+{
+    int rc = varve_peer_ask(disk->peer, VARVE_LINK_SEAL, 0, 0, err);
+
+    return rc < 0 ? rc : varve_peer_answer(disk->peer, SEAL_TIMEOUT_MS, NULL, NULL, err);
+}
+
 int varve_boundary_end_view(struct varve_disk *disk, uint64_t view, struct varve_err *err)
 {
     struct varve_tracker *t;

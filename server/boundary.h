@@ -33,6 +33,10 @@ int varve_boundary_make(struct varve_boundary_disk *disks, size_t ndisks, struct
 int varve_boundary_make_frozen(struct varve_boundary_disk *disks, size_t ndisks,
                                struct varve_freeze *f, struct varve_err *err);
 
+/* Seals what a daemon that died left unsealed behind a boundary.  Only where a plugin serves the disk:
+ * who attaches one that nobody serves seals it. */
+int varve_boundary_seal(struct varve_disk *disk, struct varve_err *err);
+
 /* Ends a view of the disk and frees what it needed. */
 int varve_boundary_end_view(struct varve_disk *disk, uint64_t view, struct varve_err *err);
 

@@ -51,12 +51,12 @@ static json_t *disk_backups(struct varve_disk *disk)
 }
 
 /* What the epoch files tell: how many there are, and whether they reach from the newest checkpoint
- * to now; if not, nothing that changed since any checkpoint can be told. */
-static size_t disk_epochs(struct varve_disk *disk, uint64_t live, bool *broken, uint64_t *missing)
+ * to now; if not, nothing that changed since any checkpoint can be told.  err then says why. */
+static size_t disk_epochs(struct varve_disk *disk, uint64_t live, bool *broken,
+                          struct varve_err *err)
 {
     const struct varve_cat_disk *cd =
         varve_catalogue_disk(disk->daemon->catalogue, disk->identity.uuid);
-    uint64_t want = cd && cd->ncheckpoints ? cd->checkpoints[cd->ncheckpoints - 1].epoch : live;
     struct varve_timeline tl;
     size_t n;
 
@@ -65,25 +65,20 @@ static size_t disk_epochs(struct varve_disk *disk, uint64_t live, bool *broken, 
                             &disk->identity.geometry, &tl, NULL) < 0)
         return 0;
     n = tl.nfiles;
-    for (size_t i = 0; i < n && want < live; i++) {
-        if (tl.files[i].state == VARVE_EPOCH_FILE_SEALED && tl.files[i].first <= want &&
-            tl.files[i].last >= want)
-            want = tl.files[i].last + 1;
-    }
-    *broken = want < live;
-    *missing = want;
+    *broken = cd && cd->ncheckpoints &&
+              varve_timeline_union(
+                  disk->daemon->w, &disk->paths, disk->identity.uuid, &disk->identity.geometry, &tl,
+                  cd->checkpoints[cd->ncheckpoints - 1].epoch, live, NULL, err) == -EUCLEAN;
     varve_timeline_fini(&tl);
     return n;
 }
 
-static void describe_state(struct varve_disk *disk, json_t *o, bool broken, uint64_t missing)
+static void describe_state(struct varve_disk *disk, json_t *o, bool broken, const char *why)
 {
     if (broken && (disk->state == VARVE_DISK_LIVE || disk->state == VARVE_DISK_OFFLINE)) {
         json_object_set_new(o, "state",
                             json_string(varve_disk_state_name(VARVE_DISK_INCONSISTENT)));
-        json_object_set_new(o, "reason",
-                            json_sprintf("epoch %llu is missing or damaged: begin a full backup",
-                                         (unsigned long long)missing));
+        json_object_set_new(o, "reason", json_sprintf("%s: begin a full backup", why));
         return;
     }
     json_object_set_new(o, "state", json_string(varve_disk_state_name(disk->state)));
@@ -94,9 +89,10 @@ static void describe_state(struct varve_disk *disk, json_t *o, bool broken, uint
 static json_t *disk_describe(struct varve_disk *disk)
 {
     const struct varve_geometry *g = &disk->identity.geometry;
-    uint64_t live = disk->known ? varve_disk_live_epoch(disk) : 0, missing = 0;
+    uint64_t live = disk->known ? varve_disk_live_epoch(disk) : 0;
+    struct varve_err why = VARVE_ERR_INIT;
     bool broken = false;
-    size_t epochs = disk->known ? disk_epochs(disk, live, &broken, &missing) : 0;
+    size_t epochs = disk->known ? disk_epochs(disk, live, &broken, &why) : 0;
     uint64_t dirty = 0;
     json_t *scratch, *o;
 
@@ -120,7 +116,7 @@ static json_t *disk_describe(struct varve_disk *disk)
                         disk->scratch_max ? json_integer((json_int_t)disk->scratch_max)
                                           : json_null());
     json_object_set_new(o, "scratch", scratch);
-    describe_state(disk, o, broken, missing);
+    describe_state(disk, o, broken, why.msg);
     return o;
 }
 

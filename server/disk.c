@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 #include "server/disk.h"
 
+#include "server/boundary.h"
 #include "server/log.h"
 #include "server/release.h"
 
@@ -367,6 +368,9 @@ static void disk_try_peer(struct varve_disk *disk)
     disk->durable = hello.durable;
     disk->scratch_max = hello.scratch_max;
     varve_log("Disk '%s': served by process %d", disk->name, disk->plugin_pid);
+    /* Dying between a boundary and its seal must not look like a map that is gone. */
+    if (varve_boundary_seal(disk, &err) < 0)
+        varve_log("%s", err.msg); /* tried again at the next boundary */
 }
 
 /* The page that we read is still the one in the runtime directory, and the image the one at its
