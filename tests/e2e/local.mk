@@ -10,6 +10,7 @@ e2e_tests = \
 	%D%/test_daemon_kill.py \
 	%D%/test_freeze.py \
 	%D%/test_garbage.py \
+	%D%/test_kill_steps.py \
 	%D%/test_leftovers.py \
 	%D%/test_listeners.py \
 	%D%/test_load.py \
@@ -32,6 +33,7 @@ EXTRA_DIST += \
 	$(e2e_tests) \
 	%D%/backups.py \
 	%D%/crowd.py \
+	%D%/dying.py \
 	%D%/bitmaps.py \
 	%D%/harness.py \
 	%D%/held.py \
@@ -43,11 +45,15 @@ EXTRA_DIST += \
 	%D%/replay.py \
 	%D%/tap.py \
 	%D%/writers.py
-# Preloaded into nbdkit by test_races.py; the -rpath makes libtool build it shared.
+# Preloaded into nbdkit (and die.la into varved) by tests; the -rpath makes libtool build it shared.
 check_LTLIBRARIES += %D%/hold.la
 %C%_hold_la_SOURCES = %D%/hold.c
 %C%_hold_la_LDFLAGS = $(AM_LDFLAGS) -module -avoid-version -shared -rpath /nowhere
 %C%_hold_la_LIBADD = -ldl
+check_LTLIBRARIES += %D%/die.la
+%C%_die_la_SOURCES = %D%/die.c
+%C%_die_la_LDFLAGS = $(AM_LDFLAGS) -module -avoid-version -shared -rpath /nowhere
+%C%_die_la_LIBADD = -ldl
 THREAD_TESTS += \
 	%D%/test_daemon_kill.py \
 	%D%/test_point_in_time.py \
