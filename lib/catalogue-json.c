@@ -26,8 +26,24 @@ static json_t *checkpoint_dump(const struct varve_cat_checkpoint *p, bool *bad)
     put(o, "time", json_integer((json_int_t)p->time_ns), bad);
     put(o, "epoch", json_integer((json_int_t)p->epoch), bad);
     put_text(o, "backup", p->backup, bad);
+    if (p->made)
+        put(o, "made", json_integer((json_int_t)p->made), bad);
+    if (p->has_blocks)
+        put(o, "blocks", hex_dump(p->blocks, sizeof(p->blocks)), bad);
     if (p->nheal > 0)
         put(o, "heal", varve_cat_ranges_dump(p->heal, p->nheal, bad), bad);
+    return o;
+}
+
+static json_t *export_dump(const struct varve_cat_export *e, bool *bad)
+{
+    json_t *o = json_object();
+
+    put(o, "name", json_string(e->name), bad);
+    put(o, "time", json_integer((json_int_t)e->time_ns), bad);
+    put(o, "exported", json_integer((json_int_t)e->exported_ns), bad);
+    put(o, "made", json_integer((json_int_t)e->made), bad);
+    put(o, "known", json_integer((json_int_t)e->known), bad);
     return o;
 }
 
@@ -40,6 +56,11 @@ static json_t *disk_dump(const struct varve_cat_disk *d, bool *bad)
     for (size_t i = 0; i < d->ncheckpoints; i++)
         push(list, checkpoint_dump(&d->checkpoints[i], bad), bad);
     put(o, "checkpoints", list, bad);
+    list = d->nexports > 0 ? json_array() : NULL;
+    for (size_t i = 0; i < d->nexports; i++)
+        push(list, export_dump(&d->exports[i], bad), bad);
+    if (list)
+        put(o, "exports", list, bad);
     if (d->nbitmaps == 0)
         return o;
     list = json_array();
@@ -133,11 +154,40 @@ static int checkpoint_parse(json_t *o, struct varve_cat_disk *d, struct varve_er
         rc = varve_err_set(err, EUCLEAN, "checkpoint '%s' stands in it twice", name);
     if (rc == 0)
         rc = varve_catalogue_add_checkpoint(d, name, backup, time_ns, epoch, err);
-    if (rc == 0)
-        p = varve_catalogue_checkpoint(d, name);
+    if (rc < 0)
+        return rc;
+    p = varve_catalogue_checkpoint(d, name);
+    if (json_object_get(o, "made")) /* of few, and of no old one */
+        rc = get_u63(o, "made", &p->made, err);
+    if (rc == 0 && (p->made > epoch || (!p->made && json_object_get(o, "blocks"))))
+        rc = bad_value("made", err);
+    if (rc == 0 && json_object_get(o, "blocks")) {
+        rc = get_hex(o, "blocks", p->blocks, sizeof(p->blocks), err);
+        p->has_blocks = rc == 0;
+    }
     if (rc == 0)
         rc = varve_cat_ranges_parse(json_object_get(o, "heal"), &p->heal, &p->nheal, err);
     return rc;
+}
+
+static int export_parse(json_t *o, struct varve_cat_disk *d, struct varve_err *err)
+{
+    struct varve_cat_export e = {.name = ""};
+    int rc = get_name(o, "name", false, e.name, err);
+
+    if (rc == 0)
+        rc = get_u63(o, "time", &e.time_ns, err);
+    if (rc == 0)
+        rc = get_u63(o, "exported", &e.exported_ns, err);
+    if (rc == 0)
+        rc = get_u63(o, "made", &e.made, err);
+    if (rc == 0)
+        rc = get_u63(o, "known", &e.known, err);
+    if (rc == 0 && (e.made > e.known || varve_catalogue_export(d, e.name, e.made)))
+        rc = bad_value("exports", err);
+    if (rc == 0)
+        rc = varve_catalogue_add_export(d, &e, err);
+    return rc == -ENOSPC ? bad_value("exports", err) : rc;
 }
 
 static int disk_parse(json_t *o, struct varve_catalogue *c, struct varve_err *err)
@@ -161,6 +211,12 @@ static int disk_parse(json_t *o, struct varve_catalogue *c, struct varve_err *er
     json_array_foreach(json_object_get(o, "checkpoints"), i, item)
     {
         rc = checkpoint_parse(item, d, err);
+        if (rc < 0)
+            return rc;
+    }
+    json_array_foreach(json_object_get(o, "exports"), i, item)
+    {
+        rc = export_parse(item, d, err);
         if (rc < 0)
             return rc;
     }

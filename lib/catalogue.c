@@ -51,6 +51,7 @@ void varve_catalogue_free(struct varve_catalogue *c)
             bitmap_fini(&c->disks[i].bitmaps[k]);
         free(c->disks[i].checkpoints);
         free(c->disks[i].bitmaps);
+        free(c->disks[i].exports);
     }
     for (size_t i = 0; i < c->nbackups; i++)
         backup_fini(&c->backups[i]);
@@ -166,6 +167,52 @@ bool varve_catalogue_remove_checkpoint(struct varve_cat_disk *d, const char *nam
     d->ncheckpoints--;
     memmove(p, p + 1, (size_t)(d->checkpoints + d->ncheckpoints - p) * sizeof(*p));
     return true;
+}
+
+struct varve_cat_export *varve_catalogue_export(const struct varve_cat_disk *d, const char *name,
+                                                uint64_t made)
+{
+    for (size_t i = 0; d && i < d->nexports; i++) {
+        if (d->exports[i].made == made && strcmp(d->exports[i].name, name) == 0)
+            return &d->exports[i];
+    }
+    return NULL;
+}
+
+int varve_catalogue_add_export(struct varve_cat_disk *d, const struct varve_cat_export *e,
+                               struct varve_err *err)
+{
+    struct varve_cat_export *at = varve_catalogue_export(d, e->name, e->made);
+
+    if (!at) {
+        if (d->nexports >= VARVE_CATALOGUE_EXPORTS_MAX)
+            return varve_err_set(err, ENOSPC,
+                                 "Disk '%s' keeps the boundaries of %u exported checkpoints, more "
+                                 "there cannot be: give up some with checkpoint-delete and "
+                                 "\"exported\": true",
+                                 d->name, VARVE_CATALOGUE_EXPORTS_MAX);
+        at = realloc(d->exports, (d->nexports + 1) * sizeof(*at));
+        if (!at)
+            return varve_err_set(err, ENOMEM, "no memory for checkpoint '%s'", e->name);
+        d->exports = at;
+        at = &d->exports[d->nexports++];
+    }
+    *at = *e;
+    return 0;
+}
+
+size_t varve_catalogue_remove_exports(struct varve_cat_disk *d, const char *name, uint64_t made)
+{
+    size_t kept = 0, n = d->nexports;
+
+    for (size_t i = 0; i < n; i++) {
+        const struct varve_cat_export *e = &d->exports[i];
+
+        if (strcmp(e->name, name) != 0 || (made != 0 && e->made != made))
+            d->exports[kept++] = *e;
+    }
+    d->nexports = kept;
+    return n - kept;
 }
 
 int varve_catalogue_add_bitmap(struct varve_cat_disk *d, const char *name, uint64_t granularity,

@@ -19,9 +19,10 @@
 #include <stddef.h>
 #include <stdint.h>
 
-/* 2: there are bitmaps, whose epochs an older version would free.  Catalogues of format 1 are read.
- */
-#define VARVE_CATALOGUE_FORMAT 2u
+/* 2: there are bitmaps, whose epochs an older version would free.  3: checkpoints may have blocks
+ * that no epoch tells, and boundaries are kept for exported ones.  Catalogues of formats 1 and 2 are
+ * read. */
+#define VARVE_CATALOGUE_FORMAT 3u
 
 /* Ended backups that are kept for queries. */
 #define VARVE_CATALOGUE_ENDED_MAX 100u
@@ -31,10 +32,29 @@ struct varve_cat_checkpoint {
     char backup[VARVE_NAME_MAX + 1]; /* id of the backup whose boundary it names; empty: none */
     uint64_t time_ns;                /* since 1970; equal for what one command made */
     uint64_t epoch;                  /* the first after the boundary */
+    /* Imported when its own boundary was gone: `epoch` is a later one, what was written between the
+     * two is in the file of explicit blocks (if anything was), and `made` is the first epoch after
+     * its own.  made 0: it has its own. */
+    uint64_t made;
+    bool has_blocks;
+    uint8_t blocks[VARVE_DIGEST_LEN]; /* of lib/blocks-file.h */
     /* What counts as dirty since it although no epoch says so: its backup answered errors there. */
     struct varve_cat_range *heal;
     size_t nheal;
 };
+
+/* An exported checkpoint: a file somewhere (lib/checkpoint-file.h) can be imported as long as the
+ * boundary up to which it knows is kept, whatever becomes of the checkpoint. */
+struct varve_cat_export {
+    char name[VARVE_NAME_MAX + 1]; /* of the checkpoint */
+    uint64_t time_ns;              /* of the checkpoint, since 1970 */
+    uint64_t exported_ns;          /* when it was exported first, the same */
+    uint64_t made;                 /* the first epoch after the checkpoint; with `name` it tells one */
+    uint64_t known;                /* the first after the boundary that is kept */
+};
+
+/* Of one disk: each keeps a map of the disk from being merged. */
+#define VARVE_CATALOGUE_EXPORTS_MAX 100u
 
 /* Bytes of a bitmap's granularity: a power of two within these. */
 #define VARVE_BITMAP_GRANULARITY_MIN UINT64_C(512)
@@ -58,6 +78,8 @@ struct varve_cat_disk {
     size_t ncheckpoints;
     struct varve_cat_bitmap *bitmaps; /* in the order in which they were made */
     size_t nbitmaps;
+    struct varve_cat_export *exports; /* in the order in which they were made */
+    size_t nexports;
 };
 
 enum varve_cat_backup_state {
@@ -143,6 +165,21 @@ int varve_catalogue_add_checkpoint(struct varve_cat_disk *d, const char *name, c
                                    uint64_t time_ns, uint64_t epoch, struct varve_err *err);
 /* false: there is none. */
 bool varve_catalogue_remove_checkpoint(struct varve_cat_disk *d, const char *name);
+/* The first epoch after the checkpoint's own boundary. */
+static inline uint64_t varve_cat_checkpoint_made(const struct varve_cat_checkpoint *p)
+{
+    return p->made ? p->made : p->epoch;
+}
+/* NULL: the checkpoint of that name and boundary was not exported, or that was given up. */
+struct varve_cat_export *varve_catalogue_export(const struct varve_cat_disk *d, const char *name,
+                                                uint64_t made);
+/* Takes the place of the one of that name and boundary, if there is one.  -ENOSPC: the disk has
+ * VARVE_CATALOGUE_EXPORTS_MAX.  -ENOMEM */
+int varve_catalogue_add_export(struct varve_cat_disk *d, const struct varve_cat_export *e,
+                               struct varve_err *err);
+/* Removes all of that name (whose checkpoint's boundary is `made`, unless that is 0); returns how
+ * many. */
+size_t varve_catalogue_remove_exports(struct varve_cat_disk *d, const char *name, uint64_t made);
 /* An empty bitmap that records nothing.  -EEXIST: the disk has one of that name.  -ENOMEM */
 int varve_catalogue_add_bitmap(struct varve_cat_disk *d, const char *name, uint64_t granularity,
                                struct varve_cat_bitmap **out, struct varve_err *err);

@@ -188,7 +188,7 @@ static int write_fd(struct varve_world *w, int fd, const char *path, const struc
     int rc, final;
 
     if (!o.buf)
-        return varve_err_set(err, ENOMEM, "no memory to write %s", path);
+        return varve_err_set(err, ENOMEM, "no memory to write %.200s", path);
     rc = varve_digest_init(&o.digest, err);
     if (rc < 0) {
         free(o.buf);
@@ -204,7 +204,7 @@ static int write_fd(struct varve_world *w, int fd, const char *path, const struc
         rc = w->sync(w, fd);
     free(o.buf);
     if (rc < 0)
-        return varve_err_sys(err, -rc, "cannot write %s", path);
+        return varve_err_sys(err, -rc, "cannot write %.200s", path);
     return final;
 }
 
@@ -217,7 +217,7 @@ static int path_tmp(const char *path, char tmp[PATH_MAX], struct varve_err *err)
 
 static int exists(const char *path, const char *what, struct varve_err *err)
 {
-    return varve_err_set(err, EEXIST, "%s exists already: %s", path, what);
+    return varve_err_set(err, EEXIST, "%.200s exists already: %s", path, what);
 }
 
 #define OTHER_NAME "give another name, or remove it"
@@ -230,7 +230,7 @@ static int look_free(struct varve_world *w, const char *path, struct varve_err *
     if (fd == -ENOENT)
         return 0;
     if (fd < 0)
-        return varve_err_sys(err, -fd, "cannot create %s", path);
+        return varve_err_sys(err, -fd, "cannot create %.200s", path);
     w->close(w, fd);
     return exists(path, OTHER_NAME, err);
 }
@@ -253,7 +253,7 @@ int varve_checkpoint_file_stage(struct varve_world *w, const char *path,
     if (fd == -EEXIST)
         return exists(tmp, "an export that died may have left it: remove it", err);
     if (fd < 0)
-        return varve_err_sys(err, -fd, "cannot create %s", tmp);
+        return varve_err_sys(err, -fd, "cannot create %.200s", tmp);
     rc = write_fd(w, fd, tmp, &head, f, err);
     w->close(w, fd);
     if (rc < 0)
@@ -272,7 +272,7 @@ int varve_checkpoint_file_publish(struct varve_world *w, const char *path, struc
     if (rc < 0) {
         w->unlink(w, tmp);
         return rc == -EEXIST ? exists(path, OTHER_NAME, err)
-                             : varve_err_sys(err, -rc, "cannot create %s", path);
+                             : varve_err_sys(err, -rc, "cannot create %.200s", path);
     }
     snprintf(dir, sizeof(dir), "%s", path);
     slash = strrchr(dir, '/');
@@ -283,9 +283,9 @@ int varve_checkpoint_file_publish(struct varve_world *w, const char *path, struc
     rc = w->sync_dir(w, dir);
     if (rc == 0)
         return 0;
-    varve_err_sys(err, -rc, "cannot make %s durable", path);
+    varve_err_sys(err, -rc, "cannot make %.200s durable", path);
     if (w->unlink(w, path) < 0)
-        varve_err_prefix(err, "%s is there, but is not to be relied on", path);
+        varve_err_prefix(err, "%.200s is there, but is not to be relied on", path);
     return rc;
 }
 
@@ -311,7 +311,7 @@ struct in {
 
 static int damaged(const char *path, const char *how, struct varve_err *err)
 {
-    return varve_err_set(err, EUCLEAN, "%s is damaged: %s: use another copy of it", path, how);
+    return varve_err_set(err, EUCLEAN, "%.200s is damaged: %s: use another copy of it", path, how);
 }
 
 static int in_get(struct in *in, void *data, size_t len, struct varve_err *err)
@@ -326,7 +326,7 @@ static int in_get(struct in *in, void *data, size_t len, struct varve_err *err)
             ssize_t got = in->w->pread(in->w, in->fd, in->buf, PIECE, in->off);
 
             if (got < 0)
-                return varve_err_sys(err, (int)-got, "cannot read %s", in->path);
+                return varve_err_sys(err, (int)-got, "cannot read %.200s", in->path);
             if (got == 0)
                 return damaged(in->path, "it ends too early", err);
             in->off += (uint64_t)got;
@@ -367,21 +367,22 @@ static int head_fits(const struct head *head, const char *path, const uint8_t uu
     uint64_t size = le64toh(head->size), block = (uint64_t)1 << (le32toh(head->shift) & 63);
 
     if (memcmp(head->uuid, uuid, sizeof(head->uuid)) != 0)
-        return varve_err_set(err, EINVAL,
-                             "%s is of another disk, which was called '%.64s' when it was exported "
-                             "and whose uuid begins with %02x%02x%02x%02x; this one's begins with "
-                             "%02x%02x%02x%02x",
-                             path, head->disk, head->uuid[0], head->uuid[1], head->uuid[2],
-                             head->uuid[3], uuid[0], uuid[1], uuid[2], uuid[3]);
+        return varve_err_set(
+            err, EINVAL,
+            "%.200s is of another disk, which was called '%.64s' when it was exported "
+            "and whose uuid begins with %02x%02x%02x%02x; this one's begins with "
+            "%02x%02x%02x%02x",
+            path, head->disk, head->uuid[0], head->uuid[1], head->uuid[2], head->uuid[3], uuid[0],
+            uuid[1], uuid[2], uuid[3]);
     if (size != g->size)
         return varve_err_set(err, EINVAL,
-                             "%s was exported when the disk had %" PRIu64 " bytes, now it has "
+                             "%.200s was exported when the disk had %" PRIu64 " bytes, now it has "
                              "%" PRIu64,
                              path, size, g->size);
     if (block != varve_block_size(g))
         return varve_err_set(err, EINVAL,
-                             "%s has blocks of %" PRIu64 " bytes, the disk's have %" PRIu64, path,
-                             block, varve_block_size(g));
+                             "%.200s has blocks of %" PRIu64 " bytes, the disk's have %" PRIu64,
+                             path, block, varve_block_size(g));
     return 0;
 }
 
@@ -419,10 +420,12 @@ static int head_read(struct in *in, const uint8_t uuid[16], const struct varve_g
     if (rc < 0 && rc != -EUCLEAN)
         return rc;
     if (rc < 0 || memcmp(head->magic, MAGIC, sizeof(head->magic)) != 0)
-        return varve_err_set(err, EINVAL, "%s is no file that checkpoint-export made", in->path);
+        return varve_err_set(err, EINVAL, "%.200s is no file that checkpoint-export made",
+                             in->path);
     if (le32toh(head->version) != VARVE_CHECKPOINT_FILE_VERSION)
         return varve_err_set(err, ENOTSUP,
-                             "%s has format %" PRIu32 ", this varve knows format %u only: use the "
+                             "%.200s has format %" PRIu32
+                             ", this varve knows format %u only: use the "
                              "version of varve that wrote it",
                              in->path, le32toh(head->version), VARVE_CHECKPOINT_FILE_VERSION);
     rc = in_get(in, (char *)head + 12, sizeof(*head) - 12, err);
@@ -443,7 +446,7 @@ static int ranges_read(struct in *in, size_t n, struct varve_checkpoint_file *f,
 
     f->ranges = calloc(n + 1, sizeof(*f->ranges));
     if (!f->ranges)
-        return varve_err_set(err, ENOMEM, "no memory to read %s", in->path);
+        return varve_err_set(err, ENOMEM, "no memory to read %.200s", in->path);
     for (size_t i = 0; i < n; i++) {
         uint64_t range[2], off, len;
         int rc = in_get(in, range, sizeof(range), err);
@@ -467,7 +470,7 @@ static int chunks_read(struct in *in, uint64_t n, struct varve_checkpoint_file *
 
     f->blocks = varve_bitmap_new(f->geometry.nblks);
     if (!f->blocks)
-        return varve_err_set(err, ENOMEM, "no memory to read %s", in->path);
+        return varve_err_set(err, ENOMEM, "no memory to read %.200s", in->path);
     for (uint64_t i = 0; i < n; i++) {
         uint64_t number, words[CHUNK / 8];
         size_t at, room;
@@ -510,7 +513,7 @@ static int contents_read(struct in *in, const uint8_t uuid[16], const struct var
            VARVE_DIGEST_LEN;
     if (in->size != want)
         return varve_err_set(err, EUCLEAN,
-                             "%s is damaged: it has %" PRIu64 " bytes, not the %" PRIu64
+                             "%.200s is damaged: it has %" PRIu64 " bytes, not the %" PRIu64
                              " that it was made with: use another copy of it",
                              in->path, in->size, want);
     rc = ranges_read(in, (size_t)le64toh(head.nranges), f, err);
@@ -531,13 +534,13 @@ static int read_fd(struct varve_world *w, int fd, const char *path, const uint8_
     int rc = w->stat(w, fd, &st), final;
 
     if (rc < 0)
-        return varve_err_sys(err, -rc, "cannot look at %s", path);
+        return varve_err_sys(err, -rc, "cannot look at %.200s", path);
     if (!S_ISREG(st.mode))
-        return varve_err_set(err, EINVAL, "%s is not a regular file", path);
+        return varve_err_set(err, EINVAL, "%.200s is not a regular file", path);
     in.size = st.size;
     in.buf = malloc(PIECE);
     if (!in.buf)
-        return varve_err_set(err, ENOMEM, "no memory to read %s", path);
+        return varve_err_set(err, ENOMEM, "no memory to read %.200s", path);
     rc = varve_digest_init(&in.digest, err);
     if (rc < 0) {
         free(in.buf);
@@ -551,7 +554,7 @@ static int read_fd(struct varve_world *w, int fd, const char *path, const uint8_
         ssize_t got = w->pread(w, fd, want, sizeof(want), in.size - sizeof(want));
 
         if (got < 0)
-            rc = varve_err_sys(err, (int)-got, "cannot read %s", path);
+            rc = varve_err_sys(err, (int)-got, "cannot read %.200s", path);
         else if (got != sizeof(want) || memcmp(digest, want, sizeof(want)) != 0)
             rc = damaged(path, "its checksum does not match", err);
     }
@@ -568,7 +571,7 @@ int varve_checkpoint_file_read(struct varve_world *w, const char *path, const ui
 
     memset(f, 0, sizeof(*f));
     if (fd < 0)
-        return varve_err_sys(err, -fd, "cannot open %s", path);
+        return varve_err_sys(err, -fd, "cannot open %.200s", path);
     rc = read_fd(w, fd, path, uuid, g, f, err);
     w->close(w, fd);
     if (rc < 0)

@@ -40,6 +40,15 @@ static struct varve_catalogue *sample(void)
     p->nheal = 2;
     p->heal[0] = (struct varve_cat_range){65536, 4096};
     p->heal[1] = (struct varve_cat_range){1 << 20, 1 << 20};
+    p->made = 4;
+    p->has_blocks = true;
+    memset(p->blocks, 0xd9, sizeof(p->blocks));
+    assert_int_equal(
+        varve_catalogue_add_export(a, &(struct varve_cat_export){"monday", 1000, 3000, 2, 5}, NULL),
+        0);
+    assert_int_equal(
+        varve_catalogue_add_export(a, &(struct varve_cat_export){"monday", 900, 3001, 1, 3}, NULL),
+        0);
     assert_int_equal(varve_catalogue_add_bitmap(a, "b\xc3\xa4r/@+\n", 65536, &m, NULL), 0);
     m->since = 7;
     assert_int_equal(varve_change_set_add_span(&m->set, 2, 4), 0);
@@ -90,6 +99,11 @@ static void what_is_kept_comes_back(void **state)
     assert_string_equal(p->backup, "b1");
     assert_int_equal(p->nheal, 2);
     assert_int_equal(p->heal[1].off, 1 << 20);
+    assert_int_equal(varve_cat_checkpoint_made(p), 4);
+    assert_true(p->has_blocks && p->blocks[31] == 0xd9);
+    p = varve_catalogue_checkpoint(varve_catalogue_disk(again, uuid_a), "monday");
+    assert_int_equal(varve_cat_checkpoint_made(p), 2);
+    assert_false(p->has_blocks);
     b = varve_catalogue_backup(again, "b1");
     assert_non_null(b);
     assert_true(varve_cat_backup_open(b));
@@ -103,6 +117,43 @@ static void what_is_kept_comes_back(void **state)
     assert_memory_equal(b->disks[0].uuid, uuid_a, 16);
     varve_catalogue_free(again);
     varve_catalogue_free(c);
+}
+
+static void exports_come_back_and_are_limited(void **state)
+{
+    struct varve_catalogue *c = sample(), *again = varve_catalogue_clone(c);
+    struct varve_cat_disk *a = varve_catalogue_disk(again, uuid_a);
+    struct varve_cat_export e = {"other", 1, 2, 3, 500};
+    struct varve_err err;
+
+    (void)state;
+    assert_int_equal(a->nexports, 2);
+    assert_int_equal(varve_catalogue_disk(again, uuid_b)->nexports, 0);
+    assert_int_equal(varve_catalogue_export(a, "monday", 2)->exported_ns, 3000);
+    assert_int_equal(varve_catalogue_export(a, "monday", 1)->known, 3);
+    assert_null(varve_catalogue_export(a, "monday", 5));
+    assert_null(varve_catalogue_export(a, "tuesday", 2));
+
+    for (; a->nexports < VARVE_CATALOGUE_EXPORTS_MAX; e.made++)
+        assert_int_equal(varve_catalogue_add_export(a, &e, NULL), 0);
+    assert_int_equal(varve_catalogue_add_export(a, &e, &err), -ENOSPC);
+    assert_non_null(strstr(err.msg, "Disk 'vda' keeps the boundaries of 100 exported checkpoints"));
+    e.made--; /* one that is there is replaced all the same */
+    e.known = 1000;
+    assert_int_equal(varve_catalogue_add_export(a, &e, NULL), 0);
+    assert_int_equal(a->nexports, VARVE_CATALOGUE_EXPORTS_MAX);
+    assert_int_equal(varve_catalogue_export(a, "other", e.made)->known, 1000);
+    varve_catalogue_free(c);
+    c = varve_catalogue_clone(again);
+    assert_non_null(c);
+    varve_catalogue_free(c);
+
+    assert_int_equal(varve_catalogue_remove_exports(a, "monday", 2), 1);
+    assert_int_equal(varve_catalogue_remove_exports(a, "monday", 2), 0);
+    assert_int_equal(varve_catalogue_remove_exports(a, "other", 0), 98);
+    assert_int_equal(a->nexports, 1);
+    assert_int_equal(a->exports[0].made, 1);
+    varve_catalogue_free(again);
 }
 
 static void bitmaps_come_back(void **state)
@@ -231,6 +282,21 @@ static void what_dump_does_not_make_is_refused(void **state)
         "{\"next-backup\":1,\"disks\":[{\"uuid\":\"00000000000000000000000000000000\","
         "\"name\":\"vda\",\"bitmaps\":[{\"name\":\"x\",\"granularity\":512,\"spans\":[],\"blocks\":"
         "\"7f\"}]}]}",
+        "{\"next-backup\":1,\"disks\":[{\"uuid\":\"00000000000000000000000000000000\","
+        "\"name\":\"vda\",\"checkpoints\":[{\"name\":\"x\",\"time\":1,\"epoch\":2,\"made\":3}]}]}",
+        /* blocks of no earlier boundary */
+        "{\"next-backup\":1,\"disks\":[{\"uuid\":\"00000000000000000000000000000000\","
+        "\"name\":\"vda\",\"checkpoints\":[{\"name\":\"x\",\"time\":1,\"epoch\":2,\"blocks\":"
+        "\"0000000000000000000000000000000000000000000000000000000000000000\"}]}]}",
+        "{\"next-backup\":1,\"disks\":[{\"uuid\":\"00000000000000000000000000000000\","
+        "\"name\":\"vda\",\"checkpoints\":[{\"name\":\"x\",\"time\":1,\"epoch\":2,\"made\":1,"
+        "\"blocks\":\"00\"}]}]}",
+        "{\"next-backup\":1,\"disks\":[{\"uuid\":\"00000000000000000000000000000000\","
+        "\"name\":\"vda\",\"exports\":[{\"name\":\"x\",\"time\":1,\"exported\":1,\"made\":3,"
+        "\"known\":2}]}]}",
+        "{\"next-backup\":1,\"disks\":[{\"uuid\":\"00000000000000000000000000000000\","
+        "\"name\":\"vda\",\"exports\":[{\"name\":\"x\",\"time\":1,\"exported\":1,\"made\":2,"
+        "\"known\":2},{\"name\":\"x\",\"time\":1,\"exported\":1,\"made\":2,\"known\":2}]}]}",
         "{\"next-backup\":1,\"backups\":[{\"id\":\"b\",\"state\":\"new\",\"time\":1,\"ended\":0,"
         "\"ttl\":0,\"disks\":[]}]}",
         "{\"next-backup\":1,\"backups\":[{\"id\":\"b\",\"state\":\"running\",\"time\":1,"
@@ -344,6 +410,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         TEST(what_is_kept_comes_back),
+        TEST(exports_come_back_and_are_limited),
         TEST(bitmaps_come_back),
         TEST(an_old_catalogue_is_read),
         TEST(checkpoints_keep_the_order_of_epochs),
