@@ -35,8 +35,9 @@ int varve_base_describe(const struct varve_change_set *set, uint64_t granularity
     struct varve_digest d;
     int rc, len;
 
-    /* A checkpoint: what it knows of errors never changes. */
-    if (granularity == 0 && set->nspans == 1) {
+    /* A checkpoint: what it knows of errors never changes.  But what an imported one has of its own
+     * is not what another at the same boundary has. */
+    if (granularity == 0 && set->nspans == 1 && !set->has_blocks) {
         snprintf(text, VARVE_BASE_TEXT_LEN, "the start of epoch %" PRIu64, set->spans[0].first);
         return 0;
     }

@@ -134,6 +134,8 @@ int varve_changes_since(const struct varve_cat_checkpoint *since, struct varve_c
         varve_change_set_clear(set);
         return -ENOMEM;
     }
+    set->has_blocks = since->has_blocks;
+    memcpy(set->blocks, since->blocks, sizeof(set->blocks));
     return 0;
 }
 

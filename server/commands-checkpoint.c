@@ -156,29 +156,35 @@ json_t *varve_command_checkpoint_create(struct varve_daemon *d, json_t *args, st
 /* --- delete
  * ---------------------------------------------------------------------------------------- */
 
-/* A running backup that began from there: a daemon that restarts looks at the heal ranges again. */
+/* A running backup that began from there: a daemon that restarts looks at its ranges and blocks
+ * again. */
 static const struct varve_cat_backup *based_on(const struct varve_catalogue *c,
-                                               const struct varve_cat_disk *cd, uint64_t epoch)
+                                               const struct varve_cat_disk *cd,
+                                               const struct varve_cat_checkpoint *p)
 {
     for (size_t i = 0; i < c->nbackups; i++) {
         const struct varve_cat_backup *b = &c->backups[i];
 
         for (size_t k = 0; varve_cat_backup_open(b) && k < b->ndisks; k++) {
-            if (memcmp(b->disks[k].uuid, cd->uuid, 16) == 0 && b->disks[k].base == epoch)
+            if (memcmp(b->disks[k].uuid, cd->uuid, 16) == 0 && b->disks[k].base == p->epoch &&
+                strcmp(b->disks[k].since, p->name) == 0)
                 return b;
         }
     }
     return NULL;
 }
 
-/* From one disk.  -ENOENT: it has none of that name. */
+/* From one disk.  exported: also the notes of its exports.  -ENOENT: it has none of that name. */
 static int delete_from(struct varve_catalogue *draft, struct varve_disk *disk, const char *name,
-                       struct varve_err *err)
+                       bool exported, struct varve_err *err)
 {
     struct varve_cat_disk *cd = varve_catalogue_disk(draft, disk->identity.uuid);
     const struct varve_cat_checkpoint *p = varve_catalogue_checkpoint(cd, name);
     const struct varve_cat_backup *own;
+    bool given_up = exported && cd && varve_catalogue_remove_exports(cd, name, 0) > 0;
 
+    if (!p && given_up)
+        return 0;
     if (!p)
         return varve_err_set(err, ENOENT,
                              "Disk '%s' has no checkpoint '%.100s': query-checkpoints lists those "
@@ -190,12 +196,14 @@ static int delete_from(struct varve_catalogue *draft, struct varve_disk *disk, c
                              "Disk '%s': checkpoint '%s' belongs to backup '%s', which still "
                              "runs: end that first",
                              disk->name, name, own->id);
-    own = p->nheal > 0 ? based_on(draft, cd, p->epoch) : NULL;
+    own = p->nheal > 0 || p->has_blocks ? based_on(draft, cd, p) : NULL;
     if (own)
         return varve_err_set(err, EBUSY,
                              "Disk '%s': backup '%s', which still runs, needs what checkpoint '%s' "
-                             "knows of its own backup's errors: end that first",
-                             disk->name, own->id, name);
+                             "%s: end that first",
+                             disk->name, own->id, name,
+                             p->has_blocks ? "was imported with"
+                                           : "knows of its own backup's errors");
     varve_catalogue_remove_checkpoint(cd, name);
     return 0;
 }
@@ -206,6 +214,7 @@ struct delete
     const char *name;
     struct varve_disk **disks; /* NULL: all that have it */
     size_t n;
+    bool exported;
 };
 
 static void delete_free(struct varve_action *a)
@@ -219,20 +228,23 @@ static void delete_free(struct varve_action *a)
 static int delete_parse(struct varve_daemon *d, json_t *data, struct varve_action **out,
                         struct varve_err *err)
 {
-    static const char *const known[] = {"name", "disks", NULL};
+    static const char *const known[] = {"name", "disks", "exported", NULL};
     struct delete *x;
     const char *name;
     json_t *names;
+    bool exported;
     int rc = 0;
 
     if (varve_args_check(data, known, NULL, err) < 0 ||
         varve_args_string(data, "name", true, &name, err) < 0 ||
-        varve_args_list(data, "disks", false, &names, err) < 0)
+        varve_args_list(data, "disks", false, &names, err) < 0 ||
+        varve_args_bool(data, "exported", false, &exported, err) < 0)
         return -EINVAL;
     x = calloc(1, sizeof(*x));
     if (!x)
         return varve_err_set(err, ENOMEM, "no memory");
     x->name = name;
+    x->exported = exported;
     varve_disks_refresh(d);
     if (names)
         rc = find_disks(d, names, &x->disks, &x->n, err);
@@ -252,11 +264,11 @@ static int delete_apply(struct varve_tx *tx, struct varve_action *a, struct varv
     int rc = 0;
 
     for (size_t i = 0; rc == 0 && i < x->n; i++)
-        rc = delete_from(tx->draft, x->disks[i], x->name, err);
+        rc = delete_from(tx->draft, x->disks[i], x->name, x->exported, err);
     for (struct varve_disk *disk = x->disks ? NULL : d->disks; rc == 0 && disk; disk = disk->next) {
         if (disk->gone || !disk->known)
             continue;
-        rc = delete_from(tx->draft, disk, x->name, err);
+        rc = delete_from(tx->draft, disk, x->name, x->exported, err);
         found += rc == 0;
         if (rc == -ENOENT)
             rc = 0;

@@ -4,10 +4,12 @@
  */
 #include "server/commands.h"
 
+#include "lib/blocks-file.h"
 #include "server/args.h"
 #include "server/changes.h"
 #include "server/disk.h"
 
+#include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
 
@@ -18,22 +20,22 @@ struct entries {
         *found; /* "NAME TIME" to the entry's "disks": lists of hundreds are not searched through */
 };
 
-static json_t *entry_disks(struct entries *e, const struct varve_cat_checkpoint *p)
+static json_t *entry_disks(struct entries *e, const char *name, uint64_t time_ns)
 {
     char key[VARVE_NAME_MAX + 32];
     json_t *item;
     size_t i;
 
-    snprintf(key, sizeof(key), "%s %llu", p->name, (unsigned long long)p->time_ns);
+    snprintf(key, sizeof(key), "%s %llu", name, (unsigned long long)time_ns);
     item = json_object_get(e->found, key);
     if (item)
         return item;
-    item = json_pack("{s:s, s:I, s:f, s:[]}", "name", p->name, "time-ns", (json_int_t)p->time_ns,
-                     "time", (double)p->time_ns / 1e9, "disks");
+    item = json_pack("{s:s, s:I, s:f, s:[]}", "name", name, "time-ns", (json_int_t)time_ns, "time",
+                     (double)time_ns / 1e9, "disks");
     for (i = 0; i < json_array_size(e->list); i++) {
         json_t *other = json_array_get(e->list, i);
 
-        if ((uint64_t)json_integer_value(json_object_get(other, "time-ns")) > p->time_ns)
+        if ((uint64_t)json_integer_value(json_object_get(other, "time-ns")) > time_ns)
             break;
     }
     if (!item || json_array_insert_new(e->list, i, item) < 0)
@@ -75,9 +77,30 @@ static void since_fini(struct since *s)
     free(s->map);
 }
 
-static int since_next(struct varve_daemon *d, struct varve_disk *disk, struct since *s,
-                      const struct varve_cat_checkpoint *p, uint64_t *bytes, struct varve_err *err)
+/* An imported checkpoint has blocks that those before it do not have. */
+static int since_blocks(struct varve_daemon *d, struct varve_disk *disk, const struct since *s,
+                        const struct varve_cat_checkpoint *p, struct varve_bitmap **map,
+                        struct varve_err *err)
 {
+    int rc;
+
+    *map = varve_bitmap_new(s->g->nblks);
+    if (!*map)
+        return varve_err_set(err, ENOMEM, "no memory for a map");
+    rc = varve_blocks_load(d->w, &disk->paths, disk->identity.uuid, s->g, p->blocks, *map, err);
+    if (rc == 0)
+        varve_bitmap_or(*map, s->map);
+    else
+        free(*map);
+    return rc;
+}
+
+/* *own: what is wrong with this one only. */
+static int since_next(struct varve_daemon *d, struct varve_disk *disk, struct since *s,
+                      const struct varve_cat_checkpoint *p, uint64_t *bytes, int *own,
+                      struct varve_err *err)
+{
+    struct varve_bitmap *map = s->map;
     int rc = varve_timeline_union_counting(d->w, &disk->paths, disk->identity.uuid, s->g, &s->tl,
                                            p->epoch, s->end, s->map, &s->nset, err);
     uint64_t nset = s->nset, last = s->g->nblks - 1;
@@ -85,11 +108,18 @@ static int since_next(struct varve_daemon *d, struct varve_disk *disk, struct si
     s->end = p->epoch;
     if (rc < 0 || s->g->nblks == 0)
         return rc;
-    *bytes = 0;
-    if (varve_bitmap_test(s->map, last) || varve_changes_heals(s->g, p, last))
+    if (p->has_blocks) {
+        *own = since_blocks(d, disk, s, p, &map, err);
+        if (*own < 0)
+            return 0;
+        nset = varve_bitmap_count(map);
+    }
+    if (varve_bitmap_test(map, last) || varve_changes_heals(s->g, p, last))
         *bytes -= ((last + 1) << s->g->shift) - s->g->size;
-    nset += varve_changes_heal_count(s->g, p, s->map);
+    nset += varve_changes_heal_count(s->g, p, map);
     *bytes += nset << s->g->shift;
+    if (map != s->map)
+        free(map);
     return 0;
 }
 
@@ -105,15 +135,24 @@ static void query_disk(struct varve_daemon *d, struct varve_disk *disk, struct e
         const struct varve_cat_backup *own =
             p->backup[0] ? varve_catalogue_backup(d->catalogue, p->backup) : NULL;
         bool busy = own && varve_cat_backup_open(own);
-        json_t *disks = entry_disks(entries, p), *o;
+        json_t *disks = entry_disks(entries, p->name, p->time_ns), *o;
+        struct varve_err why = VARVE_ERR_INIT;
         uint64_t bytes = 0;
+        int own_rc = 0;
 
-        if (rc == 0)
-            rc = since_next(d, disk, &since, p, &bytes, &err);
+        if (rc == 0) {
+            rc = since_next(d, disk, &since, p, &bytes, &own_rc, &why);
+            if (rc < 0)
+                err = why;
+        }
         o = json_pack("{s:s, s:I, s:I, s:b}", "disk", disk->name, "epoch", (json_int_t)p->epoch,
-                      "dirty-bytes", (json_int_t)bytes, "usable", rc == 0 && !busy);
+                      "dirty-bytes", (json_int_t)bytes, "usable", rc == 0 && own_rc == 0 && !busy);
+        if (o && varve_catalogue_export(cd, p->name, varve_cat_checkpoint_made(p)))
+            json_object_set_new(o, "exported", json_true());
         if (o && rc < 0)
             json_object_set_new(o, "reason", json_string(err.msg));
+        else if (o && own_rc < 0)
+            json_object_set_new(o, "reason", json_string(why.msg));
         else if (o && busy)
             json_object_set_new(o, "reason", json_sprintf("its backup '%s' still runs", own->id));
         if (disks)
@@ -124,17 +163,38 @@ static void query_disk(struct varve_daemon *d, struct varve_disk *disk, struct e
     since_fini(&since);
 }
 
+/* The boundaries that are kept because files know up to them. */
+static void query_exports(struct varve_daemon *d, struct varve_disk *disk, struct entries *entries)
+{
+    const struct varve_cat_disk *cd = varve_catalogue_disk(d->catalogue, disk->identity.uuid);
+
+    for (size_t i = 0; cd && i < cd->nexports; i++) {
+        const struct varve_cat_export *e = &cd->exports[i];
+        const struct varve_cat_checkpoint *p = varve_catalogue_checkpoint(cd, e->name);
+        json_t *disks = entry_disks(entries, e->name, e->time_ns);
+
+        if (disks)
+            json_array_append_new(disks, json_pack("{s:s, s:I, s:I, s:f, s:b}", "disk", disk->name,
+                                                   "epoch", (json_int_t)e->made, "known-until",
+                                                   (json_int_t)e->known, "exported-time",
+                                                   (double)e->exported_ns / 1e9, "deleted",
+                                                   !p || varve_cat_checkpoint_made(p) != e->made));
+    }
+}
+
 json_t *varve_command_query_checkpoints(struct varve_daemon *d, json_t *args, struct varve_err *err)
 {
-    static const char *const known[] = {"disk", NULL};
+    static const char *const known[] = {"disk", "exported", NULL};
     struct varve_disk *only = NULL;
     struct entries entries;
     const char *name;
+    bool exported;
     json_t *item;
     size_t i;
 
     if (varve_args_check(args, known, NULL, err) < 0 ||
-        varve_args_string(args, "disk", false, &name, err) < 0)
+        varve_args_string(args, "disk", false, &name, err) < 0 ||
+        varve_args_bool(args, "exported", false, &exported, err) < 0)
         return NULL;
     varve_disks_refresh(d);
     if (name && varve_disks_find(d, name, &only, err) < 0)
@@ -142,7 +202,11 @@ json_t *varve_command_query_checkpoints(struct varve_daemon *d, json_t *args, st
     entries.list = json_array();
     entries.found = json_object();
     for (struct varve_disk *disk = d->disks; disk; disk = disk->next) {
-        if (!disk->gone && disk->known && (!only || disk == only))
+        if (disk->gone || !disk->known || (only && disk != only))
+            continue;
+        if (exported)
+            query_exports(d, disk, &entries);
+        else
             query_disk(d, disk, &entries);
     }
     json_array_foreach(entries.list, i, item) json_object_del(item, "time-ns");

@@ -16,6 +16,8 @@ static const struct varve_command commands[] = {
     {"block-dirty-bitmap-remove", varve_command_bitmap_remove},
     {"checkpoint-create", varve_command_checkpoint_create},
     {"checkpoint-delete", varve_command_checkpoint_delete},
+    {"checkpoint-export", varve_command_checkpoint_export},
+    {"checkpoint-import", varve_command_checkpoint_import},
     {"qmp_capabilities", NULL},
     {"query-backups", varve_command_query_backups},
     {"query-block", varve_command_query_block},

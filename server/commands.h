@@ -44,6 +44,11 @@ json_t *varve_command_checkpoint_create(struct varve_daemon *d, json_t *args,
                                         struct varve_err *err);
 json_t *varve_command_checkpoint_delete(struct varve_daemon *d, json_t *args,
                                         struct varve_err *err);
+/* commands-checkpoint-file.c */
+json_t *varve_command_checkpoint_export(struct varve_daemon *d, json_t *args,
+                                        struct varve_err *err);
+json_t *varve_command_checkpoint_import(struct varve_daemon *d, json_t *args,
+                                        struct varve_err *err);
 /* commands-checkpoints.c */
 json_t *varve_command_query_checkpoints(struct varve_daemon *d, json_t *args,
                                         struct varve_err *err);

@@ -179,6 +179,17 @@ struct needed {
     size_t nblocks;
 };
 
+static int need_blocks(struct needed *n, const uint8_t blocks[VARVE_DIGEST_LEN])
+{
+    uint8_t(*more)[VARVE_DIGEST_LEN] = realloc(n->blocks, (n->nblocks + 1) * sizeof(*n->blocks));
+
+    if (!more)
+        return -ENOMEM;
+    n->blocks = more;
+    memcpy(more[n->nblocks++], blocks, VARVE_DIGEST_LEN);
+    return 0;
+}
+
 static int need_set(struct needed *n, const struct varve_change_set *s)
 {
     int rc = 0;
@@ -188,16 +199,14 @@ static int need_set(struct needed *n, const struct varve_change_set *s)
         if (rc == 0 && s->spans[i].end != VARVE_SPAN_OPEN)
             rc = add_number(&n->boundaries, &n->nboundaries, s->spans[i].end);
     }
-    if (rc == 0 && s->has_blocks) {
-        uint8_t(*more)[VARVE_DIGEST_LEN] =
-            realloc(n->blocks, (n->nblocks + 1) * sizeof(*n->blocks));
+    return rc == 0 && s->has_blocks ? need_blocks(n, s->blocks) : rc;
+}
 
-        if (!more)
-            return -ENOMEM;
-        n->blocks = more;
-        memcpy(more[n->nblocks++], s->blocks, sizeof(s->blocks));
-    }
-    return rc;
+static int need_checkpoint(struct needed *n, const struct varve_cat_checkpoint *p)
+{
+    int rc = add_number(&n->boundaries, &n->nboundaries, p->epoch);
+
+    return rc == 0 && p->has_blocks ? need_blocks(n, p->blocks) : rc;
 }
 
 static int need_backup_disk(struct needed *n, const struct varve_cat_backup_disk *bd)
@@ -218,7 +227,9 @@ static int disk_needed(struct varve_disk *disk, struct needed *n)
     int rc = 0;
 
     for (size_t i = 0; cd && rc == 0 && i < cd->ncheckpoints; i++)
-        rc = add_number(&n->boundaries, &n->nboundaries, cd->checkpoints[i].epoch);
+        rc = need_checkpoint(n, &cd->checkpoints[i]);
+    for (size_t i = 0; cd && rc == 0 && i < cd->nexports; i++)
+        rc = add_number(&n->boundaries, &n->nboundaries, cd->exports[i].known);
     for (size_t i = 0; cd && rc == 0 && i < cd->nbitmaps; i++)
         rc = need_set(n, &cd->bitmaps[i].set);
     for (size_t i = 0; i < c->nbackups; i++) {

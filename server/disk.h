@@ -135,7 +135,7 @@ void varve_disk_note_scratch(struct varve_disk *disk);
 /* Bytes that more preimages could take. */
 uint64_t varve_disk_scratch_free(struct varve_disk *disk, uint64_t live);
 
-/* Frees and merges what no checkpoint, bitmap or open backup of the catalogue needs. */
+/* Frees and merges what no checkpoint, bitmap, export or open backup of the catalogue needs. */
 void varve_disk_tidy(struct varve_disk *disk);
 
 /* Bytes of the blocks in the map: the last block counts what it has. */

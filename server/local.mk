@@ -73,6 +73,7 @@ server_libvarved_la_SOURCES = \
 	%D%/clerk.h \
 	%D%/commands-backup.c \
 	%D%/commands-bitmap.c \
+	%D%/commands-checkpoint-file.c \
 	%D%/commands-checkpoint.c \
 	%D%/commands-checkpoints.c \
 	%D%/commands-estimate.c \

@@ -73,6 +73,7 @@ static const struct varve_action_ops *const table[] = {
     &varve_bitmap_remove_ops,
     &varve_checkpoint_create_ops,
     &varve_checkpoint_delete_ops,
+    &varve_checkpoint_import_ops,
 };
 
 const struct varve_action_ops *varve_action_find(const char *type)

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: BSD-3-Clause
  *
  * Transactions: several changes of the catalogue at one boundary over all disks they concern, all
- * of them or none.  Every command that changes the catalogue, but for the end of a backup, is one,
- * of one action.  For the clerk's thread.  It knows no action from within, only this page's
+ * of them or none.  Every command that changes the catalogue, but for the end of a backup and the
+ * export of a checkpoint, is one, of one action.  For the clerk's thread.  It knows no action from within, only this page's
  * functions.
  */
 #ifndef VARVE_SERVER_TRANSACTION_H
@@ -107,7 +107,7 @@ struct varve_cat_disk *varve_tx_disk(struct varve_tx *tx, struct varve_disk *dis
 /* --- the actions, by file ------------------------------------------------------------------- */
 
 extern const struct varve_action_ops varve_checkpoint_create_ops, varve_checkpoint_delete_ops,
-    varve_backup_begin_ops, varve_bitmap_add_ops, varve_bitmap_remove_ops, varve_bitmap_clear_ops,
+    varve_checkpoint_import_ops, varve_backup_begin_ops, varve_bitmap_add_ops, varve_bitmap_remove_ops, varve_bitmap_clear_ops,
     varve_bitmap_enable_ops, varve_bitmap_disable_ops, varve_bitmap_merge_ops,
     varve_bitmap_copy_ops;
 

@@ -260,6 +260,39 @@ def checkpoint_verbs_say_what_was_asked():
         assert lines[2].endswith("epoch 4 is damaged"), lines
         c.good("checkpoint", "list")
         assert c.last() == ("query-checkpoints", None)
+        told = c.good("checkpoint", "delete", "--exported", "monday")
+        assert c.last() == ("checkpoint-delete", {"name": "monday", "exported": True})
+        assert "given up" in told, told
+
+
+EXPORTED = [{"name": "n", "time": 1700000000.0, "disks": [
+    {"disk": "vda", "epoch": 3, "known-until": 7, "exported-time": 1700086400.0, "deleted": True},
+    {"disk": "vdb"}]}]
+
+
+@test
+def checkpoint_files_are_named_from_where_the_client_is():
+    reply = {"disk": "vda", "name": "n", "file": "/b/n.ckp", "time": 1700000000.0, "epoch": 3,
+             "known-until": 7, "dirty-bytes": 458752}
+    with Cli({"checkpoint-export": reply, "checkpoint-import": reply,
+              "query-checkpoints": EXPORTED}) as c:
+        told = c.good("checkpoint", "export", "n", "vda", "/b/n.ckp")
+        assert c.last() == ("checkpoint-export", {"disk": "vda", "name": "n", "file": "/b/n.ckp"})
+        assert "448K" in told and "/b/n.ckp" in told and told.count("\n") == 1, told
+        assert json.loads(c.good("--json", "checkpoint", "export", "n", "vda", "/b/n.ckp")) == reply
+        told = c.good("checkpoint", "import", "n", "vda", "n.ckp")
+        assert c.last() == ("checkpoint-import", {"disk": "vda", "name": "n",
+                                                  "file": os.path.join(os.getcwd(), "n.ckp")})
+        assert "is there again" in told, told
+        assert json.loads(c.good("--json", "checkpoint", "import", "n", "vda", "/n")) == reply
+        lines = c.good("checkpoint", "list", "--exported").splitlines()
+        assert c.last() == ("query-checkpoints", {"exported": True})
+        assert len(lines) == 3 and lines[1].endswith("deleted, can be imported"), lines
+        c.good("checkpoint", "list", "--exported", "vda")
+        assert c.last() == ("query-checkpoints", {"disk": "vda", "exported": True})
+        for verb in ("export", "import"):
+            misused("checkpoint", verb, "n", "vda")
+            misused("checkpoint", verb, "n", "vda", "f", "g")
 
 
 @test
