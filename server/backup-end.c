@@ -68,14 +68,44 @@ static int heal_of(const struct varve_backup_disk *bd, struct varve_change_set *
 static int heal_checkpoint(struct varve_cat_checkpoint *p, const struct varve_change_set *heal,
                            struct varve_err *err)
 {
+    struct varve_change_set all = {.nranges = 0};
+
     if (heal->nranges == 0)
         return 0;
-    p->heal = calloc(heal->nranges, sizeof(*p->heal));
-    if (!p->heal)
+    if (varve_change_set_add_ranges(&all, p->heal, p->nheal) < 0 ||
+        varve_change_set_add_ranges(&all, heal->ranges, heal->nranges) < 0) {
+        varve_change_set_clear(&all);
         return varve_err_set(err, ENOMEM, "no memory for checkpoint '%s'", p->name);
-    memcpy(p->heal, heal->ranges, heal->nranges * sizeof(*p->heal));
-    p->nheal = heal->nranges;
+    }
+    free(p->heal);
+    p->heal = all.ranges;
+    p->nheal = all.nranges;
     return 0;
+}
+
+/* Checkpoints of the backup's instant are bases by it: its own, and those that were made in its
+ * transaction.  From one of the latter other backups may have begun before this one's end; what is
+ * later than it may stand on those, so it has the ranges, too.  *any: there are some. */
+static int checkpoints_heal(struct varve_catalogue *draft, const struct varve_cat_backup *cb,
+                            const struct varve_cat_backup_disk *cbd,
+                            const struct varve_change_set *heal, bool *any, struct varve_err *err)
+{
+    struct varve_cat_disk *cd = varve_catalogue_disk(draft, cbd->uuid);
+    bool others = false;
+    int rc = 0;
+
+    for (size_t i = 0; cd && rc == 0 && i < cd->ncheckpoints; i++) { /* oldest first */
+        struct varve_cat_checkpoint *p = &cd->checkpoints[i];
+
+        if (p->epoch < cbd->boundary)
+            continue;
+        others = others || (p->epoch == cbd->boundary && strcmp(p->backup, cb->id) != 0);
+        if (p->epoch > cbd->boundary && !others)
+            break;
+        *any = true;
+        rc = heal_checkpoint(p, heal, err);
+    }
+    return rc;
 }
 
 /* --- bitmaps: three rules for one base
@@ -149,23 +179,21 @@ static int draft_succeed(struct varve_catalogue *draft, const struct varve_cat_b
 {
     for (size_t i = 0; i < cb->ndisks; i++) {
         const struct varve_cat_backup_disk *cbd = &cb->disks[i];
-        struct varve_cat_checkpoint *p =
-            cb->checkpoint[0]
-                ? varve_catalogue_checkpoint(varve_catalogue_disk(draft, cbd->uuid), cb->checkpoint)
-                : NULL;
         struct varve_cat_bitmap *m = cbd->mode == VARVE_BITMAP_NEVER ? NULL : bitmap_of(draft, cbd);
         struct varve_change_set heal = {.nranges = 0};
-        bool others = false;
-        int rc = bitmaps_heal(draft, cbd, &heal, &others, err); /* whether there are any */
+        bool any = m != NULL; /* somebody who has to know */
+        int rc = bitmaps_heal(draft, cbd, &heal, &any, err);
 
-        if (rc == 0 && (p || m || others))
+        if (rc == 0)
+            rc = checkpoints_heal(draft, cb, cbd, &heal, &any, err);
+        if (rc == 0 && any)
             rc = heal_of(&b->disks[i], &heal, err);
-        if (rc == 0 && p)
-            rc = heal_checkpoint(p, &heal, err);
         if (rc == 0 && m)
             rc = bitmap_move(m, &b->disks[i], cbd, &heal, err);
-        if (rc == 0 && others)
-            rc = bitmaps_heal(draft, cbd, &heal, &others, err);
+        if (rc == 0)
+            rc = bitmaps_heal(draft, cbd, &heal, &any, err);
+        if (rc == 0)
+            rc = checkpoints_heal(draft, cb, cbd, &heal, &any, err);
         varve_change_set_clear(&heal);
         if (rc < 0)
             return rc;
@@ -396,8 +424,8 @@ int varve_backup_end(struct varve_daemon *d, const char *id, bool success, const
     int rc;
 
     if (!cb)
-        return varve_err_set(err, ENOENT,
-                             "There is no backup '%.100s': query-backups lists those there are", id);
+        return varve_err_set(
+            err, ENOENT, "There is no backup '%.100s': query-backups lists those there are", id);
     if (!varve_cat_backup_open(cb))
         return end_again(cb, success, err);
     rc = success ? end_check(d, cb, err) : 0;

@@ -149,8 +149,8 @@ void varve_backups_fail_orphans(struct varve_daemon *d)
         if (!varve_cat_backup_open(cb) || varve_backups_find(d, cb->id))
             continue;
         memcpy(id, cb->id, sizeof(id));
-        if (varve_backup_end(d, id, false, "could not go on when the daemon was started",
-                             &unsaid) < 0)
+        if (varve_backup_end(d, id, false, "could not go on when the daemon was started", &unsaid) <
+            0)
             return;
     }
 }

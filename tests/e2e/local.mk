@@ -9,6 +9,7 @@ e2e_tests = \
 	%D%/test_contexts.py \
 	%D%/test_daemon_edges.py \
 	%D%/test_daemon_kill.py \
+	%D%/test_failed_reads.py \
 	%D%/test_freeze.py \
 	%D%/test_garbage.py \
 	%D%/test_kill_steps.py \
