@@ -67,6 +67,10 @@ static int arguments_parse(struct varve_daemon *d, json_t *data, struct argument
         return varve_err_set(err, EINVAL,
                              "Parameter 'file' must be an absolute path: varved opens it, whose "
                              "working directory is another");
+    for (const char *c = a->file; *c; c++) {
+        if ((unsigned char)*c < ' ' || *c == 0x7f)
+            return varve_err_set(err, EINVAL, "Parameter 'file' holds a control character");
+    }
     varve_disks_refresh(d);
     return varve_disks_find(d, disk, &a->disk, err);
 }

@@ -125,7 +125,9 @@ def wrong_values(kind):
 
 
 NONE = Row({}, {})
-DISK = Row({"disk": "vda"}, {"disk": "string"}, bad_disks("disk"), optional=("disk",))
+FILE = {"disk": "string", "name": "string", "file": "string"}
+BAD_FILES = [({"file": name}, "'file' must be an absolute path") for name in ("", "a", "./a")] + [
+    ({"file": "/a\n"}, "'file' holds a control character")]
 ROWS = {
     "query-version": NONE,
     "query-commands": NONE,
@@ -139,7 +141,9 @@ ROWS = {
     # One that cannot be used can be asked for.
     "query-disks": Row({"disk": "vda"}, {"disk": "string"}, bad_disks("disk")[:-1],
                        optional=("disk",)),
-    "query-checkpoints": DISK,
+    "query-checkpoints": Row({"disk": "vda", "exported": True},
+                             {"disk": "string", "exported": "boolean"}, bad_disks("disk"),
+                             optional=("disk", "exported")),
     PREFIX + "add": Row(
         {"node": "vda", "name": "new", "granularity": 65536, "persistent": True, "disabled": False},
         dict(BITMAP, granularity="integer", persistent="boolean", disabled="boolean"),
@@ -182,7 +186,8 @@ ROWS = {
          ({"disks": ["vda", 1]}, "'disks', expected: array of strings"),
          ({"disks": ["vda", "vdb", "vda"]}, "Disk 'vda' is named twice")], action=True),
     "checkpoint-delete": Row(
-        {"name": "a", "disks": ["vda"]}, {"name": "string", "disks": "array"},
+        {"name": "a", "disks": ["vda"], "exported": True},
+        {"name": "string", "disks": "array", "exported": "boolean"},
         bad_disks("disks", lambda n: ["vda", n]) +
         [({"name": name}, "Disk 'vda' has no checkpoint '%s.*query-checkpoints" % name[:9])
          for name in ("", "no", "A", "a@b", "x" * 65, LONG_NAME, "ä" * 512)] +
@@ -193,7 +198,23 @@ ROWS = {
          ({"disks": []}, "'disks' must not be empty"),
          ({"disks": [1]}, "'disks', expected: array of strings"),
          ({"disks": ["vda", "vda"]}, "Disk 'vda' is named twice")],
-        optional=("disks",), action=True),
+        optional=("disks", "exported"), action=True),
+    "checkpoint-export": Row(
+        {"disk": "vda", "name": "a", "file": "/dev/null"}, FILE,
+        bad_disks("disk") + bad_names("name") + BAD_FILES +
+        [({"name": "no"}, "Disk 'vda' has no checkpoint 'no'.*query-checkpoints"),
+         ({"disk": "vdb"}, "Disk 'vdb' has no checkpoint 'a'.*query-checkpoints"),
+         ({"name": "later"}, "Disk 'vda'.*checkpoint 'later'.*backup 'one'.*end that first"),
+         ({}, "Disk 'vda': checkpoint 'a' cannot be exported: /dev/null exists already: give"),
+         ({"file": "/" + LONG_NAME}, "Disk 'vda': checkpoint 'a' cannot be exported.*too long"),
+         ({"file": "/no/" + "\u00e4/" * 600}, "Disk 'vda': checkpoint 'a'.*No such file")]),
+    "checkpoint-import": Row(
+        {"disk": "vda", "name": "new", "file": "/dev/null"}, FILE,
+        bad_disks("disk") + bad_names("name") + BAD_FILES +
+        [({}, "Disk 'vda': checkpoint 'new' cannot be imported: /dev/null is not a regular file"),
+         ({"file": "/" + LONG_NAME}, "Disk 'vda': checkpoint 'new' cannot be imported.*too long"),
+         ({"file": "/no/" + "\u00e4/" * 600}, "Disk 'vda': checkpoint 'new'.*No such file")],
+        action=True),
     "backup-estimate": Row({"disks": [{"disk": "vda"}]}, {"disks": "array"}, disks_of("estimate")),
     "backup-begin": Row(
         {"id": "new", "ttl": 0, "speed": 0, "adaptive": False, "release": False, "preserve": "all",
