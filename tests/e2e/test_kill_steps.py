@@ -7,6 +7,7 @@ the process dies right before or right after it.  What there should be is told b
 STEPS_EACH (default 1; LONG=1: all) is how many steps of each command are tried.  The seed is printed.
 """
 import copy
+import os
 
 import backups
 from bitmaps import PREFIX, base_export
@@ -53,6 +54,8 @@ class Steps:
         s.start_daemon()
         s.wait_disk("vda", "live")
         self.kills = self.steps = 0
+        self.imported = set()    # of these there is none that a backup is based on
+        self.exported = None     # the checkpoint and the file of the last export
 
     def serve(self):
         self.disk = self.s.serve("vda", self.image, granularity="4K")
@@ -74,7 +77,7 @@ class Steps:
 
     def begin(self, m):
         ident, checkpoint = self.name("b"), self.name("k")
-        base = self.random.choice(sorted(set(m.checkpoints) - m.own()))
+        base = self.random.choice(sorted(set(m.checkpoints) - m.own() - self.imported))
         content = bytes(self.data)
 
         def effect(m):
@@ -140,12 +143,48 @@ class Steps:
                                                "granularity": BLOCK}},
             {"type": "checkpoint-create", "data": {"name": checkpoint, "disks": ["vda"]}}]}, effect)
 
-    COMMANDS = (create, delete, begin, end_well, end_badly, add, clear, remove, merge, transaction)
+    def file(self):
+        return os.path.join(self.s.short, self.name("file"))
+
+    def export(self, m):
+        name, file = self.random.choice(sorted(set(m.checkpoints) - m.own())), self.file()
+        self.exported = name, file
+        return ("checkpoint-export", {"disk": "vda", "name": name, "file": file}, lambda m: None)
+
+    def check_export(self, replied):
+        """The file is there or it is not; if it is, the checkpoint comes back from it."""
+        (name, file), self.exported = self.exported, None
+        assert os.path.exists(file) or not replied, file
+        if os.path.exists(file) and name in self.model.checkpoints:
+            with self.s.qmp() as q:
+                q.cmd("checkpoint-delete", name=name)
+                q.cmd("checkpoint-import", disk="vda", name=name, file=file)
+            self.imported.add(name)
+            self.judge("import of " + name, self.model, self.model, True)
+
+    def import_(self, m):
+        name, file = self.name("i"), self.file()
+        m.checkpoints[name] = set()
+        with self.s.qmp() as q:
+            q.cmd("checkpoint-create", name=name, disks=["vda"])
+            self.write(2)
+            q.cmd("checkpoint-create", name=name + "x", disks=["vda"])
+            q.cmd("checkpoint-export", disk="vda", name=name, file=file)
+            q.cmd("checkpoint-delete", name=name)
+            q.cmd("checkpoint-delete", name=name + "x")
+        self.write(1)
+        blocks = m.checkpoints.pop(name)
+        self.imported.add(name)
+        return ("checkpoint-import", {"disk": "vda", "name": name, "file": file},
+                lambda m: m.checkpoints.update({name: set(blocks)}))
+
+    COMMANDS = (create, delete, begin, end_well, end_badly, add, clear, remove, merge, transaction,
+                export, import_)
 
     def provide(self):
         """Enough of everything, so that each command finds what it needs, and not too much."""
         m = self.model
-        few = lambda: len(set(m.checkpoints) - m.own()) < 2
+        few = lambda: len(set(m.checkpoints) - m.own() - self.imported) < 2
         want = [(self.create, few), (self.create, few),
                 (self.end_well, lambda: len(m.backups) > 2 or
                  m.backups and self.random.random() < 0.05),
@@ -287,6 +326,8 @@ class Steps:
             self.judge(what, before, after, replied)
         except AssertionError as e:
             raise AssertionError(what) from e
+        if self.exported:
+            self.check_export(replied)
         return died
 
     def count_steps(self, make, program):
