@@ -472,6 +472,7 @@ void life_begin(struct life *l, uint64_t seed)
 void life_end(struct life *l)
 {
     sim_crash_in(&l->sim, 0, false);
+    l->sim.hook = NULL;
     sim_kill(&l->sim, SIM_PLUGIN);
     sim_kill(&l->sim, SIM_DAEMON);
     reap(l);

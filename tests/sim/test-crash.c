@@ -17,6 +17,7 @@
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 #include <time.h>
 
 #include <cmocka.h>
@@ -25,15 +26,38 @@
 #define CRASHES_LONG 100000u
 #define LIFE_CRASHES 40u
 #define LIFE_STEPS   6000u
-#define SCRIPT_STEPS 60u
+#define SCRIPT_STEPS 50u
+#define SCRIPTS      2u
+#define SCRIPTS_LONG 60u
 
 static struct life l;
+static bool image_faults; /* not before the tracker hears of them */
+
+/* Where an order is wrong it is seen by who dies between the two. */
+static void plan_crash_between(void)
+{
+    static const uint32_t calls[] = {
+        1u << SIM_SYNC,   1u << SIM_SYNC_DIR, 1u << SIM_SYNC_DIR | 1u << SIM_UNLINK,
+        1u << SIM_RENAME, 1u << SIM_PUNCH,    1u << SIM_TRUNCATE | 1u << SIM_PWRITE,
+    };
+
+    l.sim.crash_power = rnd(&l, 3) == 0;
+    l.sim.crash_at = (struct sim_fault){.error = EINTR,
+                                        .calls = calls[rnd(&l, sizeof(calls) / sizeof(calls[0]))],
+                                        .skip = (unsigned)rnd(&l, 20),
+                                        .count = 1};
+}
 
 static void plan_crash(void)
 {
     static const unsigned within[] = {50, 400, 400, 1500};
 
-    sim_crash_in(&l.sim, 1 + rnd(&l, within[rnd(&l, 4)]), rnd(&l, 2));
+    l.sim.crash_at.count = 0;
+    sim_crash_in(&l.sim, 0, false);
+    if (rnd(&l, 3) == 0)
+        plan_crash_between();
+    else
+        sim_crash_in(&l.sim, 1 + rnd(&l, within[rnd(&l, 4)]), rnd(&l, 2));
 }
 
 static void plan_fault(void)
@@ -41,21 +65,25 @@ static void plan_fault(void)
     static const struct {
         int error;
         uint32_t calls;
+        const char *where;
     } kinds[] = {
-        {ENOSPC, 1u << SIM_ALLOCATE | 1u << SIM_PWRITE | 1u << SIM_RENAME | 1u << SIM_MKDIR},
-        {EMFILE, 1u << SIM_OPEN | 1u << SIM_LIST},
-        {ENOMEM, 1u << SIM_MAP | 1u << SIM_OPEN},
-        {EIO, 1u << SIM_PREAD},
-        {EIO, 1u << SIM_PWRITE},
-        {EIO, 1u << SIM_SYNC},
-        {EIO, 1u << SIM_SYNC_DIR | 1u << SIM_RENAME | 1u << SIM_UNLINK | 1u << SIM_LIST},
-        {EIO, 1u << SIM_PUNCH | 1u << SIM_TRUNCATE | 1u << SIM_STAT | 1u << SIM_SEEK},
+        {ENOSPC, 1u << SIM_ALLOCATE | 1u << SIM_PWRITE | 1u << SIM_RENAME | 1u << SIM_MKDIR, NULL},
+        {EMFILE, 1u << SIM_OPEN | 1u << SIM_LIST, NULL},
+        {ENOMEM, 1u << SIM_MAP | 1u << SIM_OPEN, NULL},
+        {EIO, 1u << SIM_PREAD, NULL},
+        {EIO, 1u << SIM_PWRITE, NULL},
+        {EIO, 1u << SIM_SYNC, STATE},
+        {EIO, 1u << SIM_SYNC, ".map"},
+        {EIO, 1u << SIM_SYNC_DIR | 1u << SIM_RENAME | 1u << SIM_UNLINK | 1u << SIM_LIST, NULL},
+        {EIO, 1u << SIM_PUNCH | 1u << SIM_TRUNCATE | 1u << SIM_STAT | 1u << SIM_SEEK, NULL},
+        {EIO, 1u << SIM_SYNC, IMAGE},
     };
-    unsigned i = (unsigned)rnd(&l, sizeof(kinds) / sizeof(kinds[0]));
+    unsigned i = (unsigned)rnd(&l, sizeof(kinds) / sizeof(kinds[0]) - !image_faults);
 
     l.sim.fault = (struct sim_fault){.error = kinds[i].error,
                                      .calls = kinds[i].calls,
-                                     .skip = (unsigned)rnd(&l, 12),
+                                     .where = kinds[i].where,
+                                     .skip = (unsigned)rnd(&l, kinds[i].where ? 3 : 12),
                                      .count = 1 + (unsigned)rnd(&l, rnd(&l, 3) ? 2 : 8)};
     trace(&l, "a fault is planned: %d", l.sim.fault.error);
 }
@@ -160,6 +188,7 @@ static void conclude(void)
     uint64_t live;
 
     sim_crash_in(&l.sim, 0, false);
+    l.sim.crash_at.count = 0;
     l.sim.fault.count = 0;
     l.faulty = 0;
     reap(&l);
@@ -266,14 +295,20 @@ static void nothing_is_forgotten_whatever_dies_and_when(void **state)
     tell("lives");
 }
 
-/* The steps of a seed, with nobody dying before call `at` (0: at all); how many calls there were.
- */
+/* The steps of a seed, in which somebody dies at call `at` (0: at none), and maybe on the way back.
+ * How many calls there were. */
 static uint64_t script(uint64_t seed, uint64_t at, bool power)
 {
+    uint64_t died;
+
     life_begin(&l, seed);
     sim_crash_in(&l.sim, at, power);
-    for (unsigned i = 0; i < SCRIPT_STEPS && l.kills + l.powers == 0; i++)
+    for (unsigned i = 0; i < SCRIPT_STEPS; i++) {
+        died = l.kills + l.powers;
         step();
+        if (at && l.kills + l.powers != died)
+            sim_crash_in(&l.sim, rnd(&l, 3) ? 1 + rnd(&l, 80) : 0, rnd(&l, 2));
+    }
     if (at)
         conclude();
     count();
@@ -281,12 +316,35 @@ static uint64_t script(uint64_t seed, uint64_t at, bool power)
     return l.sim.calls;
 }
 
+static void nothing_is_forgotten_at_any_call_of_a_life(void **state)
+{
+    uint64_t seeds = getenv("LONG") ? SCRIPTS_LONG : SCRIPTS, seed = env_number("SEED", 0);
+
+    (void)state;
+    if (seed)
+        seeds = 1;
+    else
+        seed = (uint64_t)time(NULL) * 1000000;
+    printf("# each call of SEED=%" PRIu64 " to %" PRIu64 "\n", seed, seed + seeds - 1);
+    fflush(stdout);
+    memset(&sum, 0, sizeof(sum));
+    for (uint64_t i = 0; i < seeds; i++) {
+        uint64_t calls = script(seed + i, 0, false);
+
+        for (uint64_t at = 1; at <= calls; at++) {
+            script(seed + i, at, false);
+            script(seed + i, at, true);
+        }
+    }
+    tell("scripts");
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(nothing_is_forgotten_whatever_dies_and_when),
+        cmocka_unit_test(nothing_is_forgotten_at_any_call_of_a_life),
     };
 
-    (void)script;
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
