@@ -326,6 +326,29 @@ static int sim_sync(struct varve_world *vw, int fd)
     return (int)sim_end(w, r);
 }
 
+static int sim_written_back(struct varve_world *vw, int fd)
+{
+    struct sim_world *w = self(vw);
+    struct sim_file *f = file_of(w, fd);
+    int r = file_begin(w, SIM_WRITTEN_BACK, fd);
+
+    if (r == 0 && f->errors_told != f->inode->errors) {
+        f->errors_told = f->inode->errors;
+        f->inode->error_told = true;
+        r = -EIO;
+    }
+    return (int)sim_end(w, r);
+}
+
+static int sim_room(struct varve_world *vw, int fd, uint64_t *total, uint64_t *free)
+{
+    struct sim_world *w = self(vw);
+    int r = file_begin(w, SIM_ROOM, fd);
+
+    *total = *free = UINT64_C(1) << 40;
+    return (int)sim_end(w, r);
+}
+
 static int sim_stat(struct varve_world *vw, int fd, struct varve_stat *st)
 {
     struct sim_world *w = self(vw);
@@ -521,6 +544,8 @@ void sim_init(struct sim *s, uint64_t seed)
         .seek_data = sim_seek_data,
         .seek_hole = sim_seek_hole,
         .sync = sim_sync,
+        .written_back = sim_written_back,
+        .room = sim_room,
         .stat = sim_stat,
         .map = sim_map,
         .unmap = sim_unmap,

@@ -35,6 +35,8 @@ enum sim_call {
     SIM_COPY,
     SIM_SEEK,
     SIM_SYNC,
+    SIM_WRITTEN_BACK,
+    SIM_ROOM,
     SIM_STAT,
     SIM_MAP,
     SIM_UNMAP,

@@ -272,6 +272,18 @@ void end_view(struct life *l)
         view_close(l, v);
 }
 
+/* What the server does from time to time. */
+void housekeep(struct life *l)
+{
+    if (!serves(l))
+        return;
+    trace(l, "housekeeping");
+    l->doing = CONTROLLING;
+    l->doer = SIM_PLUGIN;
+    varve_tracker_housekeep(l->t);
+    l->doing = NOTHING;
+}
+
 void narrow_view(struct life *l)
 {
     struct varve_world *w;

@@ -189,6 +189,7 @@ struct view *some_view(struct life *l);
 /* 0, or an error that may be. */
 int read_view(struct life *l, struct view *v, uint32_t at, uint32_t len, char *into);
 void read_some_view(struct life *l);
+void housekeep(struct life *l);
 void narrow_view(struct life *l);
 void release_view(struct life *l);
 void view_close(struct life *l, struct view *v);

@@ -151,9 +151,9 @@ static void step(void)
         {guest_flush, NULL, 4},  {some_boundary, NULL, 8}, {backup_begin, NULL, 8},
         {backup_pull, NULL, 24}, {backup_end, NULL, 12},   {read_some_view, NULL, 10},
         {narrow_view, NULL, 4},  {release_view, NULL, 6},  {end_view, NULL, 4},
-        {tidy, NULL, 5},         {keep_blocks, NULL, 2},   {check_disk, NULL, 4},
-        {NULL, stop, 2},         {NULL, kill_now, 1},      {NULL, power_now, 1},
-        {NULL, write_back, 4},
+        {tidy, NULL, 6},         {housekeep, NULL, 4},     {keep_blocks, NULL, 2},
+        {check_disk, NULL, 4},   {NULL, stop, 2},          {NULL, kill_now, 1},
+        {NULL, power_now, 1},    {NULL, write_back, 4},
     };
     unsigned weights = 0, i = 0;
     uint64_t pick;
