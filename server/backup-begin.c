@@ -142,6 +142,25 @@ int varve_backup_plan_base(const struct varve_catalogue *c, const struct varve_p
     return pd->bitmap[0] ? base_bitmap(c, pd, set, granularity, err) : 0;
 }
 
+/* Its plugin would refuse one more in the middle of the boundary, with writers waiting. */
+static int check_room(const struct varve_tx *tx, struct varve_disk *disk, struct varve_err *err)
+{
+    unsigned n = 0;
+
+    for (size_t i = 0; i < tx->draft->nbackups; i++) {
+        const struct varve_cat_backup *b = &tx->draft->backups[i];
+
+        for (size_t k = 0; varve_cat_backup_open(b) && k < b->ndisks; k++)
+            n += memcmp(b->disks[k].uuid, disk->identity.uuid, 16) == 0;
+    }
+    return n < VARVE_CTL_VIEWS
+               ? 0
+               : varve_err_set(err, ENOSPC,
+                               "Disk '%s' has %u running backups, and can have no more: end one "
+                               "of them first",
+                               disk->name, n);
+}
+
 static bool is_full(const struct begin_disk *b)
 {
     return !b->plan->since[0] && !b->plan->bitmap[0];
@@ -164,6 +183,8 @@ static int begin_check(struct varve_tx *tx, struct begin *b, struct varve_err *e
                                  "Disk '%s' has a checkpoint '%s' already: choose another name",
                                  w->disk->name, plan->checkpoint);
         rc = check_export_name(tx, plan, i, err);
+        if (rc == 0)
+            rc = check_room(tx, w->disk, err);
         if (rc == 0 && (plan->release || plan->preserve_dirty))
             rc = varve_release_check(w->disk, err);
         varve_change_set_clear(&w->base);

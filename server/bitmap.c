@@ -117,7 +117,8 @@ static json_t *bitmap_describe(struct varve_disk *disk, const struct varve_cat_b
     o = json_pack(
         "{s:s, s:I, s:I, s:b, s:b, s:b, s:b}", "name", b->name, "count", (json_int_t)count,
         "granularity", (json_int_t)b->granularity, "recording",
-        (int)varve_change_set_records(&b->set), "busy",
+        rc == 0 && varve_change_set_records(&b->set), /* QEMU: inconsistent implies it is not */
+        "busy",
         varve_bitmap_user(disk->daemon->catalogue, disk->identity.uuid, b->name, &never) != NULL,
         "persistent", (int)!b->transient, "inconsistent", rc < 0);
     if (o && rc < 0)

@@ -394,12 +394,14 @@ def a_missing_epoch_makes_inconsistent_by_name():
         c.write(0, b"x")
         add(q, "young")
         c.write(G64, b"x")
-        change(q, "disable", "old")
+        q.cmd("checkpoint-create", name="c", disks=["vda"])
+        assert infos(q)["old"]["recording"]
         os.unlink("%s/vda/epoch-%d-%d.map" % (s.state, first, first))
         got = infos(q)
         assert got["old"]["inconsistent"] and not got["young"]["inconsistent"], got
         assert got["old"]["count"] == 0 and "epoch" in got["old"]["reason"], got["old"]
         assert got["young"]["count"] == G64
+        assert not got["old"]["recording"]    # as in QEMU: inconsistent implies that
         text = "'old' is inconsistent and cannot be used.*remove it.*epoch"
         for verb in ("clear", "enable", "disable"):
             refused(q, text, PREFIX + verb, node="vda", name="old")

@@ -291,6 +291,25 @@ def what_could_not_go_on_never_succeeds_and_fails_as_soon_as_that_can_be_noted()
 
 
 @test
+def as_many_backups_as_a_disk_can_have_and_one_more():
+    """The last one is refused before anything is done for it: not even a boundary is made."""
+    with Stack() as s:
+        s.start("vda", SIZE, **GRAIN)
+        with s.qmp() as q:
+            for i in range(64):
+                q.cmd("backup-begin", id="b%d" % i, disks=[{"disk": "vda", "export": "e%d" % i}])
+            epoch = s.disk_info("vda")["epoch"]
+            refused(q, "Disk 'vda' has 64 running backups.*end one", "backup-begin",
+                    disks=[{"disk": "vda"}])
+            q.cmd("backup-end", id="b7")
+            answer = q.cmd("backup-begin", id="x", disks=[{"disk": "vda"}])
+            assert answer["disks"][0]["epoch"] == epoch + 1, (answer, epoch)
+            for i in range(64):
+                q.cmd("backup-end", id="b%d" % i)
+            q.cmd("backup-end", id="x")
+
+
+@test
 def an_image_that_is_missing_is_named():
     with Stack() as s:
         disk = s.start("vda", SIZE, **GRAIN)
