@@ -76,6 +76,7 @@ void varve_daemon_tick(void *daemon)
     for (struct varve_disk *disk = d->disks; disk; disk = disk->next) {
         varve_disk_note_dirt(disk);
         varve_disk_note_scratch(disk);
+        varve_disk_reap_scratch(disk);
     }
 }
 

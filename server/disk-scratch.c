@@ -4,12 +4,14 @@
  */
 #include "server/disk.h"
 
+#include "lib/scratch.h"
 #include "server/log.h"
 
 #include <stdlib.h>
 #include <sys/statvfs.h>
 
 #define THRESHOLD_REST 20u /* percent that are still free */
+#define REAP_BYTES     (4 * VARVE_SCRATCH_STEP)
 
 uint64_t varve_disk_scratch_used(struct varve_disk *disk, uint64_t live)
 {
@@ -75,6 +77,12 @@ void varve_disk_note_scratch(struct varve_disk *disk)
                   max);
     note_crossing(disk, &disk->scratch_over_fs, over_threshold(fs_used, fs_max), "file-system",
                   fs_used, fs_max);
+}
+
+void varve_disk_reap_scratch(struct varve_disk *disk)
+{
+    if (disk->known && !disk->gone && !disk->peer)
+        varve_scratch_reap(disk->daemon->w, &disk->paths, REAP_BYTES);
 }
 
 uint64_t varve_disk_scratch_free(struct varve_disk *disk, uint64_t live)

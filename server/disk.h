@@ -132,6 +132,8 @@ uint64_t varve_disk_scratch_used(struct varve_disk *disk, uint64_t live);
 /* Once a second: sends SCRATCH_THRESHOLD when what is kept passes 80 % of scratch-max, or the file
  * system it is kept in is that full while something is; once until it has been below. */
 void varve_disk_note_scratch(struct varve_disk *disk);
+/* Once a second: where no plugin does it, frees a little of big scratch files nobody needs any more. */
+void varve_disk_reap_scratch(struct varve_disk *disk);
 /* Bytes that more preimages could take. */
 uint64_t varve_disk_scratch_free(struct varve_disk *disk, uint64_t live);
 

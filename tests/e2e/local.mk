@@ -11,6 +11,7 @@ e2e_tests = \
 	%D%/test_daemon_kill.py \
 	%D%/test_failed_reads.py \
 	%D%/test_freeze.py \
+	%D%/test_full.py \
 	%D%/test_garbage.py \
 	%D%/test_kill_steps.py \
 	%D%/test_leftovers.py \
@@ -44,6 +45,7 @@ EXTRA_DIST += \
 	%D%/nbdclient.py \
 	%D%/qmpclient.py \
 	%D%/releases.py \
+	%D%/smallfs.py \
 	%D%/replay.py \
 	%D%/tap.py \
 	%D%/writers.py
