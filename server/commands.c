@@ -18,6 +18,8 @@ static const struct varve_command commands[] = {
     {"checkpoint-delete", varve_command_checkpoint_delete},
     {"checkpoint-export", varve_command_checkpoint_export},
     {"checkpoint-import", varve_command_checkpoint_import},
+    {"nbd-server-start", varve_command_nbd_server_start},
+    {"nbd-server-stop", varve_command_nbd_server_stop},
     {"qmp_capabilities", NULL},
     {"query-backups", varve_command_query_backups},
     {"query-block", varve_command_query_block},

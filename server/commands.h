@@ -52,6 +52,9 @@ json_t *varve_command_checkpoint_import(struct varve_daemon *d, json_t *args,
 /* commands-checkpoints.c */
 json_t *varve_command_query_checkpoints(struct varve_daemon *d, json_t *args,
                                         struct varve_err *err);
+/* commands-nbd.c */
+json_t *varve_command_nbd_server_start(struct varve_daemon *d, json_t *args, struct varve_err *err);
+json_t *varve_command_nbd_server_stop(struct varve_daemon *d, json_t *args, struct varve_err *err);
 /* commands-backup.c */
 json_t *varve_command_backup_begin(struct varve_daemon *d, json_t *args, struct varve_err *err);
 json_t *varve_command_backup_end(struct varve_daemon *d, json_t *args, struct varve_err *err);

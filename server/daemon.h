@@ -29,12 +29,13 @@ struct varve_daemon {
     struct varve_world *w;
     const struct varve_options *options;
     struct varve_exports *exports;
-    struct varve_nbd_server *nbd; /* only varve_nbd_server_kick from here */
+    struct varve_nbd_server *nbd; /* only what it says that other threads may call */
     struct varve_clerk *clerk;
     struct varve_events *events;
-    char *listeners[VARVE_LISTENERS_MAX + VARVE_SD_SOCKETS_MAX]; /* as they really are; set before
-                                                                  * commands come */
-    size_t nlisteners;
+    /* As they really are.  Those before nfixed are set before commands come; the others, which
+     * nbd-server-start made, are the clerk's. */
+    char *listeners[2 * VARVE_LISTENERS_MAX + VARVE_SD_SOCKETS_MAX];
+    size_t nlisteners, nfixed;
 
     struct varve_map_cache maps; /* any thread */
 

@@ -77,6 +77,7 @@ server_libvarved_la_SOURCES = \
 	%D%/commands-checkpoint.c \
 	%D%/commands-checkpoints.c \
 	%D%/commands-estimate.c \
+	%D%/commands-nbd.c \
 	%D%/commands-query.c \
 	%D%/commands.c \
 	%D%/commands.h \

@@ -206,6 +206,7 @@ static int app_listen(struct app *app, struct varve_err *err)
         if (rc == 0)
             rc = app_add_listener(app, real, err);
     }
+    app->daemon.nfixed = app->daemon.nlisteners;
     if (rc < 0)
         return rc;
     if (app->passed.control >= 0)

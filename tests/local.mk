@@ -169,6 +169,14 @@ check_PROGRAMS += %D%/unit/test-access
 %C%_unit_test_access_LDADD = server/libnbdserver.la $(CMOCKA_LIBS)
 TESTS += %D%/unit/test-access
 
+check_PROGRAMS += %D%/unit/test-nbd-listen
+%C%_unit_test_nbd_listen_SOURCES = %D%/unit/test-nbd-listen.c
+%C%_unit_test_nbd_listen_CFLAGS = $(AM_CFLAGS) $(CMOCKA_CFLAGS) $(LIBUV_CFLAGS) $(GNUTLS_CFLAGS)
+%C%_unit_test_nbd_listen_LDADD = server/libnbdserver.la %D%/lib/libtest.la lib/libvarve.la \
+	$(CMOCKA_LIBS) $(LIBUV_LIBS) $(GNUTLS_LIBS)
+TESTS += %D%/unit/test-nbd-listen
+THREAD_TESTS += %D%/unit/test-nbd-listen
+
 check_PROGRAMS += %D%/unit/test-throttle
 %C%_unit_test_throttle_SOURCES = %D%/unit/test-throttle.c
 %C%_unit_test_throttle_CFLAGS = $(AM_CFLAGS) $(CMOCKA_CFLAGS)

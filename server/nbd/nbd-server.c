@@ -30,15 +30,28 @@ struct server_host {
     bool ended; /* guarded by the server's lock */
 };
 
+/* What another thread wants of the loop; on that thread's stack until it is done. */
+struct server_order {
+    struct server_order *next;
+    struct varve_nbd_socket *socket; /* to listen at; taken over.  NULL: stop listening */
+    const char *where;
+    struct varve_err *err;
+    int rc;
+    bool done;
+};
+
 struct varve_nbd_server {
     uv_loop_t *loop;
     struct varve_nbd_options options;
     struct varve_nbd_clients clients;
     TAILQ_HEAD(, varve_nbd_listener) listeners;
     unsigned nlisteners;  /* with those that are closing */
-    uv_async_t ends;      /* a host has ended */
-    pthread_mutex_t lock; /* guards `ended` of hosts; rank: a leaf */
-    bool closing, async_closing;
+    uv_async_t ends;      /* a host has ended, or there are orders */
+    pthread_mutex_t lock; /* guards `ended` of hosts, orders, and closing as others see it; rank: a
+                           * leaf */
+    pthread_cond_t ordered; /* an order is done */
+    struct server_order *orders;
+    bool closing, async_closing; /* changed on the loop */
     void (*closed)(void *arg);
     void *closed_arg;
     unsigned nthreads; /* 0: the one host is on the server's loop */
@@ -89,8 +102,32 @@ static void server_maybe_closed(struct varve_nbd_server *s)
     uv_close((uv_handle_t *)&s->ends, server_on_async_closed);
 }
 
+static int server_obey(struct varve_nbd_server *s, struct server_order *o);
+
+/* All that are there; they are refused once the server closes. */
+static void server_obey_all(struct varve_nbd_server *s)
+{
+    struct server_order *o, *next;
+
+    pthread_mutex_lock(&s->lock);
+    o = s->orders;
+    s->orders = NULL;
+    pthread_mutex_unlock(&s->lock);
+    for (; o; o = next) {
+        int rc = server_obey(s, o);
+
+        next = o->next;
+        pthread_mutex_lock(&s->lock);
+        o->rc = rc;
+        o->done = true; /* its memory is the other thread's again */
+        pthread_cond_broadcast(&s->ordered);
+        pthread_mutex_unlock(&s->lock);
+    }
+}
+
 static void server_on_ends(uv_async_t *async)
 {
+    server_obey_all(async->data);
     server_maybe_closed(async->data);
 }
 
@@ -134,7 +171,10 @@ void varve_nbd_server_close(struct varve_nbd_server *s, unsigned deadline_ms,
     struct varve_nbd_listener *l;
 
     assert(!s->closing);
-    s->closing = true;
+    pthread_mutex_lock(&s->lock);
+    s->closing = true; /* from here on nobody adds an order */
+    pthread_mutex_unlock(&s->lock);
+    server_obey_all(s);
     s->closed = closed;
     s->closed_arg = arg;
     for (unsigned i = 0; i < s->nhosts; i++)
@@ -148,6 +188,7 @@ void varve_nbd_server_free(struct varve_nbd_server *s)
     for (unsigned i = 0; i < s->nhosts; i++)
         varve_nbd_host_fini(&s->hosts[i].host);
     varve_nbd_clients_fini(&s->clients);
+    pthread_cond_destroy(&s->ordered);
     pthread_mutex_destroy(&s->lock);
     free(s);
 }
@@ -264,9 +305,11 @@ int varve_nbd_server_new(uv_loop_t *loop, struct varve_exports *exports,
     s->ends.data = s;
     varve_nbd_clients_init(&s->clients, o);
     pthread_mutex_init(&s->lock, NULL);
+    pthread_cond_init(&s->ordered, NULL);
     rc = server_start_hosts(s, exports, err);
     if (rc) {
         varve_nbd_clients_fini(&s->clients);
+        pthread_cond_destroy(&s->ordered);
         pthread_mutex_destroy(&s->lock);
         uv_close((uv_handle_t *)&s->ends, server_on_failed_start);
         return rc;
@@ -332,6 +375,50 @@ int varve_nbd_server_unlisten(struct varve_nbd_server *s, const char *where, str
         }
     }
     return varve_err_set(err, ENOENT, "the NBD server does not listen at %s", where);
+}
+
+static int server_obey(struct varve_nbd_server *s, struct server_order *o)
+{
+    if (!s->closing)
+        return o->socket ? server_add_listener(s, o->socket, o->where, o->err)
+                         : varve_nbd_server_unlisten(s, o->where, o->err);
+    if (o->socket)
+        varve_nbd_socket_close(o->socket);
+    return varve_err_set(o->err, ESHUTDOWN, "the NBD server ends");
+}
+
+static int server_order(struct varve_nbd_server *s, struct server_order *o)
+{
+    bool closing;
+
+    pthread_mutex_lock(&s->lock);
+    closing = s->closing;
+    if (!closing) {
+        o->next = s->orders;
+        s->orders = o;
+        uv_async_send(&s->ends); /* inside the lock, as where a host ends */
+        while (!o->done)
+            pthread_cond_wait(&s->ordered, &s->lock);
+    }
+    pthread_mutex_unlock(&s->lock);
+    return closing ? server_obey(s, o) : o->rc;
+}
+
+int varve_nbd_server_add(struct varve_nbd_server *s, const char *where, char *real, size_t real_len,
+                         struct varve_err *err)
+{
+    struct varve_nbd_socket socket;
+    struct server_order o = {.socket = &socket, .where = real, .err = err};
+    int rc = varve_nbd_socket_open(&socket, where, real, real_len, err);
+
+    return rc ? rc : server_order(s, &o);
+}
+
+int varve_nbd_server_remove(struct varve_nbd_server *s, const char *real, struct varve_err *err)
+{
+    struct server_order o = {.where = real, .err = err};
+
+    return server_order(s, &o);
 }
 
 /* --- the rest ------------------------------------------------------------------------------- */

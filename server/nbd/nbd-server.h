@@ -57,6 +57,13 @@ int varve_nbd_server_adopt(struct varve_nbd_server *s, int fd, char *real, size_
  * there. */
 int varve_nbd_server_unlisten(struct varve_nbd_server *s, const char *where, struct varve_err *err);
 
+/* The same two from another thread, which waits until the loop has done it; what may take its time,
+ * a name to be resolved, is done on that thread.  A listener that was added is known by its real
+ * address.  -ESHUTDOWN: the server closes. */
+int varve_nbd_server_add(struct varve_nbd_server *s, const char *where, char *real, size_t real_len,
+                         struct varve_err *err);
+int varve_nbd_server_remove(struct varve_nbd_server *s, const char *real, struct varve_err *err);
+
 /* What new TLS sessions use from now on; takes over the caller's reference.  NULL (as in the
  * beginning): no TLS.  On the loop. */
 void varve_nbd_server_set_tls(struct varve_nbd_server *s, struct varve_tls *tls);

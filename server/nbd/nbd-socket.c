@@ -226,6 +226,10 @@ static int tcp_open(struct varve_nbd_socket *s, const char *spec, struct varve_e
     rc = tcp_split(spec, host, port, err);
     if (rc)
         return rc;
+    /* Some would take it modulo 2^16. */
+    if (strspn(port, "0123456789") == strlen(port) && strtoull(port, NULL, 10) > UINT16_MAX)
+        return varve_err_set(err, EINVAL, "tcp:%s: a port from 0 to %u is needed", spec,
+                             UINT16_MAX);
     rc = getaddrinfo(*host ? host : NULL, port, &hints, &list);
     if (rc)
         return varve_err_set(err, EINVAL, "tcp:%s: %s", spec, gai_strerror(rc));

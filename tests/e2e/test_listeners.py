@@ -5,6 +5,7 @@ import os
 import re
 import socket
 import sys
+import threading
 
 import nbdclient
 import qmpclient
@@ -109,10 +110,107 @@ def vsock_client_is_served():
             assert greets(c)
 
 
+def refused(q, pattern, command, **args):
+    try:
+        answer = q.cmd(command, **args)
+    except qmpclient.QMPError as e:
+        assert re.search(pattern, e.desc), (command, args, e.desc)
+        return
+    raise AssertionError("%s %r was accepted: %r" % (command, args, answer))
+
+
+def unix_at(path):
+    return {"type": "unix", "data": {"path": path}}
+
+
+TCP_0 = {"type": "inet", "host": "127.0.0.1", "port": "0"}
+
+
+@test
+def more_listeners_come_and_go_and_those_of_the_beginning_stay():
+    """With exports of a running backup; who is connected where one ends goes on."""
+    with Stack() as s:
+        disk = s.start("vda", 1 << 20, content=b"v" * (1 << 20))
+        path = os.path.join(s.runtime, "more.sock")
+        with s.qmp() as q:
+            first = q.cmd("query-nbd-server")["listeners"]
+            refused(q, "^NBD server not running: .*query-nbd-server", "nbd-server-stop")
+            q.cmd("backup-begin", id="b", disks=[{"disk": "vda"}])
+            assert q.cmd("nbd-server-start", addr=unix_at(path)) == {"listener": "unix:" + path}
+            tcp = q.cmd("nbd-server-start", addr=TCP_0)["listener"]
+            host, port = re.fullmatch(r"tcp:(127\.0\.0\.1):([1-9]\d*)", tcp).groups()
+            assert q.cmd("query-nbd-server")["listeners"] == first + ["unix:" + path, tcp]
+            refused(q, re.escape(path), "nbd-server-start", addr=unix_at(path))
+            refused(q, "cannot listen at tcp:", "nbd-server-start",
+                    addr=dict(TCP_0, port=port))
+            refused(q, "more.sock|" + re.escape(disk.image), "nbd-server-start",
+                    addr=unix_at(disk.image))
+            assert q.cmd("query-nbd-server")["listeners"] == first + ["unix:" + path, tcp]
+            with nbdclient.connect(path, "vda") as c, \
+                    socket.create_connection((host, int(port))) as other:
+                assert greets(other) and c.read(0, 4) == b"vvvv"
+                refused(q, "^NBD server not running at unix:/nowhere", "nbd-server-stop",
+                        addr=unix_at("/nowhere"))
+                refused(q, "^NBD server not running at unix:", "nbd-server-stop",
+                        addr=unix_at(s.nbd))
+                q.cmd("nbd-server-stop", addr=unix_at(path))
+                assert not os.path.exists(path) and can_connect(s.nbd)
+                assert q.cmd("query-nbd-server")["listeners"] == first + [tcp]
+                assert c.read(4096, 4) == b"vvvv", "who was connected does not go on"
+            q.cmd("nbd-server-start", addr=unix_at(path))
+            q.cmd("nbd-server-stop")
+            assert q.cmd("query-nbd-server")["listeners"] == first and not os.path.exists(path)
+            try:
+                socket.create_connection((host, int(port))).close()
+                raise AssertionError("it still listens at " + tcp)
+            except ConnectionRefusedError:
+                pass
+            for i in range(32):
+                q.cmd("nbd-server-start", addr=TCP_0)
+            refused(q, "has 32 listeners that were started.*nbd-server-stop", "nbd-server-start",
+                    addr=TCP_0)
+            q.cmd("nbd-server-stop")
+            q.cmd("nbd-server-start", addr=unix_at(path))
+        s.stop(s.daemon)
+        assert not os.path.exists(path)
+        s.start_daemon()
+        assert listeners(s) == first
+
+
+@test
+def a_daemon_ends_in_time_while_listeners_come_and_go():
+    """Whoever asked is told that it ends, or is disconnected; nobody waits for a loop that left."""
+    with Stack() as s:
+        s.start_daemon()
+        begun, ends = [], []
+
+        def come_and_go():
+            try:
+                with s.qmp() as q:
+                    while True:
+                        q.cmd("nbd-server-start", addr=TCP_0)
+                        q.cmd("nbd-server-stop")
+                        begun.append(1)
+            except (EOFError, OSError, qmpclient.QMPError) as e:
+                ends.append(e)
+
+        threads = [threading.Thread(target=come_and_go, daemon=True) for _ in range(4)]
+        for t in threads:
+            t.start()
+        wait_for("listeners come and go", lambda: len(begun) > 20 or len(ends) == 4)
+        assert s.stop(s.daemon) == 0
+        with open(s.daemon.log) as f:
+            assert "not all ended in time" not in f.read()
+        for t in threads:
+            t.join(60)
+        assert len(ends) == 4
+
+
 @test
 def wrong_addresses_are_refused_with_a_reason():
     for where, what in (("vsock:x", "port"), ("vsock:4294967295", "port"), ("vsock:-1", "port"),
-                        ("udp:1", "neither"), ("tcp:1.2.3.4", "HOST:PORT"), ("unix:", "path")):
+                        ("udp:1", "neither"),
+                        ("tcp:127.0.0.1:65536", "port"), ("tcp:127.0.0.1:4294967296", "port"), ("tcp:1.2.3.4", "HOST:PORT"), ("unix:", "path")):
         with Stack() as s:
             p = s.spawn("varved", [VARVED, "--state-dir", s.state, "--runtime-dir", s.runtime,
                                    "--listen", where])

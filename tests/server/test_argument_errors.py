@@ -124,6 +124,39 @@ def wrong_values(kind):
     return out if kind != "boolean" else out + [0, "on"]
 
 
+UNIX = {"type": "unix", "data": {"path": "/no/such"}}
+
+
+def bad_addresses(start):
+    inet = {"type": "inet", "host": "127.0.0.1", "port": "0"}
+    bad = [({}, "'type' is missing"), ({"type": 1}, "'type', expected: string"),
+           ({"type": "fd"}, "'type' does not accept value 'fd'"),
+           ({"type": LONG_NAME}, "'type' does not accept value 'n"),
+           ({"type": "unix"}, "'path' is missing"),
+           ({"type": "unix", "path": 1}, "'path', expected: string"),
+           ({"type": "unix", "path": "a"}, "'path' must be an absolute path"),
+           ({"type": "unix", "path": "/" + LONG_NAME}, "'path' must be.*at most 107 bytes"),
+           ({"type": "unix", "path": "/a\n"}, "'path' holds a control character"),
+           ({"type": "unix", "path": "/a", "x": 1}, "'x' is unexpected"),
+           ({"type": "unix", "data": []}, "'data', expected: object"),
+           ({"type": "unix", "data": {"type": "unix", "path": "/a"}}, "'data', expected: object"),
+           ({"type": "unix", "data": {"path": "/a"}, "path": "/a"}, "'path' is unexpected"),
+           (dict(inet, host=""), "'host' must be a name or an address"),
+           (dict(inet, host="[::1]"), "'host' must be a name or an address"),
+           (dict(inet, host="x" * 256), "'host' must be a name or an address"),
+           (dict(inet, host="a\n"), "'host' holds a control character"),
+           (dict(inet, port=1), "'port', expected: string"),
+           (dict(inet, port="nbd"), "'port' must be a number"),
+           (dict(inet, port=""), "'port' must be a number"),
+           (dict(inet, ipv6=True), "'ipv6' is not available"),
+           ({"type": "vsock", "cid": "3", "port": "1"}, "'cid' must be"),
+           ({"type": "vsock", "port": "-1"}, "'port' must be a number")]
+    if start:
+        bad += [({"type": "unix", "path": "/no/such/socket"}, "/no/such/socket"),
+                (dict(inet, port="65536"), "65536"), (dict(inet, port="9999999999"), "9999999999")]
+    return [({"addr": addr}, pattern) for addr, pattern in bad]
+
+
 NONE = Row({}, {})
 FILE = {"disk": "string", "name": "string", "file": "string"}
 BAD_FILES = [({"file": name}, "'file' must be an absolute path") for name in ("", "a", "./a")] + [
@@ -131,6 +164,10 @@ BAD_FILES = [({"file": name}, "'file' must be an absolute path") for name in (""
 ROWS = {
     "query-version": NONE,
     "query-commands": NONE,
+    "nbd-server-start": Row({"addr": UNIX}, {"addr": "object"}, bad_addresses(True)),
+    "nbd-server-stop": Row({"addr": UNIX}, {"addr": "object"}, bad_addresses(False) + [
+        ({"addr": UNIX}, "NBD server not running at unix:/no/such: .*query-nbd-server"),
+        ({"addr": KeyError}, "NBD server not running: .*query-nbd-server")], optional=("addr",)),
     "query-block": NONE,
     "query-backups": NONE,
     "query-nbd-server": NONE,
