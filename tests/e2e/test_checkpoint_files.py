@@ -281,6 +281,33 @@ def a_state_directory_from_an_older_copy_is_found_out():
 
 
 @test
+def a_host_that_went_down_since_makes_everything_dirty_and_the_file_still_fits():
+    """Y is the epoch that was live when the host went down: its file is finished, not made anew."""
+    with Stack() as s:
+        disk = s.start("vda", SIZE, granularity="64K")
+        ckp = s.path("c.ckp")
+        with disk.connect() as g, s.qmp() as q:
+            q.cmd("checkpoint-create", name="c", disks=["vda"])
+            g.write(0, b"x")
+            q.cmd("checkpoint-create", name="d", disks=["vda"])
+            q.cmd("checkpoint-export", disk="vda", name="c", file=ckp)
+            q.cmd("checkpoint-delete", name="c")
+            g.write(BLOCK, b"x")
+        s.kill(disk.process)
+        s.kill(s.daemon)
+        shutil.rmtree(s.runtime)
+        os.mkdir(s.runtime)
+        s.serve("vda", disk.image, granularity="64K")
+        s.start_daemon()
+        s.wait_disk("vda", "live")
+        with s.qmp() as q:
+            q.cmd("checkpoint-create", name="e", disks=["vda"])
+            q.cmd("checkpoint-import", disk="vda", name="c", file=ckp)
+            assert dirty_since(s, q, "c")["vda"][0] == [(0, SIZE)]
+            assert checkpoint(q, "c")["usable"]
+
+
+@test
 def epochs_that_are_missing_or_damaged_since_are_found_out():
     with Stack() as s:
         disk = s.start("vda", SIZE, granularity="64K")
