@@ -19,6 +19,9 @@
 #include <string.h>
 #include <time.h>
 
+/* A shard's count has its writers below 32 bits, and above how many ever entered. */
+#define ENTERED ((uint64_t)1 << 32)
+
 static uint64_t gate_clock_ns(void)
 {
     struct timespec ts;
@@ -59,7 +62,8 @@ void varve_gate_init(struct varve_gate *g, _Atomic uint64_t *now)
 {
     pthread_condattr_t attr;
 
-    memset(g->shards, 0, sizeof(g->shards));
+    memset(g->own, 0, sizeof(g->own));
+    g->shards = g->own;
     g->now = now;
     g->deadline_ns = 0;
     pthread_mutex_init(&g->lock, NULL);
@@ -69,6 +73,11 @@ void varve_gate_init(struct varve_gate *g, _Atomic uint64_t *now)
     pthread_cond_init(&g->left, &attr);
     pthread_condattr_destroy(&attr);
     atomic_fetch_and(now, ~VARVE_NOW_QUIESCE);
+}
+
+void varve_gate_count_in(struct varve_gate *g, struct varve_gate_shard *shards)
+{
+    g->shards = shards;
 }
 
 void varve_gate_fini(struct varve_gate *g)
@@ -105,13 +114,23 @@ uint64_t varve_gate_enter(struct varve_gate *g, unsigned *shard)
     for (;;) {
         uint64_t now;
 
-        atomic_fetch_add(&g->shards[*shard].inside, 1);
+        atomic_fetch_add(&g->shards[*shard].inside, ENTERED + 1);
         now = atomic_load(g->now);
         if (!(now & VARVE_NOW_QUIESCE))
             return VARVE_NOW_EPOCH(now);
         varve_gate_leave(g, *shard);
         gate_wait_opened(g);
     }
+}
+
+/* Mostly the tick is the one that stands there, and nothing is stored. */
+void varve_gate_note(struct varve_gate *g, unsigned shard, uint64_t ns)
+{
+    _Atomic uint64_t *left = &g->shards[shard].left_ns;
+    uint64_t was = atomic_load_explicit(left, memory_order_relaxed);
+
+    while (was < ns && !atomic_compare_exchange_weak(left, &was, ns))
+        ;
 }
 
 void varve_gate_leave(struct varve_gate *g, unsigned shard)
@@ -127,7 +146,7 @@ void varve_gate_leave(struct varve_gate *g, unsigned shard)
 static bool gate_empty(struct varve_gate *g)
 {
     for (unsigned i = 0; i < VARVE_GATE_SHARDS; i++) {
-        if (atomic_load(&g->shards[i].inside) != 0)
+        if ((uint32_t)atomic_load(&g->shards[i].inside) != 0)
             return false;
     }
     return true;

@@ -16,12 +16,14 @@
 #define VARVE_GATE_SHARDS 64u
 
 struct varve_gate_shard {
-    alignas(64) _Atomic uint64_t inside;
+    alignas(64) _Atomic uint64_t inside; /* writers in it now; above 32 bits: how many ever entered */
+    _Atomic uint64_t left_ns; /* when a writer last said that it leaves, by the files' clock */
 };
 
 struct varve_gate {
     _Atomic uint64_t *now; /* the word of the control page: epoch << 1 | closed */
-    struct varve_gate_shard shards[VARVE_GATE_SHARDS];
+    struct varve_gate_shard *shards; /* `own`, or memory that outlives us */
+    struct varve_gate_shard own[VARVE_GATE_SHARDS];
 
     /* Rank: innermost, nothing is taken under it.  Guards deadline_ns and the two conditions. */
     pthread_mutex_t lock;
@@ -32,10 +34,14 @@ struct varve_gate {
 
 /* The gate is open after it, whatever the word said. */
 void varve_gate_init(struct varve_gate *g, _Atomic uint64_t *now);
+/* Counts there, VARVE_GATE_SHARDS of them, from now on: before the first writer. */
+void varve_gate_count_in(struct varve_gate *g, struct varve_gate_shard *shards);
 void varve_gate_fini(struct varve_gate *g);
 
 /* Waits while the gate is closed; returns the epoch entered.  *shard goes to leave. */
 uint64_t varve_gate_enter(struct varve_gate *g, unsigned *shard);
+/* A writer notes that its write has ended, before it leaves.  ns only grows. */
+void varve_gate_note(struct varve_gate *g, unsigned shard, uint64_t ns);
 void varve_gate_leave(struct varve_gate *g, unsigned shard);
 
 /* Closes and waits until all have left.  -ETIMEDOUT: they did not in time; the gate is open again. */

@@ -25,12 +25,17 @@ lib_libvarve_la_SOURCES = \
 	%D%/epoch-file-write.c \
 	%D%/epoch-file.c \
 	%D%/epoch-file.h \
+	%D%/epoch-era.h \
 	%D%/err.c \
 	%D%/err.h \
 	%D%/gate.c \
 	%D%/gate.h \
 	%D%/identity.c \
 	%D%/identity.h \
+	%D%/image-beat.c \
+	%D%/image-beat.h \
+	%D%/image-witness.c \
+	%D%/image-witness.h \
 	%D%/link-proto.c \
 	%D%/link-proto.h \
 	%D%/nbd-proto.c \
@@ -50,6 +55,7 @@ lib_libvarve_la_SOURCES = \
 	%D%/tracker-attach.c \
 	%D%/tracker-boundary.c \
 	%D%/tracker-done.c \
+	%D%/tracker-doubt.c \
 	%D%/tracker-epochs.c \
 	%D%/tracker-flush.c \
 	%D%/tracker-internal.h \

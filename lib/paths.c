@@ -102,6 +102,16 @@ char *varve_path_blocks(const struct varve_paths *p, const uint8_t digest[32], c
     return path_below(buf, p->state, "blocks-%s.map", hex);
 }
 
+char *varve_path_witness(const struct varve_paths *p, char *buf)
+{
+    return path_below(buf, p->state, "image-witness");
+}
+
+char *varve_path_beat(const struct varve_paths *p, char *buf)
+{
+    return path_below(buf, p->runtime, "beat");
+}
+
 char *varve_path_scratch(const struct varve_paths *p, uint64_t epoch, char *buf)
 {
     return path_below(buf, p->scratch, "epoch-%" PRIu64 ".scratch", epoch);

@@ -7,12 +7,14 @@
  *     STATE/NAME/lock                  held by the disk's one server
  *     STATE/NAME/epoch-F-L.map         what was written in epochs F..L (lib/epoch-file.h)
  *     STATE/NAME/blocks-HEX.map        blocks that no epoch tells (lib/blocks-file.h)
+ *     STATE/NAME/image-witness         what the image looked like (lib/image-witness.h)
  *     SCRATCH/NAME/epoch-N.scratch     preimages of epoch N, at their own offsets
  *     RUNTIME/NAME/control             lib/control.h
  *     RUNTIME/NAME/epoch-N.live        bits of epoch N as they are set
  *     RUNTIME/NAME/epoch-N.lost        blocks of epoch N whose preimage could not be kept
  *     RUNTIME/NAME/view-ID.done        what a view does not need (lib/control.h)
  *     RUNTIME/NAME/view-ID.failed      blocks of it that clients got errors for (server/failed-reads.h)
+ *     RUNTIME/NAME/beat                when its server last wrote (lib/image-beat.h)
  *     RUNTIME/NAME/link.sock           the link
  */
 #ifndef VARVE_LIB_PATHS_H
@@ -44,6 +46,8 @@ char *varve_path_lock(const struct varve_paths *p, char *buf);
 char *varve_path_epoch(const struct varve_paths *p, uint64_t first, uint64_t last, char *buf);
 /* Of the file of explicit blocks with that SHA-256. */
 char *varve_path_blocks(const struct varve_paths *p, const uint8_t digest[32], char *buf);
+char *varve_path_witness(const struct varve_paths *p, char *buf);
+char *varve_path_beat(const struct varve_paths *p, char *buf);
 char *varve_path_scratch(const struct varve_paths *p, uint64_t epoch, char *buf);
 /* A scratch that nobody needs any more (lib/scratch.h). */
 char *varve_path_dead(const struct varve_paths *p, uint64_t epoch, char *buf);

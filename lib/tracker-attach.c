@@ -148,6 +148,8 @@ static int make_dirs(struct varve_tracker *t, const struct varve_tracker_config 
 
 static void tracker_free(struct varve_tracker *t)
 {
+    if (t->beat)
+        varve_beat_close(t->w, t->beat);
     varve_tracker_close_control(t);
     if (t->lock_fd >= 0)
         t->w->close(t->w, t->lock_fd);
@@ -186,6 +188,7 @@ int varve_tracker_attach(struct varve_world *w, const struct varve_tracker_confi
     struct varve_err why = VARVE_ERR_INIT;
     struct varve_geometry asked;
     struct varve_identity before;
+    const char *found = "";
     uint8_t boot_id[16];
     bool new_disk;
     int r;
@@ -211,15 +214,29 @@ int varve_tracker_attach(struct varve_world *w, const struct varve_tracker_confi
         goto err_after_alloc;
     t->may_clone = on_one_file_system(t);
 
+    r = varve_tracker_judge(t, t->id.image, boot_id, new_disk, err);
+    if (r < 0)
+        goto err_after_alloc;
     r = varve_tracker_adopt(t, boot_id, &why);
+    if (r == 0)
+        found = atomic_load(&t->ctl->served) ? "its server was killed, all was taken over as it was"
+                                             : "its server had stopped";
     if (r < 0 && r != -ENOENT && r != -EUCLEAN) {
         varve_err_set(err, -r, "%s", why.msg);
         goto err_after_alloc;
     }
-    if (r < 0)
+    if (r < 0) {
         r = varve_tracker_rebuild(t, boot_id, new_disk, notes, err);
+        found = new_disk ? "a new disk" : notes[0] ? "" : "its server had stopped";
+    }
     if (r < 0)
         goto err_after_alloc;
+    r = varve_tracker_take_image(t, boot_id, found, notes, err);
+    if (r < 0) {
+        varve_tracker_forget(t);
+        varve_gate_fini(&t->gate);
+        goto err_after_alloc;
+    }
     atomic_fetch_add(&t->ctl->incarnation, 1);
     atomic_store(&t->ctl->served, 1);
     /* Those that were under way in a server that died will not end. */
@@ -244,8 +261,8 @@ int varve_tracker_detach(struct varve_tracker *t, struct varve_err *err)
     r = varve_tracker_seal(t, err);
     /* Blocks that a backup has read from the page cache and that are clean since must not go back to
      * what they were: the image is durable before the mark that says that the bits can be believed. */
-    if (r == 0 && t->image_fd >= 0 && (r = t->w->sync(t->w, t->image_fd)) < 0)
-        varve_err_sys(err, -r, "cannot make the image durable");
+    if (r == 0)
+        r = varve_tracker_leave_image(t, err);
     if (r == 0 && (t->image_fd >= 0 || t->found_clean))
         r = varve_epoch_file_finish(t->w, &t->paths, &t->id.geometry, live,
                                     varve_tracker_find(t, live)->bits, VARVE_EPOCH_FILE_CLEAN, err);

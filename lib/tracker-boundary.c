@@ -11,6 +11,7 @@
  */
 #include "lib/tracker-internal.h"
 
+#include "lib/epoch-era.h"
 #include "lib/epoch-file.h"
 
 #include <errno.h>
@@ -41,6 +42,23 @@ static void tracker_drop_prepared(struct varve_tracker *t)
     t->next = 0;
 }
 
+int varve_tracker_prepare_as(struct varve_tracker *t, bool arm, uint64_t number, uint64_t prev,
+                             struct varve_err *err)
+{
+    int r;
+
+    atomic_store(&t->ctl->prepared, number);
+    r = varve_epoch_file_create(t->w, &t->paths, t->id.uuid, &t->id.geometry, number, prev, err);
+    if (r == 0)
+        r = varve_tracked_epoch_create(t, number, arm, err);
+    if (r < 0) {
+        tracker_never_was(t, number);
+        return r;
+    }
+    t->next = number;
+    return 0;
+}
+
 int varve_tracker_prepare(struct varve_tracker *t, bool arm, uint64_t *epoch,
                           struct varve_err *err)
 {
@@ -59,15 +77,11 @@ int varve_tracker_prepare(struct varve_tracker *t, bool arm, uint64_t *epoch,
                              VARVE_CTL_EPOCHS);
     if (*varve_tracker_slot(t, number))
         return varve_err_set(err, ENOSPC, "%u epochs could not be sealed", VARVE_CTL_EPOCHS);
-    atomic_store(&t->ctl->prepared, number);
-    r = varve_epoch_file_create(t->w, &t->paths, t->id.uuid, &t->id.geometry, number, live, err);
-    if (r == 0)
-        r = varve_tracked_epoch_create(t, number, arm || view != UINT64_MAX, err);
-    if (r < 0) {
-        tracker_never_was(t, number);
+    if (varve_era(number) != varve_era(live))
+        return varve_err_set(err, EOVERFLOW, "there were too many boundaries");
+    r = varve_tracker_prepare_as(t, arm || view != UINT64_MAX, number, live, err);
+    if (r < 0)
         return r;
-    }
-    t->next = number;
     *epoch = number;
     return 0;
 }

@@ -6,6 +6,7 @@
 #define VARVE_LIB_TRACKER_INTERNAL_H
 
 #include "lib/gate.h"
+#include "lib/image-witness.h"
 #include "lib/tracker.h"
 
 #include <limits.h>
@@ -79,6 +80,14 @@ struct varve_tracker {
     _Atomic uint64_t full_since_ns;   /* monotonic: when room ran out; 0: there is some */
     _Atomic uint64_t waits;           /* how often a write has waited for it */
     bool dead; /* scratch files to be reaped are left */
+
+    /* The image before we came (tracker-doubt.c); the flusher's, once it has begun. */
+    struct varve_witness wit;
+    enum varve_verdict verdict;
+    char why[VARVE_WITNESS_TEXT];
+    struct varve_image_look look;
+    uint64_t floor; /* numbers up to here were used, although the state folder does not know; 0 */
+    struct varve_beat *beat; /* mapped; NULL: there is none */
 
     uint64_t closed_ns;   /* monotonic: when the gate was closed */
     uint64_t reopened_ns; /* and when it was opened again */
@@ -192,6 +201,32 @@ void varve_tracker_bury(struct varve_tracker *t, uint64_t number);
 
 /* Breaks e if some of what it kept did not come to the device. */
 void varve_tracker_check_scratch(struct varve_tracker *t, struct varve_tracked_epoch *e);
+
+/* --- tracker-boundary.c --- */
+
+/* varve_tracker_prepare, with the number and the epoch before it given. */
+int varve_tracker_prepare_as(struct varve_tracker *t, bool arm, uint64_t number, uint64_t prev,
+                             struct varve_err *err);
+
+/* --- tracker-doubt.c --- */
+
+/* Looks what became of the image since it was served last, before anything is adopted. */
+int varve_tracker_judge(struct varve_tracker *t, const char *image, const uint8_t boot_id[16],
+                        bool new_disk, struct varve_err *err);
+
+/* Acts on it, adding to `notes`, and writes down that the image is served now; before the first
+ * writer.  found: what else was found, may be empty. */
+int varve_tracker_take_image(struct varve_tracker *t, const uint8_t boot_id[16], const char *found,
+                             char notes[256], struct varve_err *err);
+
+/* The epochs go on in the next era: no view stays open, nothing can be told across the gap. */
+int varve_tracker_doubt(struct varve_tracker *t, struct varve_err *err);
+
+/* At a clean stop, with no writer left: the image is durable, and how it looks is written down. */
+int varve_tracker_leave_image(struct varve_tracker *t, struct varve_err *err);
+
+/* Says durably that the image is still served. */
+int varve_tracker_heartbeat(struct varve_tracker *t, struct varve_err *err);
 
 /* --- tracker-preserve.c --- */
 

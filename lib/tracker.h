@@ -149,6 +149,9 @@ int varve_tracker_release(struct varve_tracker *t, uint64_t view_id, uint64_t of
  * the next step. */
 int varve_tracker_flush(struct varve_tracker *t, bool cool, struct varve_err *err);
 
+/* To be called once a second (VARVE_BEAT_PERIOD_NS), by any thread: says that the server is there. */
+void varve_tracker_beat(struct varve_tracker *t);
+
 /* --- for readers in other processes ----------------------------------------------------------- */
 
 /* Files of an epoch from the oldest that an open view needs to the prepared one, each opened

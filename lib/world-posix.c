@@ -21,6 +21,7 @@
 #include <sys/random.h>
 #include <sys/stat.h>
 #include <sys/statvfs.h>
+#include <sys/sysmacros.h>
 #include <sys/uio.h>
 #include <sys/vfs.h>
 #include <time.h>
@@ -254,6 +255,16 @@ static int posix_room(UNUSED struct varve_world *w, int fd, uint64_t *total, uin
     return 0;
 }
 
+static int posix_sync_all(UNUSED struct varve_world *w, int fd)
+{
+    int rc;
+
+    do
+        rc = fsync(fd);
+    while (rc < 0 && errno == EINTR);
+    return rc < 0 ? -errno : 0;
+}
+
 static int posix_stat(UNUSED struct varve_world *w, int fd, struct varve_stat *st)
 {
     struct stat s;
@@ -272,7 +283,56 @@ static int posix_stat(UNUSED struct varve_world *w, int fd, struct varve_stat *s
     st->ino = s.st_ino;
     st->nlink = s.st_nlink;
     st->mtime_ns = (int64_t)s.st_mtim.tv_sec * NS_PER_SEC + s.st_mtim.tv_nsec;
+    st->rdev = S_ISBLK(s.st_mode) ? s.st_rdev : 0;
     st->mode = s.st_mode;
+    return 0;
+}
+
+/* A file of sysfs, with a NUL behind it.  Bytes or -errno. */
+static ssize_t sysfs_read(struct varve_world *w, uint64_t rdev, const char *name, char *text,
+                          size_t size)
+{
+    char path[96];
+    ssize_t got;
+    int fd;
+
+    snprintf(path, sizeof(path), "/sys/dev/block/%u:%u/%s", major((dev_t)rdev),
+             minor((dev_t)rdev), name);
+    fd = posix_open(w, path, O_RDONLY, 0);
+    if (fd < 0)
+        return fd;
+    got = posix_pread(w, fd, text, size - 1, 0);
+    posix_close(w, fd);
+    if (got >= 0)
+        text[got] = '\0';
+    return got;
+}
+
+/* Partitions have no diskseq of their own: their disk has. */
+static int posix_device(struct varve_world *w, uint64_t rdev, struct varve_device *d)
+{
+    unsigned long long n[15] = {0};
+    char text[512], *at = text, *end;
+    unsigned fields = 0;
+    ssize_t got;
+
+    *d = (struct varve_device){0, 0};
+    got = sysfs_read(w, rdev, "diskseq", text, sizeof(text));
+    if (got == -ENOENT)
+        got = sysfs_read(w, rdev, "../diskseq", text, sizeof(text));
+    if (got > 0)
+        d->diskseq = strtoull(text, NULL, 10);
+    got = sysfs_read(w, rdev, "stat", text, sizeof(text));
+    if (got < 0)
+        return (int)got;
+    for (; fields < 15; fields++, at = end) {
+        n[fields] = strtoull(at, &end, 10);
+        if (end == at)
+            break;
+    }
+    if (fields < 7)
+        return -EOPNOTSUPP;
+    d->sectors = n[6] + n[13]; /* written, and discarded (since 4.18) */
     return 0;
 }
 
@@ -387,6 +447,23 @@ static uint64_t posix_monotonic_ns(UNUSED struct varve_world *w)
     return clock_ns(CLOCK_MONOTONIC);
 }
 
+static uint64_t posix_file_clock_ns(UNUSED struct varve_world *w)
+{
+    return clock_ns(CLOCK_REALTIME_COARSE);
+}
+
+static uint64_t posix_uptime_ns(UNUSED struct varve_world *w)
+{
+    return clock_ns(CLOCK_BOOTTIME);
+}
+
+static void posix_wait_ns(UNUSED struct varve_world *w, uint64_t ns)
+{
+    struct timespec ts = {(time_t)(ns / NS_PER_SEC), (long)(ns % NS_PER_SEC)};
+
+    nanosleep(&ts, NULL);
+}
+
 static int posix_random(UNUSED struct varve_world *w, void *buf, size_t len)
 {
     size_t done = 0;
@@ -455,6 +532,11 @@ struct varve_world *varve_world_posix(void)
         .sync = posix_sync,
         .written_back = posix_written_back,
         .room = posix_room,
+        .sync_all = posix_sync_all,
+        .device = posix_device,
+        .file_clock_ns = posix_file_clock_ns,
+        .wait_ns = posix_wait_ns,
+        .uptime_ns = posix_uptime_ns,
         .stat = posix_stat,
         .map = posix_map,
         .unmap = posix_unmap,

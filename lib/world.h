@@ -20,7 +20,14 @@ struct varve_stat {
     uint64_t dev, ino;
     uint64_t nlink;
     int64_t mtime_ns; /* since 1970 */
+    uint64_t rdev;    /* of block devices: which */
     mode_t mode;
+};
+
+/* What the kernel counts of a block device.  0: it does not tell. */
+struct varve_device {
+    uint64_t diskseq; /* differs for each device that has ever had these numbers in this boot */
+    uint64_t sectors; /* written and discarded since then, of 512 bytes */
 };
 
 struct varve_world {
@@ -53,7 +60,11 @@ struct varve_world {
     int (*written_back)(struct varve_world *w, int fd);
     /* Of the file's file system: the bytes that it has, and those that we may still take. */
     int (*room)(struct varve_world *w, int fd, uint64_t *total, uint64_t *free);
+    /* That, and its times and everything else that stat tells (fsync). */
+    int (*sync_all)(struct varve_world *w, int fd);
     int (*stat)(struct varve_world *w, int fd, struct varve_stat *st);
+    /* Of the block device with that rdev.  -ENOENT, -EOPNOTSUPP: the kernel tells nothing. */
+    int (*device)(struct varve_world *w, uint64_t rdev, struct varve_device *d);
 
     /* Shared, writable mapping of the file's first len bytes. */
     int (*map)(struct varve_world *w, int fd, size_t len, void **addr);
@@ -75,6 +86,12 @@ struct varve_world {
 
     uint64_t (*realtime_ns)(struct varve_world *w);
     uint64_t (*monotonic_ns)(struct varve_world *w);
+    /* Real time as file systems stamp files with it: behind realtime_ns by a tick at most. */
+    uint64_t (*file_clock_ns)(struct varve_world *w);
+    /* Lets so much time pass. */
+    void (*wait_ns)(struct varve_world *w, uint64_t ns);
+    /* Since the machine was started, sleep included. */
+    uint64_t (*uptime_ns)(struct varve_world *w);
     int (*random)(struct varve_world *w, void *buf, size_t len);
     /* A value that differs after each boot of the machine. */
     int (*boot_id)(struct varve_world *w, uint8_t id[16]);

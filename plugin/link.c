@@ -25,6 +25,7 @@
 
 #define PEERS_MAX 8u
 #define SOON_MS   100
+#define BEAT_MS   1000 /* VARVE_BEAT_PERIOD_NS */
 
 struct peer {
     int sock;   /* -1: free */
@@ -270,8 +271,9 @@ static void *link_main(void *arg)
         fds[1] = (struct pollfd){.fd = l->listener, .events = POLLIN};
         for (unsigned i = 0; i < PEERS_MAX; i++)
             fds[i + 2] = (struct pollfd){.fd = l->peers[i].sock, .events = POLLIN};
-        ready = poll(fds, PEERS_MAX + 2, wait_ms);
-        if (ready == 0) /* nobody waits for an answer, nor a guest for a boundary */
+        ready = poll(fds, PEERS_MAX + 2, wait_ms >= 0 && wait_ms < BEAT_MS ? wait_ms : BEAT_MS);
+        varve_tracker_beat(l->tracker);
+        if (ready == 0 && wait_ms >= 0) /* nobody waits for an answer, nor a guest for a boundary */
             wait_ms = l->owner ? SOON_MS : varve_tracker_housekeep(l->tracker);
         if (ready <= 0)
             continue;

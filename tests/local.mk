@@ -60,6 +60,12 @@ check_PROGRAMS += %D%/unit/test-identity
 %C%_unit_test_identity_LDADD = %D%/lib/libtest.la lib/libvarve.la $(CMOCKA_LIBS)
 TESTS += %D%/unit/test-identity
 
+check_PROGRAMS += %D%/unit/test-image-witness
+%C%_unit_test_image_witness_SOURCES = %D%/unit/test-image-witness.c
+%C%_unit_test_image_witness_CFLAGS = $(AM_CFLAGS) $(CMOCKA_CFLAGS)
+%C%_unit_test_image_witness_LDADD = %D%/lib/libtest.la lib/libvarve.la $(CMOCKA_LIBS)
+TESTS += %D%/unit/test-image-witness
+
 check_PROGRAMS += %D%/unit/test-epoch-file
 %C%_unit_test_epoch_file_SOURCES = %D%/unit/test-epoch-file.c
 %C%_unit_test_epoch_file_CFLAGS = $(AM_CFLAGS) $(CMOCKA_CFLAGS)

@@ -38,6 +38,7 @@ struct varve_world *fuzz_world(void)
     if (!w.open) {
         w = *varve_world_posix();
         w.sync = no_sync;
+        w.sync_all = no_sync;
         w.sync_dir = no_sync_dir;
         w.allocate = size_only;
     }

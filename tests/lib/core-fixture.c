@@ -54,6 +54,18 @@ static int machine_boot_id(struct varve_world *w, uint8_t id[16])
     return 0;
 }
 
+uint64_t core_uptime_ns(struct core *c)
+{
+    struct varve_world *w = varve_world_posix();
+
+    return c->booted_ns ? w->monotonic_ns(w) - c->booted_ns : w->uptime_ns(w);
+}
+
+static uint64_t machine_uptime_ns(struct varve_world *w)
+{
+    return core_uptime_ns((struct core *)((char *)w - offsetof(struct core, machine)));
+}
+
 void core_init(struct core *c, uint64_t size, uint64_t block_size)
 {
     struct varve_err err = VARVE_ERR_INIT;
@@ -68,8 +80,10 @@ void core_init(struct core *c, uint64_t size, uint64_t block_size)
 
     c->machine = *varve_world_posix();
     c->machine.sync = machine_sync;
+    c->machine.sync_all = machine_sync;
     c->machine.sync_dir = machine_sync_dir;
     c->machine.boot_id = machine_boot_id;
+    c->machine.uptime_ns = machine_uptime_ns;
     c->boot = 1;
     fault_world_init(&c->fault, &c->machine);
     c->w = &c->fault.world;
@@ -140,12 +154,18 @@ void core_kill(struct core *c)
     core_poke_control(c, 0, page, sizeof(page));
 }
 
+void core_reboot(struct core *c)
+{
+    c->boot++;
+    c->booted_ns = c->machine.monotonic_ns(&c->machine);
+}
+
 void core_host_crash(struct core *c)
 {
     char path[PATH_MAX + 16];
 
     core_kill(c);
-    c->boot++;
+    core_reboot(c);
     snprintf(path, sizeof(path), "%s/vda", c->runtime_dir);
     if (core_exists(path))
         tmpdir_empty(path);

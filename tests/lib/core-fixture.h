@@ -19,6 +19,7 @@ struct core {
 
     struct varve_world machine; /* the real one but for syncs and boots */
     uint8_t boot;
+    uint64_t booted_ns; /* monotonic: when this boot began; 0: the machine's own */
     bool image_sync_fails;
     struct fault_world fault; /* around machine */
     struct varve_world *w;    /* = &fault.world */
@@ -43,6 +44,10 @@ void core_start(struct core *c);
 void core_stop(struct core *c);
 /* kill -9: all its memory is gone, shared memory is as it was. */
 void core_kill(struct core *c);
+/* Another boot begins; all files are as they were. */
+void core_reboot(struct core *c);
+/* How long this boot lasts by now. */
+uint64_t core_uptime_ns(struct core *c);
 /* The host goes down, killing the server: the runtime folder is empty then. */
 void core_host_crash(struct core *c);
 

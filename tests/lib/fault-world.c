@@ -164,6 +164,22 @@ static int fault_room(struct varve_world *w, int fd, uint64_t *total, uint64_t *
     return rc < 0 ? rc : f->inner->room(f->inner, fd, total, free);
 }
 
+static int fault_sync_all(struct varve_world *w, int fd)
+{
+    struct fault_world *f = self(w);
+    int rc = enter(f, FAULT_SYNC);
+
+    return rc < 0 ? rc : f->inner->sync_all(f->inner, fd);
+}
+
+static int fault_device(struct varve_world *w, uint64_t rdev, struct varve_device *d)
+{
+    struct fault_world *f = self(w);
+    int rc = enter(f, FAULT_STAT);
+
+    return rc < 0 ? rc : f->inner->device(f->inner, rdev, d);
+}
+
 static int fault_stat(struct varve_world *w, int fd, struct varve_stat *st)
 {
     struct fault_world *f = self(w);
@@ -277,6 +293,27 @@ static uint64_t fault_monotonic_ns(struct varve_world *w)
     return f->inner->monotonic_ns(f->inner);
 }
 
+static uint64_t fault_file_clock_ns(struct varve_world *w)
+{
+    struct fault_world *f = self(w);
+
+    return f->inner->file_clock_ns(f->inner);
+}
+
+static void fault_wait_ns(struct varve_world *w, uint64_t ns)
+{
+    struct fault_world *f = self(w);
+
+    f->inner->wait_ns(f->inner, ns);
+}
+
+static uint64_t fault_uptime_ns(struct varve_world *w)
+{
+    struct fault_world *f = self(w);
+
+    return f->inner->uptime_ns(f->inner);
+}
+
 void fault_world_init(struct fault_world *f, struct varve_world *inner)
 {
     memset(f, 0, sizeof(*f));
@@ -297,6 +334,11 @@ void fault_world_init(struct fault_world *f, struct varve_world *inner)
         .sync = fault_sync,
         .written_back = fault_written_back,
         .room = fault_room,
+        .sync_all = fault_sync_all,
+        .device = fault_device,
+        .file_clock_ns = fault_file_clock_ns,
+        .wait_ns = fault_wait_ns,
+        .uptime_ns = fault_uptime_ns,
         .stat = fault_stat,
         .map = fault_map,
         .unmap = fault_unmap,

@@ -447,6 +447,7 @@ void power_world_init(struct power_world *p, const char *graveyard)
     p->world.punch = power_punch;
     p->world.copy = power_copy;
     p->world.sync = power_sync;
+    p->world.sync_all = power_sync;
     p->world.mkdir = power_mkdir;
     p->world.rename = power_rename;
     p->world.rename_new = power_rename_new;

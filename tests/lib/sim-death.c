@@ -109,6 +109,7 @@ void sim_reboot(struct sim *s)
     s->power_off = false;
     s->boot++;
     s->now_ns += UINT64_C(60) * 1000000000;
+    s->booted_ns = s->now_ns;
 }
 
 void sim_write_back(struct sim *s)

@@ -73,6 +73,7 @@ struct sim {
     uint64_t calls; /* by those who can die */
     uint64_t now_ns;
     uint8_t boot;
+    uint64_t booted_ns; /* when it began */
 
     /* Called before calls of those who can die, while it is not running already. */
     void (*hook)(struct sim *s, enum sim_proc proc, enum sim_call call);

@@ -848,7 +848,7 @@ static void done_maps_go_with_their_views(void **state)
     varve_path_done(varve_tracker_paths(c.t), 8, path);
     assert_true(core_exists(path));
     core_kill(&c);
-    c.boot++; /* the host went down, and the runtime folder is on a disk against all advice */
+    core_reboot(&c); /* the host went down, and the runtime folder is on a disk against all advice */
     core_start(&c);
     assert_false(core_exists(path));
 }

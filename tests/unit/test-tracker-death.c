@@ -357,6 +357,12 @@ static int power_boot_id(struct varve_world *w, uint8_t id[16])
     return 0;
 }
 
+static uint64_t power_uptime_ns(struct varve_world *w)
+{
+    (void)w;
+    return core_uptime_ns(&c);
+}
+
 /* Whatever was asked to be written in the epochs from each sealed boundary on is dirty since it. */
 static void check_after_power_loss(void)
 {
@@ -412,6 +418,7 @@ static void power_fails_at_every_call(void (*life)(void), bool restart)
             snprintf(grave, sizeof(grave), "%s/grave", c.top);
             power_world_init(&power, grave);
             power.world.boot_id = power_boot_id;
+            power.world.uptime_ns = power_uptime_ns;
             c.fault.inner = &power.world;
             core_start(&c);
             if (restart) {

@@ -248,11 +248,11 @@ static void a_runtime_folder_of_another_boot_is_not_believed(void **state)
     core_start(&c);
     write_block(4, 'a');
     core_kill(&c);
-    c.boot++;
+    core_reboot(&c);
     core_start(&c);
     assert_all_dirty(varve_tracker_epoch(c.t));
     core_stop(&c);
-    c.boot++;
+    core_reboot(&c);
     core_start(&c);
     assert_all_dirty(varve_tracker_epoch(c.t));
 }
