@@ -90,6 +90,39 @@ static int timeline_union(struct varve_disk *disk, const struct varve_timeline *
 
 /* --- export --------------------------------------------------------------------------------- */
 
+/* A checkpoint of that boundary which the backup did not make. */
+static bool others_at(const struct varve_cat_disk *cd, const struct varve_cat_backup *b,
+                      uint64_t boundary)
+{
+    for (size_t i = 0; i < cd->ncheckpoints; i++) {
+        if (cd->checkpoints[i].epoch == boundary && strcmp(cd->checkpoints[i].backup, b->id) != 0)
+            return true;
+    }
+    return false;
+}
+
+/* A running backup whose end may still add ranges to the checkpoint (see checkpoints_heal() of
+ * backup-end.c): a file written before that would lack them for ever.  NULL: there is none. */
+static const struct varve_cat_backup *to_come(const struct varve_catalogue *c,
+                                              const struct varve_cat_disk *cd,
+                                              const struct varve_cat_checkpoint *p)
+{
+    uint64_t made = varve_cat_checkpoint_made(p);
+
+    for (size_t i = 0; i < c->nbackups; i++) {
+        const struct varve_cat_backup *b = &c->backups[i];
+
+        for (size_t k = 0; varve_cat_backup_open(b) && k < b->ndisks; k++) {
+            uint64_t boundary = b->disks[k].boundary;
+
+            if (memcmp(b->disks[k].uuid, cd->uuid, 16) == 0 &&
+                (made == boundary || (made > boundary && others_at(cd, b, boundary))))
+                return b;
+        }
+    }
+    return NULL;
+}
+
 static int exportable(const struct varve_catalogue *c, const struct arguments *a,
                       const struct varve_cat_checkpoint **out, struct varve_err *err)
 {
@@ -108,6 +141,12 @@ static int exportable(const struct varve_catalogue *c, const struct arguments *a
                              "Disk '%s': checkpoint '%s' belongs to backup '%s', which still "
                              "runs: end that first",
                              a->disk->name, a->name, own->id);
+    own = to_come(c, cd, p);
+    if (own)
+        return varve_err_set(err, EBUSY,
+                             "Disk '%s': what backup '%s', which still runs, cannot read belongs "
+                             "to checkpoint '%s', too: end that first",
+                             a->disk->name, own->id, a->name);
     *out = p;
     return 0;
 }

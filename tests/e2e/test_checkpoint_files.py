@@ -366,6 +366,37 @@ def what_the_checkpoints_own_backup_could_not_read_is_in_the_file():
 
 
 @test
+def what_a_backup_of_its_instant_could_not_read_is_in_the_file_or_there_is_none():
+    """Also where the checkpoint is not the backup's own; and those behind it, which may stand on it."""
+    with Stack() as s:
+        disk = s.start("vda", SIZE, content=b"\x5a" * SIZE, granularity="64K")
+        with s.qmp() as q:
+            q.cmd("checkpoint-create", name="before", disks=["vda"])
+            q.cmd("transaction", actions=[
+                {"type": "backup-begin", "data": {"id": "b", "disks": [{"disk": "vda"}]}},
+                {"type": "checkpoint-create", "data": {"name": "beside", "disks": ["vda"]}}])
+            q.cmd("checkpoint-create", name="behind", disks=["vda"])
+            os.truncate(disk.image, 32 * M)
+            with s.connect("vda") as c:
+                c.send(CMD_READ, 40 * M, 3 * BLOCK)
+                assert c.recv().error == errno.EIO
+            os.truncate(disk.image, SIZE)
+            q.cmd("checkpoint-export", disk="vda", name="before", file=s.path("before"))
+            for name in ("beside", "behind"):
+                refused_unchanged(s, q, "Disk 'vda': what backup 'b', which still runs, cannot read "
+                                  "belongs to checkpoint '%s', too: end that first" % name,
+                                  "checkpoint-export", disk="vda", name=name, file=s.path(name))
+            backups.end(q, "b")
+            for name in ("beside", "behind", "before"):
+                if name != "before":
+                    q.cmd("checkpoint-export", disk="vda", name=name, file=s.path(name))
+                q.cmd("checkpoint-delete", name=name)
+                q.cmd("checkpoint-import", disk="vda", name=name, file=s.path(name))
+                want = [] if name == "before" else [(40 * M, 3 * BLOCK)]
+                assert dirty_since(s, q, name)["vda"][0] == want, name
+
+
+@test
 def a_running_backup_since_an_imported_one_keeps_it_over_a_restart():
     with Stack() as s:
         disk = s.start("vda", SIZE, granularity="64K")
