@@ -80,49 +80,110 @@ int varve_bitmap_check(const struct varve_catalogue *c, struct varve_disk *disk,
     return 0;
 }
 
-int varve_bitmap_now(struct varve_disk *disk, const struct varve_cat_bitmap *b,
-                     struct varve_bitmap *map, struct varve_err *err)
+/* What was written since `end`.  Bitmaps that record are asked for newest first: each adds the
+ * epochs between its last beginning and the one's before it, so each epoch is read once, however
+ * many there are of both. */
+struct recent {
+    struct varve_bitmap *map;
+    uint64_t end;
+};
+
+struct state {
+    const struct varve_cat_bitmap *b;
+    uint64_t begins; /* its open span; 0: it does not record */
+    uint64_t count;
+    int rc;
+    struct varve_err err;
+};
+
+static int begins_cmp(const void *va, const void *vb)
 {
-    const struct varve_geometry *g = &disk->identity.geometry;
+    const struct state *a = *(struct state *const *)va, *b = *(struct state *const *)vb;
 
-    for (int i = 0; i < NOW_TRIES; i++) {
-        uint64_t live = varve_disk_live_epoch(disk);
-        int rc = varve_disk_union(disk, &b->set, 0, live, map, err);
-
-        if (rc == 0 && varve_change_set_records(&b->set))
-            rc = varve_disk_or_live_all(disk, map, err);
-        if (varve_disk_live_epoch(disk) == live) {
-            if (rc == 0)
-                varve_changes_round(g, b->granularity, map);
-            return rc;
-        }
-        memset(map->words, 0, varve_bitmap_nwords(map) * 8);
-    }
-    return varve_err_set(err, EAGAIN, "Disk '%s': its epochs keep changing", disk->name);
+    return (a->begins < b->begins) - (a->begins > b->begins);
 }
 
-static json_t *bitmap_describe(struct varve_disk *disk, const struct varve_cat_bitmap *b)
+/* One that fails tells nothing of those that begin before: they try from where `recent` is. */
+static int recent_extend(struct varve_disk *disk, struct recent *r, uint64_t begins,
+                         struct varve_err *err)
 {
-    const struct varve_geometry *g = &disk->identity.geometry;
-    struct varve_bitmap *map = varve_bitmap_new(g->nblks);
-    struct varve_err err = VARVE_ERR_INIT;
-    uint64_t count = 0;
-    bool never;
-    json_t *o;
-    int rc = map ? varve_bitmap_now(disk, b, map, &err) : varve_err_set(&err, ENOMEM, "no memory");
+    struct varve_span span = {.first = begins, .end = r->end};
+    const struct varve_change_set set = {.spans = &span, .nspans = 1};
+    int rc;
 
+    if (begins >= r->end)
+        return 0;
+    rc = varve_disk_union(disk, &set, 0, r->end, r->map, err);
     if (rc == 0)
-        count = varve_dirty_bytes(g, map);
-    free(map);
-    o = json_pack(
-        "{s:s, s:I, s:I, s:b, s:b, s:b, s:b}", "name", b->name, "count", (json_int_t)count,
-        "granularity", (json_int_t)b->granularity, "recording",
-        rc == 0 && varve_change_set_records(&b->set), /* QEMU: inconsistent implies it is not */
+        r->end = begins;
+    return rc;
+}
+
+static void state_ask(struct varve_disk *disk, struct state *s, struct recent *r,
+                      struct varve_bitmap *map)
+{
+    struct varve_change_set rest = s->b->set;
+    size_t len = varve_bitmap_nwords(map) * 8;
+
+    s->rc = 0;
+    if (s->begins) {
+        s->rc = recent_extend(disk, r, s->begins, &s->err);
+        memcpy(map->words, r->map->words, len);
+        rest.nspans--;
+    } else {
+        memset(map->words, 0, len);
+    }
+    if (s->rc == 0)
+        s->rc = varve_disk_union(disk, &rest, 0, UINT64_MAX, map, &s->err);
+    if (s->rc < 0)
+        return;
+    varve_changes_round(&disk->identity.geometry, s->b->granularity, map);
+    s->count = varve_dirty_bytes(&disk->identity.geometry, map);
+}
+
+/* Of all the disk's bitmaps, as of one epoch; false: it has ended meanwhile. */
+static bool states_ask(struct varve_disk *disk, struct state **order, size_t n,
+                       struct varve_bitmap *recent, struct varve_bitmap *map)
+{
+    struct recent r = {.map = recent, .end = varve_disk_live_epoch(disk)};
+    uint64_t live = r.end;
+    struct varve_err err = VARVE_ERR_INIT;
+    int rc;
+
+    memset(recent->words, 0, varve_bitmap_nwords(recent) * 8);
+    rc = varve_disk_or_live_all(disk, recent, &err);
+    for (size_t i = 0; i < n; i++) {
+        if (order[i]->begins && rc < 0) {
+            order[i]->rc = rc;
+            order[i]->err = err;
+        } else {
+            state_ask(disk, order[i], &r, map);
+        }
+    }
+    return varve_disk_live_epoch(disk) == live;
+}
+
+static void states_fail(const struct varve_disk *disk, struct state *states, size_t n, int code,
+                        const char *why)
+{
+    for (size_t i = 0; i < n; i++)
+        states[i].rc = varve_err_set(&states[i].err, code, "Disk '%s': %s", disk->name, why);
+}
+
+static json_t *state_describe(struct varve_disk *disk, const struct state *s)
+{
+    const struct varve_cat_bitmap *b = s->b;
+    bool never;
+    json_t *o = json_pack(
+        "{s:s, s:I, s:I, s:b, s:b, s:b, s:b}", "name", b->name, "count",
+        (json_int_t)(s->rc == 0 ? s->count : 0), "granularity", (json_int_t)b->granularity,
+        "recording", s->rc == 0 && s->begins, /* QEMU: inconsistent implies it is not */
         "busy",
         varve_bitmap_user(disk->daemon->catalogue, disk->identity.uuid, b->name, &never) != NULL,
-        "persistent", (int)!b->transient, "inconsistent", rc < 0);
-    if (o && rc < 0)
-        json_object_set_new(o, "reason", json_string(err.msg));
+        "persistent", (int)!b->transient, "inconsistent", s->rc < 0);
+
+    if (o && s->rc < 0)
+        json_object_set_new(o, "reason", json_string(s->err.msg));
     return o;
 }
 
@@ -130,9 +191,36 @@ json_t *varve_bitmaps_describe(struct varve_disk *disk)
 {
     const struct varve_cat_disk *cd =
         varve_catalogue_disk(disk->daemon->catalogue, disk->identity.uuid);
+    size_t n = cd ? cd->nbitmaps : 0;
+    struct varve_bitmap *recent = varve_bitmap_new(n ? disk->identity.geometry.nblks : 0);
+    struct varve_bitmap *map = varve_bitmap_new(n ? disk->identity.geometry.nblks : 0);
+    struct state *states = calloc(n + 1, sizeof(*states));
+    struct state **order = calloc(n + 1, sizeof(struct state *));
     json_t *list = json_array();
+    int tries = 0;
 
-    for (size_t i = 0; cd && i < cd->nbitmaps; i++)
-        json_array_append_new(list, bitmap_describe(disk, &cd->bitmaps[i]));
+    for (size_t i = 0; states && order && i < n; i++) {
+        const struct varve_change_set *set = &cd->bitmaps[i].set;
+
+        order[i] = &states[i];
+        states[i] = (struct state){.b = &cd->bitmaps[i]};
+        if (varve_change_set_records(set))
+            states[i].begins = set->spans[set->nspans - 1].first;
+    }
+    if (states && (!order || !recent || !map)) {
+        states_fail(disk, states, n, ENOMEM, "no memory for a map");
+    } else if (states && n > 0) {
+        qsort(order, n, sizeof(*order), begins_cmp);
+        while (!states_ask(disk, order, n, recent, map) && ++tries < NOW_TRIES)
+            ;
+        if (tries == NOW_TRIES)
+            states_fail(disk, states, n, EAGAIN, "its epochs keep changing");
+    }
+    for (size_t i = 0; states && i < n; i++)
+        json_array_append_new(list, state_describe(disk, &states[i]));
+    free(order);
+    free(states);
+    free(map);
+    free(recent);
     return list;
 }

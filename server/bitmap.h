@@ -32,12 +32,8 @@ int varve_bitmap_check(const struct varve_catalogue *c, struct varve_disk *disk,
 int varve_bitmap_check_set(struct varve_disk *disk, const struct varve_change_set *set,
                            struct varve_err *err);
 
-/* Its blocks now, rounded to its granularity; with what the live epoch has, if it records.
- * -EUCLEAN: it is inconsistent. */
-int varve_bitmap_now(struct varve_disk *disk, const struct varve_cat_bitmap *b,
-                     struct varve_bitmap *map, struct varve_err *err);
-
-/* QEMU's BlockDirtyInfo of all bitmaps of the disk. */
+/* QEMU's BlockDirtyInfo of all bitmaps of the disk: each with its blocks now, rounded to its
+ * granularity, with what the live epoch has, if it records. */
 json_t *varve_bitmaps_describe(struct varve_disk *disk);
 
 #endif

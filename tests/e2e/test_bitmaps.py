@@ -418,6 +418,24 @@ def a_missing_epoch_makes_inconsistent_by_name():
 
 
 @test
+def a_damaged_epoch_concerns_all_that_begin_before_its_end_and_no_others():
+    with Disk() as (s, c, q):
+        epochs = {}
+        for i in range(5):
+            add(q, "b%d" % i)
+            epochs[i] = q.cmd("query-disks")[0]["epoch"]
+            c.write(i * G64, b"x")
+        change(q, "disable", "b0")
+        change(q, "enable", "b0")
+        path = "%s/vda/epoch-%d-%d.map" % (s.state, epochs[2], epochs[2])
+        with open(path, "r+b") as f:
+            f.truncate(os.path.getsize(path) - 1)
+        got = infos(q)
+        assert [got["b%d" % i]["inconsistent"] for i in range(5)] == [True] * 3 + [False] * 2, got
+        assert [got["b%d" % i]["count"] // G64 for i in range(5)] == [0, 0, 0, 2, 1], got
+
+
+@test
 def a_damaged_file_of_blocks_makes_inconsistent():
     with Disk(granularity="4K") as (s, c, q):
         add(q, "fine", granularity=4096, disabled=True)

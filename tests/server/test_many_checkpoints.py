@@ -9,6 +9,7 @@ import sys
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "e2e"))
 import backups  # noqa: E402
 from harness import G, K, M, Stack  # noqa: E402
+import nbdclient  # noqa: E402
 from nbdclient import OptError  # noqa: E402
 from tap import diag, main, number, rng, test  # noqa: E402
 
@@ -183,6 +184,51 @@ def every_one_of_them_is_a_base_of_a_running_backup():
             except OptError:
                 pass
             q.cmd("backup-end", id="b")
+
+
+@test
+def bitmaps_that_record_share_what_is_read_of_the_epochs():
+    """15 bitmaps that begin at different instants, one of them stopped, one with a gap, and epochs
+    whose maps have no empty page: query-block reads each of them about once, not 15 times."""
+    size, block, n = 16 * G, 4 * K, 60
+    one = size // block // 8
+    step = size // (one // 4096)    # one write in each page of a map
+    with Stack() as s:
+        disk = s.start("vda", size, granularity="4K")
+        with disk.connect() as guest, s.qmp() as q:
+            sets = {}
+
+            def change(verb, name, **more):
+                q.cmd("block-dirty-bitmap-" + verb, node="vda", name=name, **more)
+
+            stopped = set()
+            for i in range(n):
+                if i % 4 == 0:
+                    name = "b%d" % i
+                    change("add", name, granularity=64 * K if i == 8 else 4 * K)
+                    sets[name] = set()
+                if i in (20, 24):
+                    change("disable", "b%d" % (i - 4))
+                    stopped.add("b%d" % (i - 4))
+                if i == 30:
+                    change("enable", "b20")
+                    stopped.remove("b20")
+                new = {(off // block + i) for off in range(0, size, step)}
+                for blk in new:
+                    guest.send(nbdclient.CMD_WRITE, blk * block, 1, data=b"x")
+                for _ in new:
+                    assert guest.recv().error == 0
+                for name in set(sets) - stopped:
+                    sets[name] |= new
+                if i % 2:
+                    q.cmd("checkpoint-create", name="c%d" % i, disks=["vda"])
+            with Counted(s.daemon) as c:
+                got = q.cmd("query-block")[0]["dirty-bitmaps"]
+            sets["b8"] = {k for blk in sets["b8"] for k in range(blk // 16 * 16, blk // 16 * 16 + 16)}
+            assert {b["name"]: b["count"] for b in got} == {
+                name: len(blks) * block for name, blks in sets.items()}, got
+            diag("query-block: %d bytes, %d calls" % (c.bytes, c.calls))
+            assert c.bytes <= (n // 2 + 20) * 2 * one, (c.bytes, one)
 
 
 if __name__ == "__main__":
