@@ -11,6 +11,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
+#include <stdio.h>
 #include <stdlib.h>
 
 #define RUNTIME_FILE_MODE 0600
@@ -221,6 +222,22 @@ static void done_recount(struct varve_tracker *t, struct varve_done *d)
     atomic_store(&d->head->released_bytes, bytes);
 }
 
+/* One whose server died between making it and saying so. */
+static int remove_stray_done(void *arg, const char *name)
+{
+    struct varve_tracker *t = arg;
+    char path[PATH_MAX];
+    uint64_t view;
+    int slot, len = 0;
+
+    if (sscanf(name, "view-%16" SCNx64 ".done%n", &view, &len) != 1 || len == 0 || name[len])
+        return 0;
+    slot = view_slot(t, view);
+    if (slot < 0 || atomic_load(&t->ctl->views[slot].done_ino) == 0)
+        t->w->unlink(t->w, varve_path_done(&t->paths, view, path));
+    return 0;
+}
+
 int varve_tracker_adopt_done(struct varve_tracker *t, struct varve_err *err)
 {
     for (unsigned i = 0; i < VARVE_CTL_VIEWS; i++) {
@@ -244,6 +261,9 @@ int varve_tracker_adopt_done(struct varve_tracker *t, struct varve_err *err)
             done_free(t, d);
         atomic_store(&v->state, VARVE_VIEW_ENDED);
     }
+    /* A server that died may have set bits and not freed what they say. */
+    t->unfreed = atomic_load(&t->has_done);
+    t->w->list(t->w, t->paths.runtime, remove_stray_done, t);
     return 0;
 }
 
@@ -271,8 +291,11 @@ bool varve_tracker_tidy_done(struct varve_tracker *t)
         }
     }
     atomic_store(&t->has_done, left);
-    if (!left && t->ctl->layout != VARVE_CTL_LAYOUT)
+    if (!left && t->ctl->layout != VARVE_CTL_LAYOUT) {
+        /* Who finds the old layout must find the views ended: the layout is no atomic. */
+        atomic_thread_fence(memory_order_seq_cst);
         t->ctl->layout = VARVE_CTL_LAYOUT;
+    }
     return left;
 }
 

@@ -79,7 +79,8 @@ struct varve_tracker {
     _Atomic uint64_t budget_until_ns; /* monotonic */
     _Atomic uint64_t full_since_ns;   /* monotonic: when room ran out; 0: there is some */
     _Atomic uint64_t waits;           /* how often a write has waited for it */
-    bool dead; /* scratch files to be reaped are left */
+    bool dead;    /* scratch files to be reaped are left */
+    bool unfreed; /* and, maybe, preimages that no view needs */
 
     /* The image before we came (tracker-doubt.c); the flusher's, once it has begun. */
     struct varve_witness wit;
@@ -159,7 +160,7 @@ int varve_tracker_seal_as_dirty(struct varve_tracker *t, uint64_t number, struct
 /* --- tracker-done.c --- */
 
 /* Takes over the done maps of open views; a view whose map is gone ends, nobody knows what it may
- * read.  Before that epochs are adopted. */
+ * read.  Others are removed.  After the epochs were adopted: who dies between adopts both again. */
 int varve_tracker_adopt_done(struct varve_tracker *t, struct varve_err *err);
 
 /* Frees and removes the done maps of views that are not open.  True: some are left. */

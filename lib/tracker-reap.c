@@ -48,7 +48,9 @@ int varve_tracker_housekeep(struct varve_tracker *t)
         if (atomic_load(&e->slot->flags) & VARVE_EPOCH_GAVE_WAY)
             more = varve_scratch_empty(t->w, e->scratch_fd, VARVE_SCRATCH_STEP) == 1 || more;
     }
+    if (t->unfreed)
+        varve_tracker_free_unneeded(t, 0, t->id.geometry.nblks);
     if (t->dead)
         t->dead = varve_scratch_reap(t->w, &t->paths, VARVE_SCRATCH_STEP) == 1;
-    return t->dead || more ? REAP_MS : armed ? CHECK_MS : -1;
+    return t->dead || t->unfreed || more ? REAP_MS : armed ? CHECK_MS : -1;
 }

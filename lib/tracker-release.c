@@ -11,8 +11,7 @@
  * A writer that found the block needed has kept it before the stripes were passed, so what it kept
  * is punched as well; one that comes later finds the bits.  A reader that read a scratch after it
  * was punched, or where nothing was kept, finds the bits too: they were set before either (I2,
- * I10). Should the server die between the bits and the punch, the space comes back when the range
- * is released again, or when any view ends.
+ * I10). Should the server die between the bits and the punch, its successor's housekeeping frees it.
  *
  * A block is needed in an epoch as long as one open view since before that epoch does not have it
  * in its done map.  It is looked at only where a block is about to be kept: on its first write in
@@ -30,7 +29,8 @@
 #define WORK_NS UINT64_C(1000000)
 /* For what is not one request's: longer, and the control thread is missed.  What is left is freed
  * later. */
-#define WORK_MAX_NS UINT64_C(2000000000)
+#define WORK_MAX_NS     UINT64_C(2000000000)
+#define WORK_OFFLINE_NS UINT64_C(500000000)
 
 /* Done maps of the views that need something of an epoch. */
 struct needs {
@@ -111,8 +111,12 @@ static bool pace(struct varve_tracker *t, struct pace *p)
     if (took < WORK_NS)
         return true;
     p->worked_ns += took;
-    if (p->worked_ns >= WORK_MAX_NS)
+    if (p->worked_ns >= (t->image_fd >= 0 ? WORK_MAX_NS : WORK_OFFLINE_NS))
         return false;
+    if (t->image_fd < 0) { /* there is no guest, but one may be waiting for the disk's lock */
+        p->since_ns = t->w->monotonic_ns(t->w);
+        return true;
+    }
     nanosleep(&ts, NULL);
     p->since_ns = t->w->monotonic_ns(t->w);
     return true;
@@ -168,7 +172,7 @@ void varve_tracker_free_unneeded(struct varve_tracker *t, uint64_t from, uint64_
 {
     const struct varve_geometry *g = &t->id.geometry;
     struct pace p = {.since_ns = t->w->monotonic_ns(t->w)};
-    bool more = from < to;
+    bool more = from < to, all = from == 0 && to == g->nblks;
 
     varve_tracker_pass_stripes(t);
     for (unsigned i = 0; more && i < VARVE_CTL_EPOCHS; i++) {
@@ -177,4 +181,8 @@ void varve_tracker_free_unneeded(struct varve_tracker *t, uint64_t from, uint64_
         if (e && e->scratch_fd >= 0 && e->number != t->next && atomic_load(&e->preserve))
             more = free_of_epoch(t, e, &p, from << g->shift, varve_block_end(g, to - 1));
     }
+    if (!more)
+        t->unfreed = from < to;
+    else if (all)
+        t->unfreed = false;
 }

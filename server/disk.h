@@ -76,6 +76,7 @@ struct varve_disk {
 
     /* Ranges that clients released wait for the clerk, too; the same lock and condition. */
     struct varve_release *releases;
+    uint64_t held_ns; /* the clerk's own: how long it had the lock of a disk that is offline for them */
     bool release_posted;
     struct varve_job release_job;
 };

@@ -24,6 +24,8 @@
 #define RELEASE_TIMEOUT_MS 10000
 #define PATIENCE_NS        UINT64_C(5000000000)
 #define SLICE_NS           UINT64_C(100000000)
+#define HOLD_MAX_NS        UINT64_C(500000000) /* and one range more */
+#define LEAVE_FREE_NS      50000000
 
 struct varve_release {
     struct varve_release *next;
@@ -152,6 +154,11 @@ int varve_release_fetch(struct varve_disk *disk, struct varve_err *err)
 
 /* --- ranges, the clerk's side --------------------------------------------------------------- */
 
+static uint64_t now_ns(struct varve_disk *disk)
+{
+    return disk->daemon->w->monotonic_ns(disk->daemon->w);
+}
+
 static int release_over_link(struct varve_disk *disk, struct varve_release *r)
 {
     uint64_t arg[3] = {r->view, r->off, r->len};
@@ -162,15 +169,35 @@ static int release_over_link(struct varve_disk *disk, struct varve_release *r)
     return rc < 0 ? rc : varve_peer_answer(disk->peer, RELEASE_TIMEOUT_MS, NULL, NULL, &r->err);
 }
 
-static void release_all(struct varve_disk *disk, struct varve_release *list)
+/* A plugin that starts looks every 10 ms whether the disk's lock is free, for a few seconds (edge: a
+ * starting plugin always wins): who has had it for long, at once or in many short turns, leaves it free
+ * for some of those looks. */
+static void let_a_plugin_in(struct varve_disk *disk)
+{
+    struct timespec ts = {.tv_nsec = LEAVE_FREE_NS};
+
+    if (disk->held_ns < HOLD_MAX_NS)
+        return;
+    nanosleep(&ts, NULL);
+    disk->held_ns = 0;
+}
+
+/* From `list` on as many as may be done in one go; returns the next one. */
+static struct varve_release *release_some(struct varve_disk *disk, struct varve_release *list)
 {
     struct varve_tracker *t = NULL;
     struct varve_err err = VARVE_ERR_INIT;
+    struct varve_release *r;
+    uint64_t since;
     int rc;
 
+    let_a_plugin_in(disk);
     varve_disk_refresh(disk);
+    since = now_ns(disk);
     rc = disk->peer ? varve_boundary_probe(disk, &err) : varve_offline_attach(disk, &t, &err);
-    for (struct varve_release *r = list; r; r = r->next) {
+    for (r = list; r; r = r->next) {
+        if (t && r != list && disk->held_ns + now_ns(disk) - since >= HOLD_MAX_NS)
+            break;
         if (rc < 0) {
             r->rc = rc;
             r->err = err;
@@ -180,8 +207,17 @@ static void release_all(struct varve_disk *disk, struct varve_release *list)
             r->rc = release_over_link(disk, r);
         }
     }
-    if (t)
+    if (t) {
         varve_offline_detach(disk, t);
+        disk->held_ns += now_ns(disk) - since;
+    }
+    return r;
+}
+
+static void release_all(struct varve_disk *disk, struct varve_release *list)
+{
+    while (list)
+        list = release_some(disk, list);
 }
 
 void varve_release_job(struct varve_job *job, bool stopping)
@@ -213,11 +249,6 @@ void varve_release_job(struct varve_job *job, bool stopping)
 }
 
 /* --- ranges, the pool's side ---------------------------------------------------------------- */
-
-static uint64_t now_ns(struct varve_disk *disk)
-{
-    return disk->daemon->w->monotonic_ns(disk->daemon->w);
-}
 
 static void wait_slice(struct varve_disk *disk)
 {

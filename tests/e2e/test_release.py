@@ -309,6 +309,40 @@ def an_offline_disk_can_be_released_and_narrowed():
 
 
 @test
+def a_plugin_that_starts_gets_the_disk_whatever_is_released_of_it_offline():
+    """Clients release block after block of a disk that nobody serves, and go on while its plugin
+    starts, which gives up when it does not get the lock within seconds."""
+    with Stack() as s:
+        disk = s.start("vda", SIZE, content(1), **GRAIN)
+        with s.qmp() as q:
+            ident, _ = backups.begin(q, ["vda"], release=True)
+            s.stop(disk.process)
+            s.wait_disk("vda", "offline")
+            for _ in range(2):
+                stop = threading.Event()
+
+                def trim(first):
+                    with s.connect("vda") as c:
+                        while not stop.is_set():
+                            for off in range(first, SIZE, 4 * BLOCK):
+                                c.trim(off, BLOCK)
+
+                threads = [threading.Thread(target=trim, args=(i * BLOCK,)) for i in range(4)]
+                for t in threads:
+                    t.start()
+                try:
+                    s.serve("vda", disk.image, **GRAIN)
+                finally:
+                    stop.set()
+                    for t in threads:
+                        t.join()
+                s.wait_disk("vda", "live")
+                s.stop(disk.process)
+                s.wait_disk("vda", "offline")
+            backups.end(q, ident)
+
+
+@test
 def an_appliance_that_releases_as_it_reads_gets_every_byte():
     """Writers overwrite all of the disk meanwhile, at random; whatever was read is as it was at the
     beginning, and in the end nothing is kept any more."""

@@ -833,6 +833,59 @@ static void a_server_that_cannot_open_a_done_map_for_now_does_not_start(void **s
     assert_released(&v, 3);
 }
 
+static int find_done_map(void *arg, const char *name)
+{
+    (void)arg;
+    return strstr(name, ".done") != NULL;
+}
+
+/* A server that dies at any call of NARROW, the one that makes the file among them. */
+static void no_done_map_is_left_that_no_view_has(void **state)
+{
+    char folder[PATH_MAX + 8];
+    bool fired = true;
+    int fd;
+
+    (void)state;
+    core_start(&c);
+    snprintf(folder, sizeof(folder), "%s/vda", c.runtime_dir);
+    for (uint64_t n = 1; fired; n++) {
+        v = open_view(n + 100);
+        fault_crash_at(&c.fault, FAULT_ANY, n);
+        varve_tracker_narrow(c.t, n + 100, -1, NULL);
+        fired = fault_fired(&c.fault);
+        fault_disarm(&c.fault);
+        core_kill(&c);
+        core_start(&c);
+        fd = varve_tracker_open_done(c.t, n + 100, NULL);
+        if (fd >= 0)
+            close(fd);
+        else
+            assert_int_equal(c.w->list(c.w, folder, find_done_map, NULL), 0);
+        assert_int_equal(varve_tracker_end_view(c.t, n + 100, NULL), 0);
+    }
+}
+
+static void what_a_server_that_died_had_not_freed_its_successor_frees(void **state)
+{
+    (void)state;
+    begin();
+    write_block(3, 'a');
+    write_block(4, 'a');
+    assert_int_equal(scratch_on_disk(v.boundary), 2 * BLOCK);
+    fault_crash_at(&c.fault, FAULT_PUNCH, 1);
+    varve_tracker_release(c.t, 5, 3 * BLOCK, BLOCK, NULL);
+    assert_true(fault_fired(&c.fault));
+    fault_disarm(&c.fault);
+    core_kill(&c);
+    core_start(&c);
+    assert_int_equal(scratch_on_disk(v.boundary), 2 * BLOCK);
+    varve_tracker_housekeep(c.t);
+    assert_int_equal(scratch_on_disk(v.boundary), BLOCK);
+    assert_released(&v, 3);
+    assert_block(&v, 4, 'x');
+}
+
 static void done_maps_go_with_their_views(void **state)
 {
     char path[PATH_MAX];
@@ -913,6 +966,8 @@ int main(void)
         RELEASE_TEST(a_server_that_dies_while_a_view_is_narrowed_leaves_no_wrong_byte),
         RELEASE_TEST(a_view_whose_done_map_is_gone_ends),
         RELEASE_TEST(a_server_that_cannot_open_a_done_map_for_now_does_not_start),
+        RELEASE_TEST(no_done_map_is_left_that_no_view_has),
+        RELEASE_TEST(what_a_server_that_died_had_not_freed_its_successor_frees),
         RELEASE_TEST(done_maps_go_with_their_views),
         RELEASE_TEST(older_programs_refuse_the_page_as_long_as_there_is_a_done_map),
         RELEASE_TEST(a_reader_without_the_done_map_says_again),
