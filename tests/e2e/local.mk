@@ -13,9 +13,11 @@ e2e_tests = \
 	%D%/test_freeze.py \
 	%D%/test_full.py \
 	%D%/test_garbage.py \
+	%D%/test_kill_loop.py \
 	%D%/test_kill_steps.py \
 	%D%/test_leftovers.py \
 	%D%/test_listeners.py \
+	%D%/test_lost_writes.py \
 	%D%/test_load.py \
 	%D%/test_map.py \
 	%D%/test_maps.py \
@@ -35,6 +37,7 @@ TESTS += $(e2e_tests)
 EXTRA_DIST += \
 	$(e2e_tests) \
 	%D%/backups.py \
+	%D%/chain.py \
 	%D%/crowd.py \
 	%D%/dying.py \
 	%D%/bitmaps.py \
@@ -42,6 +45,8 @@ EXTRA_DIST += \
 	%D%/held.py \
 	%D%/incremental.py \
 	%D%/join.py \
+	%D%/killing.py \
+	%D%/lossy.py \
 	%D%/nbdclient.py \
 	%D%/qmpclient.py \
 	%D%/releases.py \
@@ -54,6 +59,12 @@ check_LTLIBRARIES += %D%/hold.la
 %C%_hold_la_SOURCES = %D%/hold.c
 %C%_hold_la_LDFLAGS = $(AM_LDFLAGS) -module -avoid-version -shared -rpath /nowhere
 %C%_hold_la_LIBADD = -ldl
+if HAVE_FUSE3
+check_PROGRAMS += %D%/lossfs
+endif
+%C%_lossfs_SOURCES = %D%/lossfs.c
+%C%_lossfs_CFLAGS = $(AM_CFLAGS) $(FUSE3_CFLAGS)
+%C%_lossfs_LDADD = $(FUSE3_LIBS)
 check_LTLIBRARIES += %D%/die.la
 %C%_die_la_SOURCES = %D%/die.c
 %C%_die_la_LDFLAGS = $(AM_LDFLAGS) -module -avoid-version -shared -rpath /nowhere

@@ -37,15 +37,15 @@ class Event:
 class Content:
     """What sectors hold, as a function of (writer, seq, sector): nothing is stored."""
 
-    def __init__(self, size):
+    def __init__(self, size, magic=b"varve-e2"):
         n = size // SECTOR
-        self.size = size
+        self.size, self.magic = size, magic
         # the bytes of all sector numbers, to be laid into a request with one strided store each
         self.lanes = [bytes((s >> shift) & 255 for s in range(n)) for shift in (0, 8, 16)]
 
-    def data(self, writer, seq, off, length, magic=b"varve-e2"):
+    def data(self, writer, seq, off, length, magic=None):
         first, n = off // SECTOR, length // SECTOR
-        unit = magic + struct.pack("<IQI", writer, seq, 0) + b"...sect="  # 32 bytes
+        unit = (magic or self.magic) + struct.pack("<IQI", writer, seq, 0) + b"...sect="  # 32 bytes
         buf = bytearray((unit * (SECTOR // 32)) * n)
         for i, lane in enumerate(self.lanes):
             numbers = lane[first:first + n]
@@ -76,8 +76,8 @@ def describe(sector):
 class Guests:
     """Starts writers on a disk; the log is theirs."""
 
-    def __init__(self, disk, size, count, rng, largest=4 << 20):
-        self.content = Content(size)
+    def __init__(self, disk, size, count, rng, largest=4 << 20, content=None):
+        self.content = content or Content(size)
         self.size, self.count, self.largest = size, count, largest
         self.markers = size // 2 // PIECE * PIECE + 8 * SECTOR  # offset of the first marker
         self.log = []
@@ -154,6 +154,12 @@ class Guests:
         for t in self.threads:
             t.join()
         self.check()
+
+    def abandon(self):
+        """The server has died: what was under way has failed, and nobody knows what came of it."""
+        self.stop_now.set()
+        for t in self.threads:
+            t.join()
 
     def __enter__(self):
         return self
