@@ -451,6 +451,22 @@ static int sim_move(struct varve_world *vw, const char *from, const char *to)
     return (int)sim_end(w, r);
 }
 
+static int sim_move_new(struct varve_world *vw, const char *from, const char *to)
+{
+    struct sim_world *w = self(vw);
+    struct sim_disk *d = w->sim->disk;
+    struct sim_inode *n = sim_find(&d->now, from);
+    int r = sim_begin(w, SIM_RENAME, to);
+
+    if (r == 0 && sim_find(&d->now, to))
+        r = -EEXIST;
+    if (r == 0 && (!n || !parent_exists(w->sim, to)))
+        r = -ENOENT;
+    if (r == 0)
+        sim_rename(d, to, from, n);
+    return (int)sim_end(w, r);
+}
+
 static int sim_unlink(struct varve_world *vw, const char *path)
 {
     struct sim_world *w = self(vw);
@@ -575,6 +591,7 @@ void sim_init(struct sim *s, uint64_t seed)
         .lock = sim_lock,
         .mkdir = sim_mkdir,
         .rename = sim_move,
+        .rename_new = sim_move_new,
         .unlink = sim_unlink,
         .sync_dir = sim_sync_dir,
         .list = sim_list,
