@@ -181,20 +181,21 @@ static int slot_open(struct varve_world *w, const char *dir, const char *name, u
     return 0;
 }
 
-/* A pair whose making was not finished has a blank second file, and nothing was ever committed. */
+/* A pair whose making was not finished has a blank second file, and nothing was ever committed; or the
+ * first file is whole, and both names are durable before there is anything in the second. */
 static int slot_file_create(struct varve_slot_file *f, const char *dir, const char *initial,
                             struct varve_err *err)
 {
-    int rc;
+    int rc = slot_write(f, &f->slots[0], initial, err);
 
-    for (unsigned i = 0; i < 2; i++) {
-        rc = slot_write(f, &f->slots[i], initial, err);
-        if (rc < 0)
-            return rc;
-    }
+    if (rc < 0)
+        return rc;
     rc = f->w->sync_dir(f->w, dir);
     if (rc < 0)
         return varve_err_sys(err, -rc, "cannot sync %s", dir);
+    rc = slot_write(f, &f->slots[1], initial, err);
+    if (rc < 0)
+        return rc;
     f->in_force = 1;
     return 0;
 }

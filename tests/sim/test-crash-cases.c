@@ -184,6 +184,26 @@ static void a_number_whose_file_cannot_be_read_is_not_used_again(void **state)
     assert_true(l.live > 4);
 }
 
+/* The power fails while the first daemon makes the catalogue: with the first file's name lost, and
+ * the second one half written, another would not start. */
+static void a_catalogue_whose_making_was_cut_short_is_made_again(void **state)
+{
+    (void)state;
+    for (uint64_t seed = 1; seed <= 100; seed++) {
+        for (uint64_t at = 1; at <= 20; at++) {
+            end(NULL);
+            life_begin(&l, seed);
+            sim_crash_in(&l.sim, at, true);
+            daemon_start(&l);
+            reap(&l);
+            sim_crash_in(&l.sim, 0, false);
+            if (!l.store)
+                daemon_start(&l);
+            assert_non_null(l.store);
+        }
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -195,6 +215,8 @@ int main(void)
         cmocka_unit_test_setup_teardown(
             a_clean_epoch_that_others_have_passed_by_is_not_the_live_one, begin, end),
         cmocka_unit_test_setup_teardown(a_number_whose_file_cannot_be_read_is_not_used_again, begin,
+                                        end),
+        cmocka_unit_test_setup_teardown(a_catalogue_whose_making_was_cut_short_is_made_again, begin,
                                         end),
     };
 

@@ -26,8 +26,8 @@
 #define CRASHES_LONG 100000u
 #define LIFE_CRASHES 40u
 #define LIFE_STEPS   6000u
-#define SCRIPT_STEPS 50u
-#define SCRIPTS      2u
+#define SCRIPT_STEPS 40u
+#define SCRIPTS      1u
 #define SCRIPTS_LONG 60u
 
 static struct life l;
