@@ -6,6 +6,8 @@
 #include <assert.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <inttypes.h>
+#include <stddef.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -73,6 +75,19 @@ static int unusable(const char *path, const char *why, struct varve_err *err)
     return varve_err_set(err, EUCLEAN, "the file of blocks %s %s", path, why);
 }
 
+static int blocks_version_check(const char *path, const char *buf, struct varve_err *err)
+{
+    uint32_t version;
+
+    memcpy(&version, buf + offsetof(struct blocks_head, version), sizeof(version));
+    if (version <= BLOCKS_VERSION)
+        return 0;
+    return varve_err_set(err, ENOTSUP,
+                         "%s has format %" PRIu32 ", this varve knows format %u only: use the "
+                         "version of varve that wrote it",
+                         path, version, BLOCKS_VERSION);
+}
+
 int varve_blocks_load(struct varve_world *w, const struct varve_paths *p, const uint8_t uuid[16],
                       const struct varve_geometry *g, const uint8_t digest[VARVE_DIGEST_LEN],
                       struct varve_bitmap *into, struct varve_err *err)
@@ -96,6 +111,8 @@ int varve_blocks_load(struct varve_world *w, const struct varve_paths *p, const 
     if (rc == 0 && (len != want || memcmp(found, digest, sizeof(found)) != 0))
         rc = unusable(path, "is damaged", err);
     /* The digest stands in the catalogue, but a catalogue may have been moved. */
+    if (rc == 0 && memcmp(buf, head.magic, sizeof(head.magic)) == 0)
+        rc = blocks_version_check(path, buf, err);
     if (rc == 0 && memcmp(buf, &head, sizeof(head)) != 0)
         rc = unusable(path, "is of another disk", err);
     for (size_t i = 0; rc == 0 && i < varve_bitmap_nwords(into); i++) {

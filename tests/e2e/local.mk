@@ -32,7 +32,8 @@ e2e_tests = \
 	%D%/test_stalled_client.py \
 	%D%/test_throttle.py \
 	%D%/test_transaction.py \
-	%D%/test_two_disks.py
+	%D%/test_two_disks.py \
+	%D%/test_versions.py
 TESTS += $(e2e_tests)
 EXTRA_DIST += \
 	$(e2e_tests) \
