@@ -5,6 +5,7 @@
  */
 #include "lib/blocks-file.h"
 
+#include "lib/digest.h"
 #include "tests/lib/disk-fixture.h"
 
 #include <errno.h>
@@ -164,6 +165,41 @@ static void only_what_nobody_keeps_goes(void **state)
     free(m);
 }
 
+/* Whole, and as the catalogue names it, but of a format that is not known. */
+static void a_file_of_a_newer_format_is_refused_and_not_called_damaged(void **state)
+{
+    struct disk_fixture *d = *state;
+    struct varve_bitmap *m = map_of(d, 0, 0);
+    struct varve_err err = VARVE_ERR_INIT;
+    uint8_t old[32], new[32];
+    char path[PATH_MAX], buf[8192];
+    struct varve_digest sum;
+    FILE *f;
+    size_t len;
+
+    assert_int_equal(blocks_write(d, 1, 2, old), 0);
+    f = fopen(varve_path_blocks(&d->paths, old, path), "rb");
+    assert_non_null(f);
+    len = fread(buf, 1, sizeof(buf), f);
+    fclose(f);
+    assert_true(len > 12 && len < sizeof(buf));
+    buf[8]++;
+    assert_int_equal(varve_digest_init(&sum, &err), 0);
+    varve_digest_update(&sum, buf, len);
+    assert_int_equal(varve_digest_final(&sum, new, &err), 0);
+    f = fopen(varve_path_blocks(&d->paths, new, path), "wb");
+    assert_non_null(f);
+    assert_int_equal(fwrite(buf, 1, len, f), len);
+    fclose(f);
+    assert_int_equal(
+        varve_blocks_load(d->w, &d->paths, d->uuid, &d->geometry, new, m, &err), -ENOTSUP);
+    assert_non_null(strstr(err.msg, path));
+    assert_non_null(strstr(err.msg, "format 2, this varve knows format 1 only"));
+    assert_int_equal(varve_bitmap_count(m), 0);
+    assert_int_equal(remove(path), 0);
+    free(m);
+}
+
 static int setup(void **state)
 {
     struct disk_fixture *d = calloc(1, sizeof(*d));
@@ -188,6 +224,7 @@ int main(void)
         TEST(what_was_written_is_ored_in),  TEST(what_was_returned_survives_the_power),
         TEST(an_error_at_any_call_is_told), TEST(damage_is_found),
         TEST(only_what_nobody_keeps_goes),
+        TEST(a_file_of_a_newer_format_is_refused_and_not_called_damaged),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);
