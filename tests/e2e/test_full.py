@@ -10,6 +10,7 @@ import backups
 import smallfs
 from harness import K, M, Stack, wait_for
 from nbdclient import NBDError
+from qmpclient import QMPError
 from releases import (BLOCK, GRAIN, SIZE, assert_error, cmd_refused, content, disk_content, one)
 from tap import main, test
 
@@ -236,6 +237,70 @@ def what_the_scratch_device_could_not_take_is_never_believed():
             cmd_refused(q, "broken", "backup-end", id=ident)
             backups.end(q, ident, success=False)
             assert guest_content(disk, size) == b"a" * size
+
+
+# --- state and runtime directory ------------------------------------------------------------------------
+
+def no_boundary(q, name):
+    for command, args in (("checkpoint-create", {"name": name, "disks": ["vda"]}),
+                          ("backup-begin", {"disks": [{"disk": "vda", "export": "x"}]})):
+        try:
+            q.execute(command, args)
+        except QMPError as e:
+            assert os.strerror(errno.ENOSPC) in e.desc and "'vda'" in e.desc, e.desc
+            continue
+        raise AssertionError("%s was not refused" % command)
+
+
+@test
+def with_a_full_state_directory_the_guest_goes_on_backups_end_and_it_heals():
+    """Nothing changes but the end of a backup; with room again the chain is complete."""
+    with Stack() as s, smallfs.tmpfs(s.state, 8 * M):
+        disk = s.start("vda", SIZE, content(1), **GRAIN)
+        with s.qmp() as q, disk.connect() as guest:
+            ident, _ = backups.begin(q, ["vda"], checkpoint="c1")
+            full = backups.pull(s.nbd, "vda")
+            backups.end(q, ident)
+            guest.write(0, b"a" * 2 * M)
+            ident, _ = backups.begin(q, [{"disk": "vda", "since": "c1"}], checkpoint="c2")
+            with s.connect("vda") as c:
+                inc = c.read(0, 2 * M)
+            filler = smallfs.fill(s.state)
+            guest.write(M, b"b" * 4 * M)  # cannot be kept; what is read later is lost to the backup
+            wait_for("degraded", lambda: events(q, "BACKUP_DEGRADED"))
+            no_boundary(q, "c3")
+            assert [c["name"] for c in q.cmd("query-checkpoints")] == ["c1", "c2"]
+            assert [b["id"] for b in q.cmd("query-backups") if b["state"] == "degraded"] == [ident]
+            backups.end(q, ident)
+            assert one(q, ident)["state"] == "completed"
+            guest.write(6 * M, b"c" * M)
+            os.unlink(filler)
+            ident, answer = backups.begin(q, [{"disk": "vda", "since": "c2"}], checkpoint="c3")
+            got = bytearray(full)
+            got[0:2 * M] = inc
+            got = backups.apply(got, backups.pull(s.nbd, "vda"),
+                                backups.dirty(s.nbd, "vda", answer["vda"]["context"]))
+            assert backups.first_difference(bytes(got), disk_content(disk)) is None
+            backups.end(q, ident)
+
+
+@test
+def with_a_full_runtime_directory_no_boundary_is_made_and_nothing_else_suffers():
+    with Stack() as s, smallfs.tmpfs(s.runtime, 2 * M):
+        disk = s.start("vda", SIZE, content(1), **GRAIN)
+        with s.qmp() as q, disk.connect() as guest:
+            ident, _ = backups.begin(q, ["vda"], checkpoint="c1")
+            filler = smallfs.fill(s.runtime)
+            old = disk_content(disk)
+            no_boundary(q, "c2")
+            guest.write(0, b"a" * SIZE)
+            assert backups.pull(s.nbd, "vda") == old
+            backups.end(q, ident)
+            os.unlink(filler)
+            ident, answer = backups.begin(q, [{"disk": "vda", "since": "c1"}])
+            assert sum(n for _, n in backups.dirty(s.nbd, "vda", answer["vda"]["context"])) == SIZE
+            assert backups.pull(s.nbd, "vda") == b"a" * SIZE
+            backups.end(q, ident)
 
 
 def guest_content(disk, size):
