@@ -8,6 +8,7 @@ bin_PROGRAMS += %D%/varve
 	%D%/control.h \
 	%D%/copy.c \
 	%D%/copy.h \
+	%D%/disk.c \
 	%D%/main.c \
 	%D%/map-draw.c \
 	%D%/map-draw.h \

@@ -17,6 +17,7 @@
 
 static const struct varve_verb *const verb_tables[] = {
     varve_status_verbs, varve_checkpoint_verbs, varve_backup_verbs, varve_bitmap_verbs,
+    varve_disk_verbs,
     varve_map_verbs,    varve_pull_verbs,       varve_qmp_verbs,
 };
 

@@ -40,19 +40,23 @@ static void bitmap_fini(struct varve_cat_bitmap *b)
     varve_change_set_clear(&b->set);
 }
 
+static void disk_fini(struct varve_cat_disk *d)
+{
+    for (size_t k = 0; k < d->ncheckpoints; k++)
+        free(d->checkpoints[k].heal);
+    for (size_t k = 0; k < d->nbitmaps; k++)
+        bitmap_fini(&d->bitmaps[k]);
+    free(d->checkpoints);
+    free(d->bitmaps);
+    free(d->exports);
+}
+
 void varve_catalogue_free(struct varve_catalogue *c)
 {
     if (!c)
         return;
-    for (size_t i = 0; i < c->ndisks; i++) {
-        for (size_t k = 0; k < c->disks[i].ncheckpoints; k++)
-            free(c->disks[i].checkpoints[k].heal);
-        for (size_t k = 0; k < c->disks[i].nbitmaps; k++)
-            bitmap_fini(&c->disks[i].bitmaps[k]);
-        free(c->disks[i].checkpoints);
-        free(c->disks[i].bitmaps);
-        free(c->disks[i].exports);
-    }
+    for (size_t i = 0; i < c->ndisks; i++)
+        disk_fini(&c->disks[i]);
     for (size_t i = 0; i < c->nbackups; i++)
         backup_fini(&c->backups[i]);
     free(c->disks);
@@ -266,6 +270,18 @@ bool varve_catalogue_remove_transient(struct varve_catalogue *c)
         }
     }
     return any;
+}
+
+bool varve_catalogue_remove_disk(struct varve_catalogue *c, const uint8_t uuid[16])
+{
+    struct varve_cat_disk *d = varve_catalogue_disk(c, uuid);
+
+    if (!d)
+        return false;
+    disk_fini(d);
+    c->ndisks--;
+    memmove(d, d + 1, (size_t)(c->disks + c->ndisks - d) * sizeof(*d));
+    return true;
 }
 
 struct varve_cat_backup *varve_catalogue_add_backup(struct varve_catalogue *c, const char *id,

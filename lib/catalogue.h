@@ -160,6 +160,8 @@ bool varve_cat_backup_open(const struct varve_cat_backup *b);
 /* Adds the disk if it is new, and notes its name.  NULL: no memory. */
 struct varve_cat_disk *varve_catalogue_add_disk(struct varve_catalogue *c, const uint8_t uuid[16],
                                                 const char *name);
+/* Forgets the disk's checkpoints and bitmaps; false: there is no such disk. */
+bool varve_catalogue_remove_disk(struct varve_catalogue *c, const uint8_t uuid[16]);
 /* -EEXIST: the disk has one of that name.  -ENOMEM */
 int varve_catalogue_add_checkpoint(struct varve_cat_disk *d, const char *name, const char *backup,
                                    uint64_t time_ns, uint64_t epoch, struct varve_err *err);

@@ -49,6 +49,7 @@ lib_libvarve_la_SOURCES = \
 	%D%/slot-file.c \
 	%D%/slot-file.h \
 	%D%/source.c \
+	%D%/timeline-bridge.c \
 	%D%/timeline.c \
 	%D%/timeline.h \
 	%D%/tracker-adopt.c \

@@ -322,6 +322,13 @@ void varve_source_drop_done(struct varve_source *s, const struct varve_ctl_view_
     varve_source_table_unref(s, old);
 }
 
+bool varve_source_image_is(struct varve_source *s, int64_t mtime_ns)
+{
+    struct varve_stat st;
+
+    return s->w->stat(s->w, s->image_fd, &st) < 0 || st.mtime_ns == mtime_ns;
+}
+
 int varve_source_head(struct varve_source *s, struct varve_ctl_head *head, struct varve_err *err)
 {
     return varve_ctl_read_head(s->w, s->ctl_fd, head, err);

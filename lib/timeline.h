@@ -53,4 +53,13 @@ int varve_timeline_tidy(struct varve_world *w, const struct varve_paths *p, cons
                         const struct varve_geometry *g, const uint64_t *needed, size_t nneeded,
                         struct varve_err *err);
 
+/* No gap between eras (lib/epoch-era.h) lies between these epochs, but such as were filled. */
+bool varve_timeline_bridged(const struct varve_timeline *tl, uint64_t from, uint64_t to);
+
+/* Fills all gaps between eras, durably: with every block, but gap `gap` (0: none), if the last sealed
+ * epoch before it is `from`, with none.  *filled: how many.  By whoever may tidy. */
+int varve_timeline_bridge(struct varve_world *w, const struct varve_paths *p,
+                          const uint8_t uuid[16], const struct varve_geometry *g, uint64_t gap,
+                          uint64_t from, unsigned *filled, struct varve_err *err);
+
 #endif

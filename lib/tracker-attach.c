@@ -88,7 +88,8 @@ static int identity_fits(struct varve_tracker *t, const struct varve_tracker_con
     }
     if (cfg->image && strcmp(cfg->image, t->id.image) != 0)
         return varve_err_set(err, EINVAL,
-                             "disk %s belongs to image %s, not to %s: give this image another name=",
+                             "disk %s belongs to image %s, not to %s: give this image another "
+                             "name=, or, if it was moved, say disk-adopt",
                              cfg->name, t->id.image, cfg->image);
     if (cfg->image && cfg->size != t->id.geometry.size)
         return varve_err_set(err, EINVAL,
@@ -214,7 +215,7 @@ int varve_tracker_attach(struct varve_world *w, const struct varve_tracker_confi
         goto err_after_alloc;
     t->may_clone = on_one_file_system(t);
 
-    r = varve_tracker_judge(t, t->id.image, boot_id, new_disk, err);
+    r = varve_tracker_judge(t, cfg->distrust, boot_id, new_disk, err);
     if (r < 0)
         goto err_after_alloc;
     r = varve_tracker_adopt(t, boot_id, &why);

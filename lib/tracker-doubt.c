@@ -61,9 +61,10 @@ static int judge_image(struct varve_tracker *t, int fd, struct varve_err *err)
     return r < 0 ? r : varve_image_look(t->w, fd, &t->look, err);
 }
 
-int varve_tracker_judge(struct varve_tracker *t, const char *image, const uint8_t boot_id[16],
+int varve_tracker_judge(struct varve_tracker *t, const char *distrust, const uint8_t boot_id[16],
                         bool new_disk, struct varve_err *err)
 {
+    const char *image = t->id.image;
     int fd = t->image_fd, r;
 
     if (fd < 0)
@@ -77,6 +78,10 @@ int varve_tracker_judge(struct varve_tracker *t, const char *image, const uint8_
         t->verdict = VARVE_IMAGE_CHANGED;
         snprintf(t->why, sizeof(t->why),
                  "the state folder is older than what served the disk in this boot");
+    }
+    if (r == 0 && distrust && t->verdict != VARVE_IMAGE_CHANGED) {
+        t->verdict = VARVE_IMAGE_CHANGED;
+        snprintf(t->why, sizeof(t->why), "%s", distrust);
     }
     /* Every later change shall show, and the epoch that begins knows nothing of what may be lost.
      */

@@ -212,7 +212,7 @@ int varve_tracker_prepare_as(struct varve_tracker *t, bool arm, uint64_t number,
 /* --- tracker-doubt.c --- */
 
 /* Looks what became of the image since it was served last, before anything is adopted. */
-int varve_tracker_judge(struct varve_tracker *t, const char *image, const uint8_t boot_id[16],
+int varve_tracker_judge(struct varve_tracker *t, const char *distrust, const uint8_t boot_id[16],
                         bool new_disk, struct varve_err *err);
 
 /* Acts on it, adding to `notes`, and writes down that the image is served now; before the first

@@ -44,6 +44,7 @@ struct varve_tracker_config {
                                * VARVE_SCRATCH_RESERVE_DEFAULT: 1 %, at least 64 MiB, at most a tenth */
     unsigned freeze_timeout_ms;
     const char *role; /* "nbdkit" or "varved": what a message about the lock calls us */
+    const char *distrust; /* a reason to take the image for changed by others; NULL: none but it */
     bool existing_only; /* -ENOENT instead of making a new disk */
 };
 

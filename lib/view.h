@@ -43,6 +43,9 @@ bool varve_source_has_done(struct varve_source *s, uint64_t view, uint64_t ino);
 /* Forgets those of views that are not open in a copy of the control page's VARVE_CTL_VIEWS. */
 void varve_source_drop_done(struct varve_source *s, const struct varve_ctl_view_copy *views);
 
+/* The image's time is still that. */
+bool varve_source_image_is(struct varve_source *s, int64_t mtime_ns);
+
 /* What the control page says now. */
 int varve_source_head(struct varve_source *s, struct varve_ctl_head *head, struct varve_err *err);
 int varve_source_views(struct varve_source *s, struct varve_ctl_view_copy out[VARVE_CTL_VIEWS],

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 #include "server/backup.h"
 
+#include "lib/epoch-era.h"
 #include "server/base.h"
 #include "server/boundary.h"
 #include "server/guest-writes.h"
@@ -151,6 +152,8 @@ static bool bitmap_is_base(const struct varve_cat_disk *cd, const struct varve_c
     bool any = b->set.has_blocks || b->set.nranges > 0;
 
     if (b->since > boundary)
+        return false;
+    if (b->set.nspans == 0 && varve_era(b->since) != varve_era(boundary))
         return false;
     for (size_t i = 0; i < b->set.nspans; i++) {
         if (b->set.spans[i].first > boundary)
@@ -513,6 +516,10 @@ static void backup_tick(struct varve_backup *b, const struct varve_cat_backup *c
             last = n.last_client_ns;
         if (cb->state == VARVE_BACKUP_RUNNING && bd->served &&
             varve_served_view_check(bd->served, &err) == -ESTALE) {
+            char doubt[400];
+
+            if (varve_disk_doubt(bd->disk, cb->time_ns, doubt, sizeof(doubt)))
+                varve_err_set(&err, ESTALE, "%s", doubt);
             varve_err_prefix(&err, "Disk '%s'", bd->disk->name);
             backup_break(b, err.msg);
             return;

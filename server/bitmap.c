@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 #include "server/bitmap.h"
 
+#include "lib/epoch-era.h"
 #include "server/changes.h"
 
 #include <errno.h>
@@ -59,6 +60,25 @@ int varve_bitmap_check_set(struct varve_disk *disk, const struct varve_change_se
     return varve_disk_union(disk, set, 0, live, NULL, err);
 }
 
+/* Blocks that no epoch tells are from before a gap, or from after it. */
+static int check_blocks_era(struct varve_disk *disk, const struct varve_cat_bitmap *b,
+                            struct varve_err *err)
+{
+    uint64_t live = varve_disk_live_epoch(disk);
+    struct varve_timeline tl;
+    bool bridged = true;
+
+    if (b->set.nspans > 0 || varve_change_set_is_empty(&b->set) ||
+        varve_era(b->since) >= varve_era(live))
+        return 0;
+    if (varve_timeline_scan(disk->daemon->w, &disk->paths, disk->identity.uuid,
+                            &disk->identity.geometry, &tl, NULL) == 0) {
+        bridged = varve_timeline_bridged(&tl, b->since, live);
+        varve_timeline_fini(&tl);
+    }
+    return bridged ? 0 : varve_disk_say_doubt(disk, err);
+}
+
 int varve_bitmap_check(const struct varve_catalogue *c, struct varve_disk *disk,
                        const struct varve_cat_bitmap *b, struct varve_err *err)
 {
@@ -72,7 +92,7 @@ int varve_bitmap_check(const struct varve_catalogue *c, struct varve_disk *disk,
                              "Bitmap '%.200s' is currently in use by another operation and cannot "
                              "be used: end backup '%s' first",
                              b->name, user->id);
-    if (varve_bitmap_check_set(disk, &b->set, &why) < 0)
+    if (varve_bitmap_check_set(disk, &b->set, &why) < 0 || check_blocks_era(disk, b, &why) < 0)
         return varve_err_set(err, EUCLEAN,
                              "Bitmap '%.100s' is inconsistent and cannot be used: remove it and "
                              "begin a full backup (%.250s)",
@@ -135,6 +155,8 @@ static void state_ask(struct varve_disk *disk, struct state *s, struct recent *r
     }
     if (s->rc == 0)
         s->rc = varve_disk_union(disk, &rest, 0, UINT64_MAX, map, &s->err);
+    if (s->rc == 0)
+        s->rc = check_blocks_era(disk, s->b, &s->err);
     if (s->rc < 0)
         return;
     varve_changes_round(&disk->identity.geometry, s->b->granularity, map);

@@ -126,6 +126,12 @@ static int step_offline(struct varve_boundary_disk *b, enum varve_link_type type
 
 int varve_offline_attach(struct varve_disk *disk, struct varve_tracker **t, struct varve_err *err)
 {
+    return varve_offline_attach_as(disk, NULL, t, err);
+}
+
+int varve_offline_attach_as(struct varve_disk *disk, const char *distrust, struct varve_tracker **t,
+                            struct varve_err *err)
+{
     const struct varve_options *o = disk->daemon->options;
     struct varve_world *w = disk->daemon->w;
     struct varve_tracker_config cfg = {
@@ -139,6 +145,7 @@ int varve_offline_attach(struct varve_disk *disk, struct varve_tracker **t, stru
         .freeze_timeout_ms = OFFLINE_FREEZE_MS,
         .role = "varved",
         .existing_only = true,
+        .distrust = distrust,
     };
     struct varve_stat st;
     char notes[256] = "";

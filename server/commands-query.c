@@ -4,6 +4,7 @@
  */
 #include "server/commands.h"
 
+#include "lib/image-witness.h"
 #include "server/args.h"
 #include "server/disk.h"
 
@@ -86,6 +87,27 @@ static void describe_state(struct varve_disk *disk, json_t *o, bool broken, cons
         json_object_set_new(o, "reason", json_string(disk->reason));
 }
 
+/* What its last server found when it came, and what cannot be said of its image. */
+static void describe_found(struct varve_disk *disk, json_t *o)
+{
+    struct varve_witness wit;
+
+    if (varve_witness_read(disk->daemon->w, &disk->paths, disk->identity.uuid, &wit, NULL) < 0)
+        return;
+    if (wit.found_ns != 0)
+        json_object_set_new(o, "found",
+                            json_pack("{s:f, s:s}", "time", (double)wit.found_ns / 1e9, "what",
+                                      wit.found));
+    if (wit.unproved_ns != 0)
+        json_object_set_new(o, "not-proved",
+                            json_pack("{s:f, s:s}", "time", (double)wit.unproved_ns / 1e9, "why",
+                                      wit.unproved));
+    if (wit.doubt_ns != 0)
+        json_object_set_new(o, "changed",
+                            json_pack("{s:f, s:I, s:s}", "time", (double)wit.doubt_ns / 1e9,
+                                      "epoch", (json_int_t)wit.doubt_epoch, "why", wit.doubt));
+}
+
 static json_t *disk_describe(struct varve_disk *disk)
 {
     const struct varve_geometry *g = &disk->identity.geometry;
@@ -116,6 +138,8 @@ static json_t *disk_describe(struct varve_disk *disk)
                         disk->scratch_max ? json_integer((json_int_t)disk->scratch_max)
                                           : json_null());
     json_object_set_new(o, "scratch", scratch);
+    if (disk->known)
+        describe_found(disk, o);
     describe_state(disk, o, broken, why.msg);
     return o;
 }

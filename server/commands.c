@@ -20,6 +20,8 @@ static const struct varve_command commands[] = {
     {"checkpoint-import", varve_command_checkpoint_import},
     {"nbd-server-start", varve_command_nbd_server_start},
     {"nbd-server-stop", varve_command_nbd_server_stop},
+    {"disk-adopt", varve_command_disk_adopt},
+    {"disk-forget", varve_command_disk_forget},
     {"qmp_capabilities", NULL},
     {"query-backups", varve_command_query_backups},
     {"query-block", varve_command_query_block},

@@ -58,6 +58,7 @@ static void drop_transient_bitmaps(struct varve_daemon *d)
 void varve_daemon_restore(struct varve_daemon *d)
 {
     varve_freeze_redeem(d);
+    varve_disks_finish_forgetting(d);
     varve_disks_refresh(d);
     drop_transient_bitmaps(d);
     varve_backups_restore(d);

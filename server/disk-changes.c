@@ -5,6 +5,7 @@
 #include "server/disk.h"
 
 #include "lib/blocks-file.h"
+#include "lib/epoch-era.h"
 #include "server/log.h"
 
 #include <errno.h>
@@ -50,6 +51,12 @@ static int union_spans(struct varve_disk *disk, const struct varve_change_set *s
 
     if (rc < 0)
         return rc;
+    /* Also what was closed before a gap is no base any more: others wrote after it. */
+    for (size_t i = 0; rc == 0 && from == 0 && i < set->nspans; i++) {
+        if (varve_era(set->spans[i].first) != varve_era(end) &&
+            !varve_timeline_bridged(&tl, set->spans[i].first, end))
+            rc = varve_disk_say_doubt(disk, err);
+    }
     for (size_t i = 0; rc == 0 && i < set->nspans; i++) {
         uint64_t first = set->spans[i].first > from ? set->spans[i].first : from;
         uint64_t last = set->spans[i].end < end ? set->spans[i].end : end;

@@ -310,7 +310,7 @@ int varve_disk_wait_epochs(struct varve_disk *disk, uint64_t deadline_ns)
 
 static void disk_set_state(struct varve_disk *disk, enum varve_disk_state state, const char *reason)
 {
-    snprintf(disk->reason, sizeof(disk->reason), "%.255s", reason);
+    snprintf(disk->reason, sizeof(disk->reason), "%.479s", reason);
     if (state == disk->state)
         return;
     if (disk->state != VARVE_DISK_UNKNOWN || state != VARVE_DISK_OFFLINE)
@@ -319,7 +319,8 @@ static void disk_set_state(struct varve_disk *disk, enum varve_disk_state state,
     disk->state = state;
     varve_events_send(
         disk->daemon->events, "DISK_STATE_CHANGED",
-        json_pack("{s:s, s:s}", "disk", disk->name, "state", varve_disk_state_name(state)));
+        json_pack("{s:s, s:s, s:s*}", "disk", disk->name, "state", varve_disk_state_name(state),
+                  "reason", disk->reason[0] ? disk->reason : NULL));
 }
 
 /* Logged once, not at every attempt. */
@@ -388,6 +389,7 @@ static bool disk_source_is_current(struct varve_disk *disk)
 void varve_disk_refresh(struct varve_disk *disk)
 {
     struct varve_err err = VARVE_ERR_INIT, unsaid = VARVE_ERR_INIT;
+    char doubt[sizeof(disk->reason)];
     struct stat st;
 
     if (!disk->known) {
@@ -406,11 +408,14 @@ void varve_disk_refresh(struct varve_disk *disk)
         disk_try_peer(disk);
     if (!disk->peer && !disk_source_is_current(disk))
         varve_disk_open_source(disk, &unsaid); /* no page yet: a boundary makes one */
+    varve_disk_check_image(disk);
     if (disk->source && varve_disk_fetch_epochs(disk, varve_disk_oldest_view(disk), &err) < 0 &&
         err.code != ESTALE)
         varve_log("Disk '%s': cannot get the files of its epochs: %s", disk->name, err.msg);
 
-    if (disk->peer)
+    if (varve_disk_is_doubted(disk, doubt, sizeof(doubt)))
+        disk_set_state(disk, VARVE_DISK_INCONSISTENT, doubt);
+    else if (disk->peer)
         disk_set_state(disk, VARVE_DISK_LIVE, "");
     else if (stat(disk->identity.image, &st) < 0) {
         varve_err_sys(&err, errno, "cannot find its image %s", disk->identity.image);

@@ -44,10 +44,11 @@ struct varve_disk {
     bool known; /* the identity was read */
 
     bool gone;   /* its folder is no longer there, or is another disk's now */
+    bool renewed; /* and it does not come back */
     bool seen;   /* by the scan under way */
     bool untidy; /* a transaction under way leaves something to free */
     enum varve_disk_state state;
-    char reason[256];     /* why it is in that state; may be empty */
+    char reason[480];     /* why it is in that state; may be empty */
     char link_error[256]; /* why its plugin, if there is one, is not asked */
 
     struct varve_peer *peer; /* NULL: nobody serves it, or nobody that answers */
@@ -63,6 +64,11 @@ struct varve_disk {
     int ctl_fd;                  /* the page that source reads; -1 */
     struct stat image;           /* of the file or device that source reads */
     _Atomic unsigned images;     /* how often another came in its place; any thread may look */
+    bool image_said;             /* why a change of it cannot be written down was logged */
+    /* Nobody serves it and its time was this, while the page's server was that; any thread. */
+    _Atomic bool still;
+    _Atomic int64_t still_mtime_ns;
+    _Atomic uint64_t still_incarnation;
 
     /* Tidying against computing unions.  Rank: taken before any other lock. */
     pthread_mutex_t timeline_lock;
@@ -138,6 +144,21 @@ void varve_disk_reap_scratch(struct varve_disk *disk);
 /* Bytes that more preimages could take. */
 uint64_t varve_disk_scratch_free(struct varve_disk *disk, uint64_t live);
 
+/* --- disk-image.c --- */
+
+/* Of a disk that nobody serves: looks whether somebody else wrote to the image; if so, that is made
+ * durable, and its views end. */
+void varve_disk_check_image(struct varve_disk *disk);
+/* Any thread, after a read of the source's image: -ESTALE: somebody else wrote to it. */
+int varve_disk_check_still(struct varve_disk *disk, struct varve_source *source,
+                           struct varve_err *err);
+/* What the last doubt was about, if it was found at `since_ns` or later. */
+bool varve_disk_doubt(struct varve_disk *disk, uint64_t since_ns, char *text, size_t size);
+/* Sets the error for who needs what was written before it; -EUCLEAN.  Any thread. */
+int varve_disk_say_doubt(struct varve_disk *disk, struct varve_err *err);
+/* Nothing is named since, so that everything that is named cannot be used. */
+bool varve_disk_is_doubted(struct varve_disk *disk, char *why, size_t size);
+
 /* Frees and merges what no checkpoint, bitmap, export or open backup of the catalogue needs. */
 void varve_disk_tidy(struct varve_disk *disk);
 
@@ -152,6 +173,11 @@ void varve_disks_refresh(struct varve_daemon *d);
 /* -ENODEV: no such disk; -EIO: it cannot be used, err says why. */
 int varve_disks_find(struct varve_daemon *d, const char *name, struct varve_disk **out,
                      struct varve_err *err);
+/* Its folder is not the disk's any more, or another identity is in it: the object stays for who reads
+ * it, and the next refresh makes another. */
+void varve_disks_renew(struct varve_disk *disk);
+/* Removes what a daemon that died left of a disk that was to be forgotten. */
+void varve_disks_finish_forgetting(struct varve_daemon *d);
 struct varve_disk *varve_disks_by_uuid(struct varve_daemon *d, const uint8_t uuid[16]);
 
 #endif

@@ -45,7 +45,7 @@ static bool disk_identity_is(struct varve_disk *disk, bool same)
 static struct varve_disk *disks_returned(struct varve_daemon *d, const char *name)
 {
     for (struct varve_disk *disk = d->disks; disk; disk = disk->next) {
-        if (disk->gone && strcmp(disk->name, name) == 0 && disk_identity_is(disk, true))
+        if (disk->gone && !disk->renewed && strcmp(disk->name, name) == 0 && disk_identity_is(disk, true))
             return disk;
     }
     return NULL;
@@ -56,6 +56,12 @@ static void disk_leaves(struct varve_disk *disk)
     disk->gone = true;
     varve_peer_free(disk->peer);
     disk->peer = NULL;
+}
+
+void varve_disks_renew(struct varve_disk *disk)
+{
+    disk_leaves(disk);
+    disk->renewed = true;
 }
 
 static int disks_see(void *arg, const char *name)

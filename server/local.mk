@@ -76,6 +76,7 @@ server_libvarved_la_SOURCES = \
 	%D%/commands-checkpoint-file.c \
 	%D%/commands-checkpoint.c \
 	%D%/commands-checkpoints.c \
+	%D%/commands-disk.c \
 	%D%/commands-estimate.c \
 	%D%/commands-nbd.c \
 	%D%/commands-query.c \
@@ -90,6 +91,7 @@ server_libvarved_la_SOURCES = \
 	%D%/dirt-rate.c \
 	%D%/dirt-rate.h \
 	%D%/disk-changes.c \
+	%D%/disk-image.c \
 	%D%/disk-scratch.c \
 	%D%/disk.c \
 	%D%/disk.h \

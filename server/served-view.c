@@ -73,7 +73,7 @@ static bool served_view_wait(struct varve_served_view *v, uint64_t *deadline, st
 static int served_view_check_image(struct varve_served_view *v, struct varve_err *err)
 {
     if (v->disk->images == v->images)
-        return 0;
+        return varve_disk_check_still(v->disk, v->source, err);
     return varve_err_set(err, ESTALE, "its image %s was replaced by another file",
                          v->disk->identity.image);
 }
@@ -102,8 +102,9 @@ int varve_served_view_read(struct varve_served_view *v, void *buf, uint64_t off,
 int varve_served_view_read_now(struct varve_served_view *v, void *buf, uint64_t off, uint32_t len)
 {
     int rc = varve_view_read_now(v->source, &v->view, buf, off, len);
+    struct varve_err unsaid = VARVE_ERR_INIT;
 
-    return rc == 0 && v->disk->images != v->images ? -EAGAIN : rc;
+    return rc == 0 && served_view_check_image(v, &unsaid) < 0 ? -EAGAIN : rc;
 }
 
 int varve_served_view_hole_run(struct varve_served_view *v, uint64_t off, uint64_t end,

@@ -10,6 +10,7 @@ e2e_tests = \
 	%D%/test_daemon_edges.py \
 	%D%/test_daemon_kill.py \
 	%D%/test_failed_reads.py \
+	%D%/test_foreign.py \
 	%D%/test_freeze.py \
 	%D%/test_full.py \
 	%D%/test_garbage.py \

@@ -175,6 +175,17 @@ ROWS = {
     "qmp_capabilities": Row({"enable": []}, {"enable": "array"},
                             [({"enable": ["oob"]}, "no capability")], optional=("enable",)),
     "query-named-block-nodes": Row({"flat": True}, {"flat": "boolean"}, optional=("flat",)),
+    "disk-adopt": Row({"disk": "vdb", "trust": True, "image": "/no/such"},
+                      {"disk": "string", "trust": "boolean", "image": "string"},
+                      bad_disks("disk") + [
+                          ({"disk": "vda"}, "Disk 'vda' is served by process.*stop"),
+                          ({"image": "no/such"}, "Disk 'vdb'.*absolute"),
+                          ({"image": "/no/such"}, "Disk 'vdb': cannot open image /no/such"),
+                          ({"image": "/"}, "Disk 'vdb': / is neither"),
+                          ({"image": "/" + "n" * 4096}, "Disk 'vdb'.*absolute")],
+                      optional=("image",)),
+    "disk-forget": Row({"disk": "vda"}, {"disk": "string"}, bad_disks("disk") + [
+        ({"disk": "vda"}, "Disk 'vda' is served by process.*stop")]),
     # One that cannot be used can be asked for.
     "query-disks": Row({"disk": "vda"}, {"disk": "string"}, bad_disks("disk")[:-1],
                        optional=("disk",)),
