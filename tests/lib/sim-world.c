@@ -3,6 +3,7 @@
  * The calls.  Each begins with sim_begin(), which may let others run, fail it, or plan the death of
  * its caller; what it then does is what its caller's death leaves; sim_end() is where the caller
  * dies.
+ * Long, because each call of the world has a function here.
  */
 #include "tests/lib/sim-world.h"
 
