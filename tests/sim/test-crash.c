@@ -6,19 +6,22 @@
  * after a kill the epochs have exactly what was written in them; no view ever gives a wrong byte;
  * the catalogue is the old or the new one.
  *
- * SEED=n lives that life only; CRASHES=n is how many there are in all; LONG=1: 100,000.  TRACE=1
- * tells each step.  A seed that failed becomes a line of `known_seeds` that day.
+ * SEED=n lives that life only; FIRST=n begins with that one; CRASHES=n is how many there are in
+ * all; LONG=1: 100,000.  TRACE=1 tells each step.  A seed that failed becomes a line of
+ * `known_seeds` that day.
  */
 #include "tests/sim/crash-life.h"
 
 #include <errno.h>
 #include <inttypes.h>
 #include <setjmp.h>
+#include <signal.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
+#include <unistd.h>
 
 #include <cmocka.h>
 
@@ -28,6 +31,7 @@
 #define LIFE_STEPS   6000u
 #define SCRIPT_STEPS 40u
 #define SCRIPTS      1u
+#define LIFE_SECONDS 120u
 #define SCRIPTS_LONG 60u
 
 static struct life l;
@@ -245,12 +249,23 @@ static void tell(const char *what)
            sum.incrementals, sum.chain_checks, sum.view_reads);
 }
 
+/* A life takes milliseconds.  One that does not end tells which it is. */
+static void too_long(int signal)
+{
+    (void)signal;
+    fflush(stdout);
+    fprintf(stderr, "SEED=%" PRIu64 " does not end: step %" PRIu64 ", %s\n", l.seed, l.steps,
+            l.what);
+    _exit(1);
+}
+
 static uint64_t live_once(uint64_t seed, uint64_t crashes)
 {
     uint64_t seen = 0;
 
     if (getenv("SEED"))
         printf("# SEED=%" PRIu64 "\n", seed);
+    alarm(LIFE_SECONDS);
     life_begin(&l, seed);
     plan_crash();
     for (unsigned i = 0; i < LIFE_STEPS && seen < crashes && l.live < EPOCHS - 600; i++) {
@@ -287,7 +302,7 @@ static void nothing_is_forgotten_whatever_dies_and_when(void **state)
     }
     for (size_t i = 0; i < sizeof(known_seeds) / sizeof(known_seeds[0]); i++)
         live_once(known_seeds[i], LIFE_CRASHES);
-    seed = (uint64_t)time(NULL) * 1000000;
+    seed = env_number("FIRST", (uint64_t)time(NULL) * 1000000);
     printf("# lives from SEED=%" PRIu64 " on\n", seed);
     fflush(stdout);
     while (seen < crashes)
@@ -301,6 +316,7 @@ static uint64_t script(uint64_t seed, uint64_t at, bool power)
 {
     uint64_t died;
 
+    alarm(LIFE_SECONDS);
     life_begin(&l, seed);
     sim_crash_in(&l.sim, at, power);
     for (unsigned i = 0; i < SCRIPT_STEPS; i++) {
@@ -341,6 +357,8 @@ static void nothing_is_forgotten_at_any_call_of_a_life(void **state)
 
 int main(void)
 {
+    signal(SIGALRM, too_long);
+
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(nothing_is_forgotten_whatever_dies_and_when),
         cmocka_unit_test(nothing_is_forgotten_at_any_call_of_a_life),
