@@ -9,6 +9,11 @@
  *
  * Opening is always one compare-and-swap from a closed word: the swap and the deadline cannot both
  * win.
+ *
+ * A grace period is over when each count was seen to be zero once since it began: who was inside then
+ * has left, and who counted himself in behind that look sees, by the same order, what was stored before
+ * it.  Under load a count might never be found zero; so each shard has two, writers enter by one, and
+ * whoever waits sends them to the other first.  Which of the two a late one takes does not matter.
  */
 #include "lib/gate.h"
 
@@ -21,6 +26,11 @@
 
 /* A shard's count has its writers below 32 bits, and above how many ever entered. */
 #define ENTERED ((uint64_t)1 << 32)
+
+static uint32_t gate_writers(_Atomic uint64_t *inside)
+{
+    return (uint32_t)atomic_load(inside);
+}
 
 static uint64_t gate_clock_ns(void)
 {
@@ -65,6 +75,7 @@ void varve_gate_init(struct varve_gate *g, _Atomic uint64_t *now)
     memset(g->own, 0, sizeof(g->own));
     g->shards = g->own;
     g->now = now;
+    g->bank = 0;
     g->deadline_ns = 0;
     pthread_mutex_init(&g->lock, NULL);
     pthread_condattr_init(&attr);
@@ -110,11 +121,13 @@ static void gate_wait_opened(struct varve_gate *g)
 
 uint64_t varve_gate_enter(struct varve_gate *g, unsigned *shard)
 {
-    *shard = gate_shard();
+    unsigned at = gate_shard() * 2;
+
     for (;;) {
         uint64_t now;
 
-        atomic_fetch_add(&g->shards[*shard].inside, ENTERED + 1);
+        *shard = at + atomic_load_explicit(&g->bank, memory_order_relaxed);
+        atomic_fetch_add(&g->shards[*shard / 2].inside[*shard % 2], ENTERED + 1);
         now = atomic_load(g->now);
         if (!(now & VARVE_NOW_QUIESCE))
             return VARVE_NOW_EPOCH(now);
@@ -126,7 +139,7 @@ uint64_t varve_gate_enter(struct varve_gate *g, unsigned *shard)
 /* Mostly the tick is the one that stands there, and nothing is stored. */
 void varve_gate_note(struct varve_gate *g, unsigned shard, uint64_t ns)
 {
-    _Atomic uint64_t *left = &g->shards[shard].left_ns;
+    _Atomic uint64_t *left = &g->shards[shard / 2].left_ns;
     uint64_t was = atomic_load_explicit(left, memory_order_relaxed);
 
     while (was < ns && !atomic_compare_exchange_weak(left, &was, ns))
@@ -135,7 +148,7 @@ void varve_gate_note(struct varve_gate *g, unsigned shard, uint64_t ns)
 
 void varve_gate_leave(struct varve_gate *g, unsigned shard)
 {
-    atomic_fetch_sub(&g->shards[shard].inside, 1);
+    atomic_fetch_sub(&g->shards[shard / 2].inside[shard % 2], 1);
     if (gate_closed(g)) {
         pthread_mutex_lock(&g->lock);
         pthread_cond_signal(&g->left);
@@ -146,10 +159,42 @@ void varve_gate_leave(struct varve_gate *g, unsigned shard)
 static bool gate_empty(struct varve_gate *g)
 {
     for (unsigned i = 0; i < VARVE_GATE_SHARDS; i++) {
-        if ((uint32_t)atomic_load(&g->shards[i].inside) != 0)
+        if (gate_writers(&g->shards[i].inside[0]) != 0 || gate_writers(&g->shards[i].inside[1]) != 0)
             return false;
     }
     return true;
+}
+
+/* Looks again until the count was zero once.  Writes take long when they take long: looking seldom
+ * costs whoever waits little, and the writers nothing. */
+static bool gate_wait_zero(_Atomic uint64_t *inside, uint64_t until_ns)
+{
+    struct timespec pause = {.tv_nsec = 20000};
+
+    while (gate_writers(inside) != 0) {
+        if (gate_clock_ns() >= until_ns)
+            return false;
+        nanosleep(&pause, NULL);
+        if (pause.tv_nsec < 2000000)
+            pause.tv_nsec *= 2;
+    }
+    return true;
+}
+
+int varve_gate_grace(struct varve_gate *g, unsigned timeout_ms)
+{
+    uint64_t until_ns = gate_clock_ns() + (uint64_t)timeout_ms * 1000000u;
+
+    for (unsigned pass = 0; pass < 2; pass++) {
+        unsigned bank = atomic_load(&g->bank);
+
+        atomic_store(&g->bank, !bank);
+        for (unsigned i = 0; i < VARVE_GATE_SHARDS; i++) {
+            if (!gate_wait_zero(&g->shards[i].inside[bank], until_ns))
+                return -ETIMEDOUT;
+        }
+    }
+    return 0;
 }
 
 int varve_gate_close(struct varve_gate *g, unsigned timeout_ms)

@@ -16,12 +16,14 @@
 #define VARVE_GATE_SHARDS 64u
 
 struct varve_gate_shard {
-    alignas(64) _Atomic uint64_t inside; /* writers in it now; above 32 bits: how many ever entered */
+    /* Writers in it now, by two counts; above 32 bits: how many ever entered by each. */
+    alignas(64) _Atomic uint64_t inside[2];
     _Atomic uint64_t left_ns; /* when a writer last said that it leaves, by the files' clock */
 };
 
 struct varve_gate {
     _Atomic uint64_t *now; /* the word of the control page: epoch << 1 | closed */
+    _Atomic unsigned bank; /* which of the two counts writers enter by */
     struct varve_gate_shard *shards; /* `own`, or memory that outlives us */
     struct varve_gate_shard own[VARVE_GATE_SHARDS];
 
@@ -38,7 +40,8 @@ void varve_gate_init(struct varve_gate *g, _Atomic uint64_t *now);
 void varve_gate_count_in(struct varve_gate *g, struct varve_gate_shard *shards);
 void varve_gate_fini(struct varve_gate *g);
 
-/* Waits while the gate is closed; returns the epoch entered.  *shard goes to leave. */
+/* Waits while the gate is closed; returns the epoch entered.  *shard, shard and bank of the count, goes
+ * to leave. */
 uint64_t varve_gate_enter(struct varve_gate *g, unsigned *shard);
 /* A writer notes that its write has ended, before it leaves.  ns only grows. */
 void varve_gate_note(struct varve_gate *g, unsigned shard, uint64_t ns);
@@ -53,5 +56,10 @@ int varve_gate_swap(struct varve_gate *g, uint64_t epoch);
 
 /* Opens it onto the old epoch; nothing happens to an open one. */
 void varve_gate_open(struct varve_gate *g);
+
+/* Returns when all who were inside have left; nobody is held back for it.  Who enters later than the
+ * call sees what the caller had stored (sequentially consistent) before it.  For one thread at a
+ * time, any but one that is inside.  -ETIMEDOUT */
+int varve_gate_grace(struct varve_gate *g, unsigned timeout_ms);
 
 #endif

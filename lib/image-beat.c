@@ -41,7 +41,8 @@ void varve_beat_begin(struct varve_world *w, struct varve_beat *b, const uint8_t
     atomic_store(&b->ino, ino);
     atomic_store(&b->mtime_ns, mtime_ns);
     for (unsigned i = 0; i < VARVE_GATE_SHARDS; i++) {
-        atomic_store(&b->shards[i].inside, 0);
+        atomic_store(&b->shards[i].inside[0], 0);
+        atomic_store(&b->shards[i].inside[1], 0);
         atomic_store(&b->shards[i].left_ns, 0);
     }
     varve_beat_tick(w, b);
@@ -77,10 +78,11 @@ bool varve_beat_read(struct varve_world *w, const struct varve_paths *p, const u
         *out = (struct varve_beat_copy){
             .dev = b->dev, .ino = b->ino, .mtime_ns = b->mtime_ns, .beat_ns = b->beat_ns};
         for (unsigned i = 0; i < VARVE_GATE_SHARDS; i++) {
-            uint64_t count = b->shards[i].inside, left = b->shards[i].left_ns;
+            uint64_t a = b->shards[i].inside[0], c = b->shards[i].inside[1];
+            uint64_t left = b->shards[i].left_ns;
 
-            out->entered = out->entered || count != 0;
-            out->inside = out->inside || (uint32_t)count != 0;
+            out->entered = out->entered || a != 0 || c != 0;
+            out->inside = out->inside || (uint32_t)a != 0 || (uint32_t)c != 0;
             if (left > out->left_ns)
                 out->left_ns = left;
         }

@@ -9,6 +9,7 @@
 
 #include <errno.h>
 #include <pthread.h>
+#include <sched.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stdbool.h>
@@ -255,6 +256,84 @@ static void close_returns_after_the_last_one_inside_has_left(void **state)
     }
 }
 
+/* --- grace periods ---------------------------------------------------------------------------- */
+
+static void a_grace_period_waits_for_whoever_is_inside(void **state)
+{
+    unsigned shard;
+
+    (void)state;
+    assert_int_equal(varve_gate_grace(&gate, 0), 0);
+    for (unsigned i = 0; i < 4; i++) { /* by either count of the shard */
+        varve_gate_enter(&gate, &shard);
+        assert_int_equal(varve_gate_grace(&gate, 5), -ETIMEDOUT);
+        varve_gate_leave(&gate, shard);
+        assert_int_equal(varve_gate_grace(&gate, i % 2 ? 0 : NEVER_MS), 0);
+    }
+}
+
+static void *grace_main(void *arg)
+{
+    *(int *)arg = varve_gate_grace(&gate, NEVER_MS);
+    return NULL;
+}
+
+static void wait_for_bank(unsigned bank)
+{
+    uint64_t until = clock_ms() + 10000;
+
+    while (atomic_load(&gate.bank) != bank) {
+        if (clock_ms() > until) {
+            fprintf(stderr, "test-gate: waited in vain\n");
+            abort();
+        }
+        sched_yield();
+    }
+}
+
+/*   writers                    flusher
+ *   a enters
+ *                              grace: later ones enter by the other count
+ *   b enters, a leaves
+ *                              the first count is zero; and back again
+ *   c enters, b leaves
+ *                              grace returns, though somebody was inside all the time */
+static void a_grace_period_ends_though_the_gate_is_never_empty(void **state)
+{
+    unsigned bank = atomic_load(&gate.bank), a, b, c;
+    pthread_t thread;
+    int r = 1;
+
+    (void)state;
+    varve_gate_enter(&gate, &a);
+    assert_int_equal(pthread_create(&thread, NULL, grace_main, &r), 0);
+    wait_for_bank(!bank);
+    varve_gate_enter(&gate, &b);
+    varve_gate_leave(&gate, a);
+    wait_for_bank(bank);
+    varve_gate_enter(&gate, &c);
+    varve_gate_leave(&gate, b);
+    pthread_join(thread, NULL);
+    assert_int_equal(r, 0);
+    varve_gate_leave(&gate, c);
+}
+
+static void a_gate_is_closed_only_when_both_counts_are_zero(void **state)
+{
+    unsigned shard;
+
+    (void)state;
+    varve_gate_enter(&gate, &shard);
+    atomic_store(&gate.bank, !atomic_load(&gate.bank));
+    assert_int_equal(varve_gate_close(&gate, 5), -ETIMEDOUT);
+    varve_gate_leave(&gate, shard);
+    varve_gate_enter(&gate, &shard);
+    assert_int_equal(varve_gate_close(&gate, 5), -ETIMEDOUT);
+    varve_gate_leave(&gate, shard);
+    assert_int_equal(varve_gate_close(&gate, 0), 0);
+    varve_gate_open(&gate);
+}
+
 /* --- many threads ----------------------------------------------------------------------------- */
 
 #define WRITERS 4u
@@ -374,6 +453,9 @@ int main(void)
         GATE_TEST(a_late_swap_that_kept_nobody_waiting_is_made),
         GATE_TEST(closing_over_one_who_stays_inside_times_out_and_opens_again),
         GATE_TEST(close_returns_after_the_last_one_inside_has_left),
+        GATE_TEST(a_grace_period_waits_for_whoever_is_inside),
+        GATE_TEST(a_grace_period_ends_though_the_gate_is_never_empty),
+        GATE_TEST(a_gate_is_closed_only_when_both_counts_are_zero),
         GATE_TEST(nobody_is_inside_a_closed_gate),
         GATE_TEST(swap_and_deadline_never_both_win),
     };
