@@ -5,8 +5,7 @@
 #include <stddef.h>
 
 static_assert(offsetof(struct varve_ctl, now) == offsetof(struct varve_ctl_head, now) &&
-                  offsetof(struct varve_ctl, writes_ns) ==
-                      offsetof(struct varve_ctl_head, writes_ns),
+                  offsetof(struct varve_ctl, intent) == offsetof(struct varve_ctl_head, intent),
               "the head is the start of the page");
 static_assert(offsetof(struct varve_ctl, views) == 168, "pages are adopted as they were left");
 static_assert(sizeof(struct varve_ctl_epoch) == sizeof(struct varve_ctl_epoch_copy), "a copy");

@@ -39,6 +39,11 @@ enum varve_epoch_flag {
     VARVE_EPOCH_BAD_SCRATCH = 16, /* what was kept did not all come to the device */
 };
 
+/* The word `intent`: how many regions are in the intent log, and how it is. */
+#define VARVE_CTL_INTENT_REGIONS UINT64_C(0xffffffff)
+#define VARVE_CTL_INTENT_KEPT    (UINT64_C(1) << 62) /* it tells what a crash of the host would cost */
+#define VARVE_CTL_INTENT_FAILED  (UINT64_C(1) << 63) /* it cannot be written: then all would be dirty */
+
 /* Slot number % VARVE_CTL_EPOCHS. */
 struct varve_ctl_epoch {
     _Atomic uint64_t number; /* 0: free */
@@ -98,7 +103,7 @@ struct varve_ctl {
     _Atomic uint64_t writes_begun;
     _Atomic uint64_t writes_ended;
     _Atomic uint64_t writes_ns;
-    uint64_t reserved[1];
+    _Atomic uint64_t intent; /* VARVE_CTL_INTENT_*; 0 in pages of servers that know of no log */
 
     struct varve_ctl_view views[VARVE_CTL_VIEWS];
     struct varve_ctl_epoch epochs[VARVE_CTL_EPOCHS];
@@ -115,6 +120,7 @@ struct varve_ctl_head {
     uint64_t now, incarnation, prepared, served;
     uint64_t preserved_bytes, lost_blks, freezes, freeze_ns_last, freeze_ns_max, freezes_failed;
     uint64_t writes_begun, writes_ended, writes_ns;
+    uint64_t intent;
 };
 
 struct varve_ctl_epoch_copy {

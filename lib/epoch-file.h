@@ -15,7 +15,7 @@
  *           by what was written in its epochs, not by the size of the disk
  *     8192  bits, one a block, least significant first, in whole 64-bit words; rest of file zero.
  *           A chunk is 4096 bytes of them, or as many times twice that as the table needs to hold all
- * open: the bits are not to be believed.  clean: the epoch is live, and these were its bits when its
+ * open: bits are missing, those there are true (epoch-file-flush.c).  clean: the epoch is live, and these were its bits when its
  * server stopped.  sealed: final.  The mark is written after what it speaks of is durable.
  * Version 2 has a 64-byte head, without a birth id, and zeroes there.  Version 1 has no table
  * either: the digest is of head and all bits.  Such files are still read and finished.
@@ -63,6 +63,30 @@ int varve_epoch_file_finish(struct varve_world *w, const struct varve_paths *p,
 /* Marks a clean file open again, durably. */
 int varve_epoch_file_reopen(struct varve_world *w, const struct varve_paths *p, uint64_t epoch,
                             struct varve_err *err);
+
+/* --- the bits of an open file (epoch-file-flush.c) --- */
+
+/* Entries of `counts` below: bits that stand in each page of the file, all 0 for a file that is as it was
+ * made, or to have all of it written again. */
+uint64_t varve_epoch_file_npages(const struct varve_geometry *g);
+
+/* Opens it for flushing; the fd.  -EEXIST: it is not open. */
+int varve_epoch_file_open_flush(struct varve_world *w, const struct varve_paths *p,
+                                const struct varve_geometry *g, uint64_t epoch,
+                                struct varve_err *err);
+
+/* Writes the pages that have more bits than `counts` says, and counts them.  The bits may be set
+ * meanwhile, and are never cleared.  How many pages; they are durable after a sync of fd.  Nobody
+ * finishes the file meanwhile. */
+int64_t varve_epoch_file_flush(struct varve_world *w, int fd, const struct varve_geometry *g,
+                               const _Atomic uint64_t *bits, uint16_t *counts,
+                               struct varve_err *err);
+
+/* ORs what an open file holds into `into`: bits that are all true, but need not be all.  -EUCLEAN: it is
+ * damaged, not open or of another disk. */
+int varve_epoch_file_load_open(struct varve_world *w, const struct varve_paths *p,
+                               const uint8_t uuid[16], const struct varve_geometry *g,
+                               uint64_t epoch, struct varve_bitmap *into, struct varve_err *err);
 
 /* Reads head and mark.  -EUCLEAN: not such a file, damaged, or of another disk;
  * -ENOTSUP: of a newer format. */

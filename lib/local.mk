@@ -21,6 +21,7 @@ lib_libvarve_la_SOURCES = \
 	%D%/digest.h \
 	%D%/disk-lock.c \
 	%D%/disk-lock.h \
+	%D%/epoch-file-flush.c \
 	%D%/epoch-file-internal.h \
 	%D%/epoch-file-write.c \
 	%D%/epoch-file.c \
@@ -36,6 +37,9 @@ lib_libvarve_la_SOURCES = \
 	%D%/image-beat.h \
 	%D%/image-witness.c \
 	%D%/image-witness.h \
+	%D%/intent-file.c \
+	%D%/intent.c \
+	%D%/intent.h \
 	%D%/link-proto.c \
 	%D%/link-proto.h \
 	%D%/nbd-proto.c \
@@ -59,6 +63,7 @@ lib_libvarve_la_SOURCES = \
 	%D%/tracker-doubt.c \
 	%D%/tracker-epochs.c \
 	%D%/tracker-flush.c \
+	%D%/tracker-intent.c \
 	%D%/tracker-internal.h \
 	%D%/tracker-preserve.c \
 	%D%/tracker-rebuild.c \

@@ -88,6 +88,11 @@ char *varve_path_lock(const struct varve_paths *p, char *buf)
     return path_below(buf, p->state, "lock");
 }
 
+char *varve_path_intent(const struct varve_paths *p, char *buf)
+{
+    return path_below(buf, p->state, "intent.log");
+}
+
 char *varve_path_epoch(const struct varve_paths *p, uint64_t first, uint64_t last, char *buf)
 {
     return path_below(buf, p->state, "epoch-%" PRIu64 "-%" PRIu64 ".map", first, last);

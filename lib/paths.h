@@ -8,6 +8,7 @@
  *     STATE/NAME/epoch-F-L.map         what was written in epochs F..L (lib/epoch-file.h)
  *     STATE/NAME/blocks-HEX.map        blocks that no epoch tells (lib/blocks-file.h)
  *     STATE/NAME/image-witness         what the image looked like (lib/image-witness.h)
+ *     STATE/NAME/intent.log            regions that may not be durable (lib/intent.h)
  *     SCRATCH/NAME/epoch-N.scratch     preimages of epoch N, at their own offsets
  *     RUNTIME/NAME/control             lib/control.h
  *     RUNTIME/NAME/epoch-N.live        bits of epoch N as they are set
@@ -42,6 +43,7 @@ int varve_paths_init(struct varve_paths *p, const char *state_dir, const char *r
 
 /* Each writes to buf of PATH_MAX bytes and returns it. */
 char *varve_path_identity(const struct varve_paths *p, char *buf);
+char *varve_path_intent(const struct varve_paths *p, char *buf);
 char *varve_path_lock(const struct varve_paths *p, char *buf);
 char *varve_path_epoch(const struct varve_paths *p, uint64_t first, uint64_t last, char *buf);
 /* Of the file of explicit blocks with that SHA-256. */

@@ -193,8 +193,7 @@ int varve_tracker_adopt(struct varve_tracker *t, const uint8_t boot_id[16], stru
                                   err);
         t->found_clean = r == 0 && info.state == VARVE_EPOCH_FILE_CLEAN;
         /* Also if it reads as open: who took the mark off may have died before that was durable. */
-        if (r == 0 && info.state != VARVE_EPOCH_FILE_SEALED)
-            r = varve_epoch_file_reopen(t->w, &t->paths, live, err);
+        t->clean_mark = r == 0 && info.state != VARVE_EPOCH_FILE_SEALED;
         if (r < 0) {
             varve_tracker_forget(t);
             varve_gate_fini(&t->gate);

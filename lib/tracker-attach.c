@@ -4,11 +4,20 @@
  *
  *   control page of this boot, live map there    adopt both in place: exact, views go on
  *   else a file marked clean                     its bits: exact, views are gone
- *   else a file left open (the host went down)   nobody can say: every block is dirty
+ *   else a file left open (the host went down)   its bits, and all blocks of the regions in the intent
+ *                                                log; no log that can be believed: every block
  *   else nothing                                 a new disk, or a new epoch behind the sealed ones
  *
- * In each case the clean mark is taken off durably before attach returns, so before the first write;
- * and runtime files that are not adopted are removed, never reused: who holds the old ones sees that
+ * Before attach returns, so before the first write, an intent log is durable, with all regions in it
+ * that may not be, and then the clean mark is taken off, durably: dying between them leaves either a
+ * disk that is clean, or one whose log can be believed.  A log that cannot be believed is removed, also
+ * durably, before anything is done that it would be believed for; and without one it says so by not
+ * being there.  Who only makes a boundary for a disk that nobody serves reads the log and leaves it as
+ * it is: the regions in it stay in doubt until a server has made them durable.
+ *
+ * A clean stop goes the other way: image durable, bits and clean mark durable, log not kept any more.
+ *
+ * And runtime files that are not adopted are removed, never reused: who holds the old ones sees that
  * they are unlinked.
  */
 #include "lib/tracker-internal.h"
@@ -151,12 +160,17 @@ static void tracker_free(struct varve_tracker *t)
 {
     if (t->beat)
         varve_beat_close(t->w, t->beat);
+    if (t->intent)
+        varve_intent_free(t->intent);
+    if (t->sync_fd >= 0)
+        t->w->close(t->w, t->sync_fd);
     varve_tracker_close_control(t);
     if (t->lock_fd >= 0)
         t->w->close(t->w, t->lock_fd);
     for (unsigned i = 0; i < VARVE_STRIPES; i++)
         pthread_mutex_destroy(&t->stripes[i]);
     pthread_mutex_destroy(&t->epochs_lock);
+    pthread_mutex_destroy(&t->files);
     free(t);
 }
 
@@ -175,7 +189,8 @@ static struct varve_tracker *tracker_alloc(struct varve_world *w,
     t->scratch_wait_ms = cfg->scratch_wait_ms;
     t->freeze_timeout_ms = cfg->freeze_timeout_ms;
     snprintf(t->role, sizeof(t->role), "%s", cfg->role);
-    t->lock_fd = t->ctl_fd = -1;
+    t->lock_fd = t->ctl_fd = t->sync_fd = -1;
+    pthread_mutex_init(&t->files, NULL);
     for (unsigned i = 0; i < VARVE_STRIPES; i++)
         pthread_mutex_init(&t->stripes[i], NULL);
     pthread_mutex_init(&t->epochs_lock, NULL);
@@ -216,6 +231,8 @@ int varve_tracker_attach(struct varve_world *w, const struct varve_tracker_confi
     t->may_clone = on_one_file_system(t);
 
     r = varve_tracker_judge(t, cfg->distrust, boot_id, new_disk, err);
+    if (r == 0)
+        r = varve_tracker_find_intent(t, t->id.image, err);
     if (r < 0)
         goto err_after_alloc;
     r = varve_tracker_adopt(t, boot_id, &why);
@@ -233,11 +250,13 @@ int varve_tracker_attach(struct varve_world *w, const struct varve_tracker_confi
     if (r < 0)
         goto err_after_alloc;
     r = varve_tracker_take_image(t, boot_id, found, notes, err);
-    if (r < 0) {
-        varve_tracker_forget(t);
-        varve_gate_fini(&t->gate);
-        goto err_after_alloc;
-    }
+    if (r == 0)
+        r = varve_tracker_start_intent(t, cfg, new_disk, notes, err);
+    /* After page and log are good: who dies here leaves one of them that knows the bits. */
+    if (r == 0 && t->clean_mark)
+        r = varve_epoch_file_reopen(w, &t->paths, varve_tracker_epoch(t), err);
+    if (r < 0)
+        goto err_after_epochs;
     atomic_fetch_add(&t->ctl->incarnation, 1);
     atomic_store(&t->ctl->served, 1);
     /* Those that were under way in a server that died will not end. */
@@ -248,6 +267,9 @@ int varve_tracker_attach(struct varve_world *w, const struct varve_tracker_confi
     *out = t;
     return 0;
 
+err_after_epochs:
+    varve_tracker_forget(t);
+    varve_gate_fini(&t->gate);
 err_after_alloc:
     tracker_free(t);
     return r;
@@ -264,9 +286,13 @@ int varve_tracker_detach(struct varve_tracker *t, struct varve_err *err)
      * what they were: the image is durable before the mark that says that the bits can be believed. */
     if (r == 0)
         r = varve_tracker_leave_image(t, err);
+    if (r == 0 && varve_intent_is_stuck(t->intent))
+        r = varve_err_set(err, EIO, "a part of the image could not be made durable");
     if (r == 0 && (t->image_fd >= 0 || t->found_clean))
         r = varve_epoch_file_finish(t->w, &t->paths, &t->id.geometry, live,
                                     varve_tracker_find(t, live)->bits, VARVE_EPOCH_FILE_CLEAN, err);
+    if (r == 0)
+        varve_intent_stop(t->intent);
     atomic_store(&t->ctl->served, 0);
     varve_tracker_forget(t);
     varve_gate_fini(&t->gate);

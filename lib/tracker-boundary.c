@@ -37,7 +37,9 @@ static void tracker_drop_prepared(struct varve_tracker *t)
 
     if (!e)
         return;
+    pthread_mutex_lock(&t->files);
     varve_tracked_epoch_drop(t, e);
+    pthread_mutex_unlock(&t->files);
     tracker_never_was(t, t->next);
     t->next = 0;
 }
@@ -49,8 +51,11 @@ int varve_tracker_prepare_as(struct varve_tracker *t, bool arm, uint64_t number,
 
     atomic_store(&t->ctl->prepared, number);
     r = varve_epoch_file_create(t->w, &t->paths, t->id.uuid, &t->id.geometry, number, prev, err);
-    if (r == 0)
+    if (r == 0) {
+        pthread_mutex_lock(&t->files);
         r = varve_tracked_epoch_create(t, number, arm, err);
+        pthread_mutex_unlock(&t->files);
+    }
     if (r < 0) {
         tracker_never_was(t, number);
         return r;
@@ -202,13 +207,15 @@ int varve_tracker_seal(struct varve_tracker *t, struct varve_err *err)
 
         if (!e || e->sealed || e->number >= live)
             continue;
+        pthread_mutex_lock(&t->files); /* what the flusher writes would be of before */
         sealed = varve_epoch_file_finish(t->w, &t->paths, &t->id.geometry, e->number, e->bits,
                                          VARVE_EPOCH_FILE_SEALED, err);
         /* Gone: it was sealed, and has been merged or freed, before we learned that it was. */
         if (sealed == 0 || sealed == -EEXIST || sealed == -ENOENT)
-            e->sealed = true;
+            varve_tracked_epoch_sealed(t, e);
         else
             r = sealed;
+        pthread_mutex_unlock(&t->files);
     }
     varve_tracker_tidy(t);
     return r;

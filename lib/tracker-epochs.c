@@ -24,7 +24,7 @@ static struct varve_tracked_epoch *epoch_alloc(struct varve_tracker *t, uint64_t
     if (!e)
         return NULL;
     e->number = number;
-    e->live_fd = e->lost_fd = e->scratch_fd = -1;
+    e->live_fd = e->lost_fd = e->scratch_fd = e->file_fd = -1;
     e->slot = &t->ctl->epochs[number % VARVE_CTL_EPOCHS];
     return e;
 }
@@ -72,6 +72,16 @@ static int epoch_ino(struct varve_tracker *t, int fd, uint64_t *ino, struct varv
     return 0;
 }
 
+void varve_tracked_epoch_sealed(struct varve_tracker *t, struct varve_tracked_epoch *e)
+{
+    e->sealed = true;
+    if (e->file_fd >= 0)
+        t->w->close(t->w, e->file_fd);
+    e->file_fd = -1;
+    free(e->flushed);
+    e->flushed = NULL;
+}
+
 void varve_tracked_epoch_free(struct varve_tracker *t, struct varve_tracked_epoch *e)
 {
     struct varve_world *w = t->w;
@@ -93,6 +103,7 @@ void varve_tracked_epoch_free(struct varve_tracker *t, struct varve_tracked_epoc
         w->close(w, e->lost_fd);
     if (e->scratch_fd >= 0)
         w->close(w, e->scratch_fd);
+    varve_tracked_epoch_sealed(t, e);
     free(e);
 }
 
@@ -298,6 +309,7 @@ void varve_tracker_tidy(struct varve_tracker *t)
 {
     uint64_t live = varve_tracker_epoch(t), oldest = varve_tracker_oldest_view(t);
 
+    pthread_mutex_lock(&t->files);
     for (unsigned i = 0; i < VARVE_CTL_EPOCHS; i++) {
         struct varve_tracked_epoch *e = t->epochs[i];
         struct varve_ctl_epoch *slot = &t->ctl->epochs[i];
@@ -309,5 +321,6 @@ void varve_tracker_tidy(struct varve_tracker *t)
         else if (!e && atomic_load(&slot->number) < oldest)
             atomic_store(&slot->number, 0); /* was prepared and never entered */
     }
+    pthread_mutex_unlock(&t->files);
     varve_tracker_tidy_done(t);
 }

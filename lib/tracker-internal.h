@@ -5,8 +5,10 @@
 #ifndef VARVE_LIB_TRACKER_INTERNAL_H
 #define VARVE_LIB_TRACKER_INTERNAL_H
 
+#include "lib/bitmap.h"
 #include "lib/gate.h"
 #include "lib/image-witness.h"
+#include "lib/intent.h"
 #include "lib/tracker.h"
 
 #include <limits.h>
@@ -25,6 +27,9 @@ struct varve_tracked_epoch {
     int scratch_fd;         /* -1: not armed */
     _Atomic bool preserve;  /* armed, and some open view still needs it */
     bool sealed;            /* its epoch file is durable */
+    int file_fd;            /* that file while it is open, for the flusher; -1: not needed yet */
+    uint16_t *flushed;      /* bits that were written to it, by page; NULL: as file_fd */
+    bool unsynced;          /* some of them were not made durable */
     struct varve_ctl_epoch *slot;
 };
 
@@ -44,6 +49,10 @@ struct varve_tracker {
     int image_fd;
     bool may_clone; /* image and scratch lie on one file system */
     bool found_clean; /* so was the live epoch when we came: the image was synced, nobody wrote */
+    bool clean_mark;  /* its file says so still, or may */
+    int sync_fd;      /* the image, opened for ourselves: errors of its syncs are told to each opener */
+    struct varve_intent *intent;
+    struct varve_intent_found found; /* what the intent log said when we came */
     uint64_t scratch_max;
     uint64_t scratch_reserve;
     enum varve_scratch_full on_scratch_full;
@@ -56,12 +65,17 @@ struct varve_tracker {
     struct varve_ctl *ctl;
     struct varve_gate gate;
 
+    /* Epoch files and the table below, between the control thread, which changes them, and the flusher.
+     * Rank: before the gate.  Syncs of epoch files under it; neither between quiesce and swap nor by a
+     * writer it is ever taken. */
+    pthread_mutex_t files;
+
     /* Guards the preimages of the blocks of its stripe: test, copy and mark are one step.
      * Rank: taken inside the gate; nothing but scratch and image I/O under it. */
     pthread_mutex_t stripes[VARVE_STRIPES];
 
     /* Slot number % VARVE_CTL_EPOCHS.  A writer inside the gate may use that of the live epoch; the
-     * others are the control thread's. */
+     * others are the control thread's, and the flusher's while it has `files`. */
     struct varve_tracked_epoch *epochs[VARVE_CTL_EPOCHS];
 
     /* Guards the members of epochs[] for a writer outside the gate: none is freed under it.
@@ -123,7 +137,10 @@ int varve_tracked_epoch_adopt(struct varve_tracker *t, uint64_t number, struct v
 /* Stops preserving into it, says so in the control page, and frees its scratch. */
 void varve_tracked_epoch_disarm(struct varve_tracker *t, struct varve_tracked_epoch *e);
 
-/* Removes its runtime files and its slot.  Nobody may be writing in it. */
+/* Its epoch file is durable: the flusher has nothing to do with it any more.  `files` is held. */
+void varve_tracked_epoch_sealed(struct varve_tracker *t, struct varve_tracked_epoch *e);
+
+/* Removes its runtime files and its slot.  Nobody may be writing in it.  `files` is held. */
 void varve_tracked_epoch_drop(struct varve_tracker *t, struct varve_tracked_epoch *e);
 
 /* Removes the runtime files of that number, whoever made them. */
@@ -138,7 +155,7 @@ void varve_tracker_forget(struct varve_tracker *t);
 /* The oldest boundary an open view has, or UINT64_MAX. */
 uint64_t varve_tracker_oldest_view(struct varve_tracker *t);
 
-/* Disarms, drops and forgets what no open view needs and what is sealed. */
+/* Disarms, drops and forgets what no open view needs and what is sealed.  Takes `files`. */
 void varve_tracker_tidy(struct varve_tracker *t);
 
 /* --- tracker-adopt.c --- */
@@ -150,12 +167,26 @@ void varve_tracker_close_control(struct varve_tracker *t);
 
 /* --- tracker-rebuild.c --- */
 
-/* `notes` as of varve_tracker_attach.  On error the control page is left for tracker_free(). */
+/* `notes` as of varve_tracker_attach.  On error the control page is left for tracker_free().  Neither
+ * this nor adopting takes the clean mark off. */
 int varve_tracker_rebuild(struct varve_tracker *t, const uint8_t boot_id[16], bool new_disk,
                           char notes[256], struct varve_err *err);
 
 /* Seals the file of an epoch whose bits nobody knows any more, with all of them set (I7). */
 int varve_tracker_seal_as_dirty(struct varve_tracker *t, uint64_t number, struct varve_err *err);
+
+/* --- tracker-intent.c --- */
+
+/* Reads the intent log into t->found. */
+int varve_tracker_find_intent(struct varve_tracker *t, const char *image, struct varve_err *err);
+
+/* Adds the blocks of the regions that t->found says to `into`. */
+void varve_tracker_add_regions(const struct varve_tracker *t, struct varve_bitmap *into);
+
+/* After adopting or rebuilding, before the clean mark is taken off: the log is kept, durably, or it is
+ * durably not there.  `notes` may be added to. */
+int varve_tracker_start_intent(struct varve_tracker *t, const struct varve_tracker_config *cfg,
+                               bool new_disk, char notes[256], struct varve_err *err);
 
 /* --- tracker-done.c --- */
 

@@ -19,6 +19,13 @@
 
 #define FILE_MODE 0600
 
+static int seal_with(struct varve_tracker *t, uint64_t number, const struct varve_bitmap *bits,
+                     struct varve_err *err)
+{
+    return varve_epoch_file_finish(t->w, &t->paths, &t->id.geometry, number, bits->words,
+                                   VARVE_EPOCH_FILE_SEALED, err);
+}
+
 int varve_tracker_seal_as_dirty(struct varve_tracker *t, uint64_t number, struct varve_err *err)
 {
     struct varve_bitmap *all = varve_bitmap_new(t->id.geometry.nblks);
@@ -27,9 +34,53 @@ int varve_tracker_seal_as_dirty(struct varve_tracker *t, uint64_t number, struct
     if (!all)
         return varve_err_set(err, ENOMEM, "no memory for a map");
     varve_bitmap_set(all, 0, all->nbits);
-    r = varve_epoch_file_finish(t->w, &t->paths, &t->id.geometry, number, all->words,
-                                VARVE_EPOCH_FILE_SEALED, err);
+    r = seal_with(t, number, all, err);
     free(all);
+    return r;
+}
+
+/* The log is not to be believed.  That is made durable before it is acted on: what counts as written
+ * because of it is known to memory only, and the next one to come must find the same. */
+static int distrust(struct varve_tracker *t, const char *why, struct varve_err *err)
+{
+    t->found.trusted = false;
+    t->found.why = why;
+    return varve_intent_drop(t->w, &t->paths, err);
+}
+
+/* What can be said of an epoch that was entered and not sealed: what was flushed to its file, and the
+ * regions that were not durable.  Without a log that can be believed, or when the file cannot be read:
+ * all of it. */
+static int bits_after_crash(struct varve_tracker *t, uint64_t number, struct varve_bitmap *bits,
+                            struct varve_err *err)
+{
+    int r = 0;
+
+    if (t->found.trusted)
+        r = varve_epoch_file_load_open(t->w, &t->paths, t->id.uuid, &t->id.geometry, number, bits,
+                                       err);
+    if (r == -EUCLEAN || r == -EIO)
+        r = distrust(t, "a map cannot be read", err);
+    if (r < 0) /* a shortage of ours, which says nothing of the file */
+        return r;
+    if (t->found.trusted)
+        varve_tracker_add_regions(t, bits);
+    else
+        varve_bitmap_set(bits, 0, bits->nbits);
+    return 0;
+}
+
+static int seal_after_crash(struct varve_tracker *t, uint64_t number, struct varve_err *err)
+{
+    struct varve_bitmap *bits = varve_bitmap_new(t->id.geometry.nblks);
+    int r;
+
+    if (!bits)
+        return varve_err_set(err, ENOMEM, "no memory for a map");
+    r = bits_after_crash(t, number, bits, err);
+    if (r == 0)
+        r = seal_with(t, number, bits, err);
+    free(bits);
     return r;
 }
 
@@ -91,7 +142,7 @@ static bool is_clean(const struct varve_timeline *tl, const struct varve_epoch_f
     return f->state == VARVE_EPOCH_FILE_CLEAN;
 }
 
-static int learn(struct varve_tracker *t, struct last_known *k, struct varve_err *err)
+static int learn(struct varve_tracker *t, bool new_disk, struct last_known *k, struct varve_err *err)
 {
     struct varve_timeline tl;
     uint64_t readable = 0;
@@ -121,6 +172,8 @@ static int learn(struct varve_tracker *t, struct last_known *k, struct varve_err
         k->number = 0;
         k->clean = false;
     }
+    if (!new_disk && !k->clean && (k->number == 0 || !t->found.trusted))
+        r = distrust(t, k->number == 0 ? "there is no map of the live epoch" : t->found.why, err);
     for (size_t i = 0; r == 0 && i < tl.nfiles; i++) {
         const struct varve_epoch_file *f = &tl.files[i];
 
@@ -130,7 +183,9 @@ static int learn(struct varve_tracker *t, struct last_known *k, struct varve_err
          * neighbours would take it in. */
         if ((k->number != 0 && f->last > k->number) || !is_followed(&tl, f->last))
             t->w->unlink(t->w, varve_path_epoch(&t->paths, f->first, f->last, path));
-        else
+        else if (f->state == VARVE_EPOCH_FILE_OPEN)
+            r = seal_after_crash(t, f->last, err);
+        else /* passed by */
             r = varve_tracker_seal_as_dirty(t, f->last, err);
     }
     varve_timeline_fini(&tl);
@@ -166,25 +221,42 @@ static int load_live(struct varve_tracker *t, struct last_known *k, struct varve
 {
     struct varve_tracked_epoch *e = varve_tracker_find(t, k->number);
     const struct varve_geometry *g = &t->id.geometry;
-    struct varve_bitmap *bits;
-    int r;
+    struct varve_bitmap *bits = varve_bitmap_new(g->nblks);
+    int r = -EUCLEAN;
 
-    if (!k->clean) {
-        varve_abits_set(e->bits, 0, g->nblks);
-        return 0;
-    }
-    bits = varve_bitmap_new(g->nblks);
     if (!bits)
         return varve_err_set(err, ENOMEM, "no memory for a map");
-    r = varve_epoch_file_load(t->w, &t->paths, t->id.uuid, g, k->number, k->number, bits, err);
+    if (k->clean)
+        r = varve_epoch_file_load(t->w, &t->paths, t->id.uuid, g, k->number, k->number, bits, err);
+    if (k->clean && r == -EUCLEAN) {
+        k->damaged = true;
+        r = distrust(t, "its map is damaged", err);
+        varve_bitmap_set(bits, 0, bits->nbits);
+    } else if (!k->clean) {
+        r = bits_after_crash(t, k->number, bits, err);
+    }
     for (size_t i = 0; r == 0 && i < varve_bitmap_nwords(bits); i++)
         atomic_store_explicit(&e->bits[i], bits->words[i], memory_order_relaxed);
     free(bits);
-    if (r != -EUCLEAN)
-        return r;
-    varve_abits_set(e->bits, 0, g->nblks);
-    k->damaged = true;
-    return 0;
+    return r;
+}
+
+static void tell_crash(const struct varve_tracker *t, uint64_t epoch, char notes[256])
+{
+    uint64_t mib = (t->found.regions << varve_intent_shift(&t->id.geometry)) >> 20;
+    static const char went[] = "the host went down without a clean stop";
+
+    if (!t->found.trusted)
+        snprintf(notes, 256, "%s, and %s: all of the disk counts as written in epoch %" PRIu64, went,
+                 t->found.why, epoch);
+    else if (t->found.regions == 0)
+        snprintf(notes, 256, "%s: nothing was under way, all is known", went);
+    else
+        snprintf(notes, 256,
+                 "%s: %" PRIu64 " region%s (%" PRIu64 "%c) of the disk count%s as written in epoch "
+                 "%" PRIu64, went, t->found.regions, t->found.regions == 1 ? "" : "s",
+                 mib % 1024 == 0 ? mib / 1024 : mib, mib % 1024 == 0 ? 'G' : 'M',
+                 t->found.regions == 1 ? "s" : "", epoch);
 }
 
 int varve_tracker_rebuild(struct varve_tracker *t, const uint8_t boot_id[16], bool new_disk,
@@ -192,7 +264,7 @@ int varve_tracker_rebuild(struct varve_tracker *t, const uint8_t boot_id[16], bo
 {
     struct stale stale = {t, t->paths.runtime};
     struct last_known k;
-    int r = learn(t, &k, err);
+    int r = learn(t, new_disk, &k, err);
 
     if (r < 0)
         return r;
@@ -225,20 +297,13 @@ int varve_tracker_rebuild(struct varve_tracker *t, const uint8_t boot_id[16], bo
         snprintf(notes, 256, "the map of epoch %" PRIu64 " is damaged, so all of the disk counts as "
                              "written in it", k.number);
     else if (!new_disk && !k.clean)
-        snprintf(notes, 256, "the disk was not stopped cleanly before the host went down, so all of "
-                             "it counts as written in epoch %" PRIu64, k.number);
+        tell_crash(t, k.number, notes);
     atomic_fetch_or(&varve_tracker_find(t, k.number)->slot->flags, VARVE_EPOCH_ENTERED);
     atomic_store(&t->ctl->prepared, k.highest > k.number ? k.highest : k.number);
     atomic_store(&t->ctl->now, k.number << 1);
     atomic_thread_fence(memory_order_seq_cst);
     t->ctl->magic = VARVE_CTL_MAGIC; /* last: without it the page is rebuilt */
     t->found_clean = new_disk || (k.clean && !k.damaged);
-    /* After the page is good: who dies here leaves one of them that knows the bits.  Also of a file
-     * that reads as open: that need not be durable. */
-    r = varve_epoch_file_reopen(t->w, &t->paths, k.number, err);
-    if (r < 0) {
-        varve_tracker_forget(t);
-        varve_gate_fini(&t->gate);
-    }
-    return r;
+    t->clean_mark = true; /* or so it may be: also of a file that reads as open that need not be durable */
+    return 0;
 }

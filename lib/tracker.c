@@ -3,6 +3,7 @@
  * The data path.  For every piece of a request, in this order:
  *
  *     enter the epoch                                          I3 (lib/gate.c)
+ *     its region is not durably hot?  leave, make it so, enter again, look again      I4 (lib/intent.c)
  *     under the stripe's lock, for each block with a clear bit:
  *         keep the preimage, or mark the block lost            I2
  *         set the bit, full fence                              I1
@@ -84,6 +85,11 @@ void varve_piece_begin(struct varve_tracker *t, uint64_t off, uint32_t len, bool
     for (;;) {
         p->epoch = varve_tracker_find(t, varve_gate_enter(&t->gate, &p->shard));
         assert(p->epoch);
+        if (!varve_intent_is_hot(t->intent, off)) { /* I4: whatever the bits say */
+            varve_gate_leave(&t->gate, p->shard);
+            varve_intent_heat(t->intent, off);
+            continue;
+        }
         if (piece_mark(t, p->epoch, &t->stripes[off / VARVE_PIECE_MAX % VARVE_STRIPES], blk, end,
                        cheap_copy))
             return;

@@ -34,7 +34,8 @@ struct varve_tracker_config {
     const char *scratch_dir; /* NULL: state_dir */
     const char *name;
     const char *image;   /* absolute path, for the identity */
-    int image_fd;        /* read for preimages; borrowed; -1: no writer will come (offline) */
+    int image_fd;        /* read for preimages; borrowed; -1: no writer will come (offline): then the
+                          * intent log is read, and never written */
     uint64_t size;       /* of the image now, bytes */
     uint64_t block_size; /* bytes; 0: the disk's own, or the default for a new one */
     uint64_t scratch_max; /* bytes of preimages per disk; 0: no limit */
@@ -43,6 +44,7 @@ struct varve_tracker_config {
     uint64_t scratch_reserve; /* bytes of the scratch's file system that preimages leave free; 0: none;
                                * VARVE_SCRATCH_RESERVE_DEFAULT: 1 %, at least 64 MiB, at most a tenth */
     unsigned freeze_timeout_ms;
+    bool durable_process; /* a crash of the host may cost everything: keeps no intent log, syncs nothing */
     const char *role; /* "nbdkit" or "varved": what a message about the lock calls us */
     const char *distrust; /* a reason to take the image for changed by others; NULL: none but it */
     bool existing_only; /* -ENOENT instead of making a new disk */
@@ -66,6 +68,11 @@ const struct varve_identity *varve_tracker_identity(const struct varve_tracker *
 const struct varve_paths *varve_tracker_paths(const struct varve_tracker *t);
 uint64_t varve_tracker_epoch(const struct varve_tracker *t);
 
+/* Whether the region of that byte would count as written after a crash of the host, and how many bytes
+ * regions have.  Without a log all would. */
+bool varve_tracker_is_hot(struct varve_tracker *t, uint64_t off);
+uint64_t varve_tracker_region_bytes(const struct varve_tracker *t);
+
 /* --- the data path ---------------------------------------------------------------------------- */
 
 struct varve_piece {
@@ -76,8 +83,9 @@ struct varve_piece {
 /* Length of the first piece of [off, off+len): pieces never cross a multiple of VARVE_PIECE_MAX. */
 uint32_t varve_piece_len(uint64_t off, uint64_t len);
 
-/* Before the image is changed in [off, off+len), a piece within the disk: waits while a boundary is
- * made (and, with VARVE_SCRATCH_WAIT, for room), enters the epoch, keeps what must be kept, sets the bits.  Cannot fail.  `cheap_copy`: the
+/* Before the image is changed in [off, off+len), a piece within the disk: waits until its region is
+ * durable in the intent log, while a boundary is made and, with VARVE_SCRATCH_WAIT, for room; enters
+ * the epoch, keeps what must be kept, sets the bits.  Cannot fail.  `cheap_copy`: the
  * caller is about to free the range, so sharing extents (reflink) is worth trying. */
 void varve_piece_begin(struct varve_tracker *t, uint64_t off, uint32_t len, bool cheap_copy,
                        struct varve_piece *p);

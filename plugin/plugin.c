@@ -92,6 +92,7 @@ static int plugin_get_ready(void)
         .scratch_wait_ms = c->scratch_wait_ms,
         .scratch_reserve = c->scratch_reserve,
         .freeze_timeout_ms = c->freeze_timeout_ms,
+        .durable_process = c->durable_process,
         .role = "nbdkit",
     };
     if (varve_tracker_attach(varve_world_posix(), &tc, &plugin.tracker, notes, &err) < 0)

@@ -108,6 +108,17 @@ static void describe_found(struct varve_disk *disk, json_t *o)
                                       "epoch", (json_int_t)wit.doubt_epoch, "why", wit.doubt));
 }
 
+/* VARVE_CTL_INTENT_* of the disk's page. */
+static uint64_t disk_intent(struct varve_disk *disk)
+{
+    struct varve_ctl_head head;
+
+    if (disk->ctl_fd < 0 ||
+        varve_ctl_read_head(disk->daemon->w, disk->ctl_fd, &head, NULL) < 0)
+        return 0;
+    return head.intent;
+}
+
 static json_t *disk_describe(struct varve_disk *disk)
 {
     const struct varve_geometry *g = &disk->identity.geometry;
@@ -115,7 +126,7 @@ static json_t *disk_describe(struct varve_disk *disk)
     struct varve_err why = VARVE_ERR_INIT;
     bool broken = false;
     size_t epochs = disk->known ? disk_epochs(disk, live, &broken, &why) : 0;
-    uint64_t dirty = 0;
+    uint64_t dirty = 0, intent = disk_intent(disk);
     json_t *scratch, *o;
 
     if (disk->known)
@@ -125,7 +136,7 @@ static json_t *disk_describe(struct varve_disk *disk)
                   "granularity", (json_int_t)(disk->known ? varve_block_size(g) : 0), "epoch",
                   (json_int_t)live, "epochs", (json_int_t)epochs, "durability",
                   disk->durable ? "host" : "process", "dirty-bytes", (json_int_t)dirty,
-                  "intent-regions", (json_int_t)0, "bitmaps", disk_bitmaps(disk), "checkpoints",
+                  "intent-regions", (json_int_t)(intent & VARVE_CTL_INTENT_REGIONS), "bitmaps", disk_bitmaps(disk), "checkpoints",
                   disk_checkpoints(disk), "backups", disk_backups(disk));
     scratch = json_pack("{s:I}", "used", (json_int_t)varve_disk_scratch_used(disk, live));
     if (!o) { /* an image's name that is not UTF-8 cannot stand in JSON */
@@ -141,6 +152,10 @@ static json_t *disk_describe(struct varve_disk *disk)
     if (disk->known)
         describe_found(disk, o);
     describe_state(disk, o, broken, why.msg);
+    if ((intent & VARVE_CTL_INTENT_FAILED) && !json_object_get(o, "reason"))
+        json_object_set_new(o, "reason",
+                            json_string("its intent log cannot be written: after a crash of the host "
+                                        "all of it would count as written"));
     return o;
 }
 

@@ -20,13 +20,15 @@ static struct varve_bitmap *live_bits(struct life *l)
 /* What the epochs [first, live] are said to have written, against what they have. */
 static void compare(struct life *l, uint64_t first, const struct varve_bitmap *bits)
 {
-    uint32_t is = mask_of(bits), written = 0, maybe = 0;
-    bool doubt = false;
+    uint32_t is = mask_of(bits), written = 0, maybe = 0, regions = 0;
+    bool doubt = false, loose = l->sim.faults > 0;
 
     for (uint64_t e = first; e <= l->live; e++) {
         written |= l->epochs[e].written;
         maybe |= l->epochs[e].maybe;
         doubt |= l->epochs[e].doubt;
+        loose |= l->epochs[e].doubt && !l->epochs[e].tight;
+        regions |= l->epochs[e].regions;
     }
     if (written & ~is)
         broken(l, "blocks %" PRIx32 ", written since epoch %" PRIu64 ", are clean", written & ~is,
@@ -35,6 +37,10 @@ static void compare(struct life *l, uint64_t first, const struct varve_bitmap *b
         (is & ~(written | maybe) || varve_bitmap_count(bits) != (uint64_t)__builtin_popcount(is)))
         broken(l, "blocks %" PRIx32 ", not written since epoch %" PRIu64 ", are dirty",
                is & ~(written | maybe), first);
+    if (doubt && !loose && (is & ~(written | maybe | regions)))
+        broken(l, "blocks %" PRIx32 ", not in doubt since epoch %" PRIu64 ", are dirty",
+               is & ~(written | maybe | regions), first);
+    l->tight_checks += doubt && !loose && regions != ALL;
 }
 
 /* No block that differs from what the appliance has is clean. */

@@ -5,6 +5,8 @@
  */
 #include "tests/sim/crash-life.h"
 
+#include "lib/tracker-internal.h"
+
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
@@ -148,6 +150,34 @@ void guest_flush(struct life *l)
         return;
     trace(l, "flush");
     w->sync(w, l->image_fd);
+}
+
+void flusher_step(struct life *l)
+{
+    struct varve_err err = VARVE_ERR_INIT;
+    uint64_t faults = l->sim.faults;
+    bool cool = rnd(l, 3) > 0;
+    int r;
+
+    if (!serves(l))
+        return;
+    if (cool && rnd(l, 3))
+        guest_let_all_go(l);
+    if (!serves(l))
+        return;
+    trace(l, "the flusher%s", cool ? ", cooling" : "");
+    l->cooled += cool;
+    l->doing = CONTROLLING;
+    l->doer = SIM_PLUGIN;
+    r = varve_tracker_flush(l->t, cool, &err);
+    l->doing = NOTHING;
+    if (is_dead(l, SIM_PLUGIN) || r == 0)
+        return;
+    if (no_faults_since(l, faults) && l->sim.faults == 0)
+        broken(l, "the flusher failed: %s", err.msg);
+    /* What the image could not write counts as written. */
+    l->epochs[l->live].doubt = true;
+    l->epochs[l->live].tight = false;
 }
 
 /* --- views ------------------------------------------------------------------------------------ */
@@ -379,7 +409,8 @@ void meanwhile(struct sim *s, enum sim_proc proc, enum sim_call call)
         read_some_view(l);
         break;
     case CONTROLLING:
-        if (rnd(l, 2))
+        /* A writer that needs the intent log while somebody writes it waits for him: a thread. */
+        if (rnd(l, 2) && !(l->t && l->server == SIM_PLUGIN && l->t->intent->committing))
             guest_write(l);
         else
             read_some_view(l);

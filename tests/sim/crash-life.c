@@ -1,6 +1,8 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 #include "tests/sim/crash-life.h"
 
+#include "lib/intent.h"
+
 #include "tests/lib/sim-disk.h"
 
 #include <errno.h>
@@ -103,17 +105,44 @@ static void view_lost(struct life *l, struct view *v)
     v->at.id = 0;
 }
 
+/* Blocks of the regions that the intent log, as it is now, will make count as written.  False: nobody
+ * can say, so all of them may. */
+static bool regions_in_doubt(struct life *l, uint32_t *blocks)
+{
+    struct varve_intent_found found;
+
+    *blocks = 0;
+    if (!l->born || l->sim.faults > 0 ||
+        varve_intent_read(sim_of(&l->sim, SIM_TEST), &l->paths, l->id.uuid, &l->g, INT64_MIN,
+                          &found, NULL) < 0 || !found.trusted)
+        return false;
+    for (uint32_t blk = 0; blk < BLKS; blk++) {
+        uint64_t region = disk_off(blk * BLOCK) >> varve_intent_shift(&l->g);
+
+        if (found.bits[region / 64] >> (region % 64) & 1)
+            *blocks |= UINT32_C(1) << blk;
+    }
+    return true;
+}
+
 static void power_lost(struct life *l)
 {
+    uint32_t blocks;
+    bool tight;
+
     l->powers++;
     sim_reboot(&l->sim);
+    tight = regions_in_doubt(l, &blocks);
     for (unsigned i = 0; i < VIEWS; i++)
         view_lost(l, &l->views[i]);
     if (!l->clean) {
         uint64_t to = l->next > l->live ? l->next : l->live;
 
-        for (uint64_t e = l->sealed_to; e <= to; e++)
+        for (uint64_t e = l->sealed_to; e <= to; e++) {
+            l->epochs[e].tight = tight && (l->epochs[e].tight || !l->epochs[e].doubt);
+            l->epochs[e].regions |= blocks;
             l->epochs[e].doubt = true;
+        }
     }
     trace(l, "the power has failed%s", l->clean ? ", on a clean disk" : "");
 }

@@ -46,6 +46,8 @@ struct epoch {
     uint32_t written; /* blocks, by requests that are known to have begun */
     uint32_t maybe;   /* by requests whose server died */
     bool doubt;       /* it may count more as written than that */
+    bool tight;       /* but only these: */
+    uint32_t regions; /* blocks of regions that were in the intent log */
 };
 
 struct view {
@@ -118,6 +120,7 @@ struct life {
     unsigned nmaybe;
     struct chain chains[CHAINS];
 
+    uint64_t tight_checks, cooled; /* an over-estimate was within less than all; looks for quiet regions */
     uint64_t kills, powers, boundaries, backups, incrementals, chain_checks, view_reads, steps;
 };
 
@@ -185,6 +188,8 @@ void guest_hold(struct life *l);
 void guest_let_go(struct life *l, unsigned i);
 void guest_let_all_go(struct life *l);
 void guest_flush(struct life *l);
+/* The plugin's flusher. */
+void flusher_step(struct life *l);
 struct view *some_view(struct life *l);
 /* 0, or an error that may be. */
 int read_view(struct life *l, struct view *v, uint32_t at, uint32_t len, char *into);

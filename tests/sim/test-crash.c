@@ -152,7 +152,7 @@ static void step(void)
         unsigned weight;
     } steps[] = {
         {guest_write, NULL, 40}, {guest_hold, NULL, 6},    {guest_let_all_go, NULL, 4},
-        {guest_flush, NULL, 4},  {some_boundary, NULL, 8}, {backup_begin, NULL, 8},
+        {guest_flush, NULL, 4},  {flusher_step, NULL, 12}, {some_boundary, NULL, 8}, {backup_begin, NULL, 8},
         {backup_pull, NULL, 24}, {backup_end, NULL, 12},   {read_some_view, NULL, 10},
         {narrow_view, NULL, 4},  {release_view, NULL, 6},  {end_view, NULL, 4},
         {tidy, NULL, 6},         {housekeep, NULL, 4},     {keep_blocks, NULL, 2},
@@ -224,6 +224,7 @@ static void conclude(void)
 
 static struct {
     uint64_t kills, powers, boundaries, backups, incrementals, chain_checks, view_reads, faults;
+    uint64_t tight_checks, cooled;
     uint64_t calls;
 } sum;
 
@@ -237,6 +238,8 @@ static void count(void)
     sum.chain_checks += l.chain_checks;
     sum.view_reads += l.view_reads;
     sum.faults += l.sim.faults;
+    sum.tight_checks += l.tight_checks;
+    sum.cooled += l.cooled;
     sum.calls += l.sim.calls;
 }
 
@@ -247,6 +250,8 @@ static void tell(const char *what)
            " incremental), %" PRIu64 " chains compared, %" PRIu64 " reads of views\n",
            what, sum.kills, sum.powers, sum.calls, sum.faults, sum.boundaries, sum.backups,
            sum.incrementals, sum.chain_checks, sum.view_reads);
+    printf("# %" PRIu64 " looks for quiet regions, %" PRIu64 " over-estimates within the intent log\n",
+           sum.cooled, sum.tight_checks);
 }
 
 /* A life takes milliseconds.  One that does not end tells which it is. */
@@ -288,7 +293,7 @@ static uint64_t env_number(const char *name, uint64_t otherwise)
     return s && *s ? strtoull(s, NULL, 0) : otherwise;
 }
 
-static const uint64_t known_seeds[] = {1};
+static const uint64_t known_seeds[] = {1, 1795783704000000};
 
 static void nothing_is_forgotten_whatever_dies_and_when(void **state)
 {
