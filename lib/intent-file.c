@@ -185,6 +185,8 @@ int varve_intent_read(struct varve_world *w, const struct varve_paths *p, const 
         return 0;
     got = w->sync(w, fd); /* rule 3 */
     if (got == 0)
+        got = w->sync_dir(w, p->state); /* also of the name: another file may have had it */
+    if (got == 0)
         got = w->pread(w, fd, page, sizeof(page), 0);
     w->close(w, fd);
     if (got < 0)

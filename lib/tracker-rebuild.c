@@ -142,6 +142,26 @@ static bool is_clean(const struct varve_timeline *tl, const struct varve_epoch_f
     return f->state == VARVE_EPOCH_FILE_CLEAN;
 }
 
+/* Whether the epoch before that one has a file that cannot be read: it may have been the live one, and
+ * this one only prepared. */
+static bool prev_is_unreadable(struct varve_tracker *t, const struct varve_timeline *tl,
+                               uint64_t number)
+{
+    struct varve_epoch_file info;
+    uint64_t prev = 0;
+
+    for (size_t i = 0; i < tl->nfiles; i++) {
+        if (tl->files[i].first == number)
+            prev = tl->files[i].prev;
+    }
+    for (size_t i = 0; i < tl->nfiles; i++) {
+        if (tl->files[i].last == prev)
+            return false;
+    }
+    return prev != 0 && varve_epoch_file_info(t->w, &t->paths, t->id.uuid, &t->id.geometry, prev,
+                                              prev, &info, NULL) != -ENOENT;
+}
+
 static int learn(struct varve_tracker *t, bool new_disk, struct last_known *k, struct varve_err *err)
 {
     struct varve_timeline tl;
@@ -168,7 +188,7 @@ static int learn(struct varve_tracker *t, bool new_disk, struct last_known *k, s
             readable = f->last;
     }
     /* The newest cannot be read: whatever it was, nobody may enter an older one again, nor its number. */
-    if (readable < tl.highest) {
+    if (readable < tl.highest || prev_is_unreadable(t, &tl, k->number)) {
         k->number = 0;
         k->clean = false;
     }
