@@ -83,25 +83,20 @@ static int heal_checkpoint(struct varve_cat_checkpoint *p, const struct varve_ch
     return 0;
 }
 
-/* Checkpoints of the backup's instant are bases by it: its own, and those that were made in its
- * transaction.  From one of the latter other backups may have begun before this one's end; what is
- * later than it may stand on those, so it has the ranges, too.  *any: there are some. */
-static int checkpoints_heal(struct varve_catalogue *draft, const struct varve_cat_backup *cb,
-                            const struct varve_cat_backup_disk *cbd,
+/* Checkpoints of the backup's instant are bases by it, and from one that is not its own other backups
+ * may have begun before this one's end, even if it is deleted now; what is later may stand on those.
+ * So all of them have the ranges.  *any: there are some. */
+static int checkpoints_heal(struct varve_catalogue *draft, const struct varve_cat_backup_disk *cbd,
                             const struct varve_change_set *heal, bool *any, struct varve_err *err)
 {
     struct varve_cat_disk *cd = varve_catalogue_disk(draft, cbd->uuid);
-    bool others = false;
     int rc = 0;
 
-    for (size_t i = 0; cd && rc == 0 && i < cd->ncheckpoints; i++) { /* oldest first */
+    for (size_t i = 0; cd && rc == 0 && i < cd->ncheckpoints; i++) {
         struct varve_cat_checkpoint *p = &cd->checkpoints[i];
 
         if (p->epoch < cbd->boundary)
             continue;
-        others = others || (p->epoch == cbd->boundary && strcmp(p->backup, cb->id) != 0);
-        if (p->epoch > cbd->boundary && !others)
-            break;
         *any = true;
         rc = heal_checkpoint(p, heal, err);
     }
@@ -185,7 +180,7 @@ static int draft_succeed(struct varve_catalogue *draft, const struct varve_cat_b
         int rc = bitmaps_heal(draft, cbd, &heal, &any, err);
 
         if (rc == 0)
-            rc = checkpoints_heal(draft, cb, cbd, &heal, &any, err);
+            rc = checkpoints_heal(draft, cbd, &heal, &any, err);
         if (rc == 0 && any)
             rc = heal_of(&b->disks[i], &heal, err);
         if (rc == 0 && m)
@@ -193,7 +188,7 @@ static int draft_succeed(struct varve_catalogue *draft, const struct varve_cat_b
         if (rc == 0)
             rc = bitmaps_heal(draft, cbd, &heal, &any, err);
         if (rc == 0)
-            rc = checkpoints_heal(draft, cb, cbd, &heal, &any, err);
+            rc = checkpoints_heal(draft, cbd, &heal, &any, err);
         varve_change_set_clear(&heal);
         if (rc < 0)
             return rc;

@@ -88,5 +88,29 @@ def failed_reads_are_dirty_since_checkpoints_of_the_backups_transaction():
             "older": written, "new": written | {4}, "next": {4, 5}}
 
 
+@test
+def failed_reads_are_dirty_later_when_the_base_was_deleted_meanwhile():
+    """As above, but the checkpoint goes when the other backup has ended, before the first one has."""
+    with Disk(16 * M, "64K", scratch_max="256K", on_scratch_full="degrade") as (s, c, q):
+        c.write(0, b"z" * M)
+        q.cmd("transaction", actions=[
+            {"type": "backup-begin", "data": {"id": "full", "disks": [{"disk": "vda"}]}},
+            {"type": "checkpoint-create", "data": {"name": "new", "disks": ["vda"]}}])
+        for i in (0, 1, 2, 3, 5):
+            c.write(i * G64, b"y" * G64)
+        backups.begin(q, [{"disk": "vda", "since": "new", "export": "second"}], id="second",
+                      checkpoint="next")
+        backups.end(q, "second")
+        q.cmd("checkpoint-delete", name="new")
+        with s.connect("vda") as r:
+            try:
+                r.read(4 * G64, 2 * G64)
+                raise AssertionError("a lost block was read")
+            except nbdclient.NBDError:
+                pass
+        backups.end(q, "full")
+        assert frozen(s, q, ("next",)) == {"next": {4, 5}}
+
+
 if __name__ == "__main__":
     main()
