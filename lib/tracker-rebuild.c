@@ -162,21 +162,17 @@ static bool prev_is_unreadable(struct varve_tracker *t, const struct varve_timel
                                               prev, &info, NULL) != -ENOENT;
 }
 
-static int learn(struct varve_tracker *t, bool new_disk, struct last_known *k, struct varve_err *err)
+static int learn(struct varve_tracker *t, const struct varve_timeline *tl, bool new_disk,
+                 struct last_known *k, struct varve_err *err)
 {
-    struct varve_timeline tl;
     uint64_t readable = 0;
-    char path[PATH_MAX];
-    int r = varve_timeline_scan(t->w, &t->paths, t->id.uuid, &t->id.geometry, &tl, err);
 
-    if (r < 0)
-        return r;
     memset(k, 0, sizeof(*k));
-    k->highest = tl.highest;
-    for (size_t i = 0; i < tl.nfiles; i++) {
-        const struct varve_epoch_file *f = &tl.files[i];
+    k->highest = tl->highest;
+    for (size_t i = 0; i < tl->nfiles; i++) {
+        const struct varve_epoch_file *f = &tl->files[i];
 
-        if (is_clean(&tl, f)) {
+        if (is_clean(tl, f)) {
             k->number = f->last;
             k->clean = true;
         } else if (f->state == VARVE_EPOCH_FILE_OPEN && !k->clean) {
@@ -188,26 +184,58 @@ static int learn(struct varve_tracker *t, bool new_disk, struct last_known *k, s
             readable = f->last;
     }
     /* The newest cannot be read: whatever it was, nobody may enter an older one again, nor its number. */
-    if (readable < tl.highest || prev_is_unreadable(t, &tl, k->number)) {
+    if (readable < tl->highest || prev_is_unreadable(t, tl, k->number)) {
         k->number = 0;
         k->clean = false;
     }
     if (!new_disk && !k->clean && (k->number == 0 || !t->found.trusted))
-        r = distrust(t, k->number == 0 ? "there is no map of the live epoch" : t->found.why, err);
-    for (size_t i = 0; r == 0 && i < tl.nfiles; i++) {
-        const struct varve_epoch_file *f = &tl.files[i];
+        return distrust(t, k->number == 0 ? "there is no map of the live epoch" : t->found.why, err);
+    return 0;
+}
 
-        if (f->state == VARVE_EPOCH_FILE_SEALED || f->last == k->number)
+/* Seals or removes the files of epochs that are not the live one.  The live one has a file by now, so
+ * whoever dies here leaves one from which numbers go on. */
+static int settle(struct varve_tracker *t, const struct varve_timeline *tl, uint64_t live,
+                  struct varve_err *err)
+{
+    char path[PATH_MAX];
+    int r = 0;
+
+    for (size_t i = 0; r == 0 && i < tl->nfiles; i++) {
+        const struct varve_epoch_file *f = &tl->files[i];
+
+        if (f->state == VARVE_EPOCH_FILE_SEALED || f->last == live)
             continue;
         /* Prepared and never entered.  Sealed it would stand beside the timeline, and a merge of its
          * neighbours would take it in. */
-        if ((k->number != 0 && f->last > k->number) || !is_followed(&tl, f->last))
+        if (f->last > live || !is_followed(tl, f->last))
             t->w->unlink(t->w, varve_path_epoch(&t->paths, f->first, f->last, path));
         else if (f->state == VARVE_EPOCH_FILE_OPEN)
             r = seal_after_crash(t, f->last, err);
         else /* passed by */
             r = varve_tracker_seal_as_dirty(t, f->last, err);
     }
+    return r;
+}
+
+/* Finds or makes the live epoch's file. */
+static int learn_live(struct varve_tracker *t, bool new_disk, struct last_known *k,
+                      struct varve_err *err)
+{
+    struct varve_timeline tl;
+    int r = varve_timeline_scan(t->w, &t->paths, t->id.uuid, &t->id.geometry, &tl, err);
+
+    if (r < 0)
+        return r;
+    r = learn(t, &tl, new_disk, k, err);
+    if (r == 0 && k->number == 0) {
+        k->number = k->highest + 1;
+        k->clean = false;
+        r = varve_epoch_file_create(t->w, &t->paths, t->id.uuid, &t->id.geometry, k->number,
+                                    k->prev, err);
+    }
+    if (r == 0)
+        r = settle(t, &tl, k->number, err);
     varve_timeline_fini(&tl);
     return r;
 }
@@ -284,7 +312,7 @@ int varve_tracker_rebuild(struct varve_tracker *t, const uint8_t boot_id[16], bo
 {
     struct stale stale = {t, t->paths.runtime};
     struct last_known k;
-    int r = learn(t, new_disk, &k, err);
+    int r = learn_live(t, new_disk, &k, err);
 
     if (r < 0)
         return r;
@@ -292,14 +320,6 @@ int varve_tracker_rebuild(struct varve_tracker *t, const uint8_t boot_id[16], bo
     stale.dir = t->paths.scratch;
     t->w->list(t->w, t->paths.scratch, remove_runtime_file, &stale);
 
-    if (k.number == 0) {
-        k.number = k.highest + 1;
-        k.clean = false;
-        r = varve_epoch_file_create(t->w, &t->paths, t->id.uuid, &t->id.geometry, k.number, k.prev,
-                                    err);
-        if (r < 0)
-            return r;
-    }
     r = control_make(t, boot_id, err);
     if (r < 0)
         return r;

@@ -21,6 +21,8 @@
 #include "lib/view.h"
 #include "tests/lib/sim-world.h"
 
+#include <setjmp.h>
+
 #define BLOCK      4096u
 #define SPOTS      6u
 #define SPOT_BLKS  4u
@@ -106,6 +108,7 @@ struct life {
     uint64_t live, next; /* next: a boundary to it may have happened, 0: none */
     struct view *opening;
     uint64_t faults_at_start;
+    jmp_buf over; /* where to go when the life is one that the model cannot follow */
     uint64_t sealed_to; /* epochs before it are durably sealed */
     struct epoch epochs[EPOCHS];
     uint64_t next_view;
