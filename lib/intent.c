@@ -146,9 +146,11 @@ static int file_drop(struct varve_intent *l, struct varve_err *err)
 static void file_disown(struct varve_intent *l)
 {
     uint8_t page[VARVE_INTENT_BYTES];
-    uint64_t none[VARVE_INTENT_WORDS] = {0};
+    uint64_t all[VARVE_INTENT_WORDS];
 
-    varve_intent_encode(page, l->uuid, &l->g, none, false, 0);
+    /* Of a page that is torn the old head may stay, which says that the log is kept. */
+    memset(all, 0xff, sizeof(all));
+    varve_intent_encode(page, l->uuid, &l->g, all, false, 0);
     if (!l->dropped && page_write(l, page) == 0)
         return;
     file_drop(l, NULL);
