@@ -368,6 +368,8 @@ void sim_load(const struct sim_inode *n, void *buf, uint64_t off, uint64_t len)
 {
     uint8_t *to = buf;
 
+    if (len == 0)
+        return;
     if (n->memory) {
         memcpy(buf, n->bytes + off, len);
         return;
