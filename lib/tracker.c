@@ -12,7 +12,8 @@
  *
  * A reader that read the image and then finds a block's bit clear has read the old content; one that
  * finds it set finds the preimage, or is told that it was lost, because those were stored before the
- * bit.  (A bit whose write then waits for room is only early: the preimage is there.) The second write to a block in an epoch tests its bit (acquire) and takes no lock.
+ * bit.  (A bit whose write then waits for room is only early: the preimage is there.)  The second
+ * write to a block in an epoch tests its bit (acquire) and takes no lock.
  *
  * Test, copy and mark are one critical section per stripe.  Were the lock dropped between them, a
  * second writer could change the image before the first one has copied it.

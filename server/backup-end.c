@@ -85,9 +85,9 @@ static int heal_checkpoint(struct varve_cat_checkpoint *p, const struct varve_ch
 
 /* Checkpoints of the backup's instant are bases by it, and from one that is not its own other backups
  * may have begun before this one's end, even if it is deleted now; what is later may stand on those.
- * So all of them have the ranges.  *any: there are some. */
+ * So all of them have the ranges. */
 static int checkpoints_heal(struct varve_catalogue *draft, const struct varve_cat_backup_disk *cbd,
-                            const struct varve_change_set *heal, bool *any, struct varve_err *err)
+                            const struct varve_change_set *heal, struct varve_err *err)
 {
     struct varve_cat_disk *cd = varve_catalogue_disk(draft, cbd->uuid);
     int rc = 0;
@@ -97,7 +97,6 @@ static int checkpoints_heal(struct varve_catalogue *draft, const struct varve_ca
 
         if (p->epoch < cbd->boundary)
             continue;
-        *any = true;
         rc = heal_checkpoint(p, heal, err);
     }
     return rc;
@@ -150,10 +149,10 @@ static bool bitmap_begins_at(const struct varve_cat_bitmap *m, uint64_t boundary
 }
 
 /* Bitmaps that begin at the backup's instant, as those added in its transaction do, are bases by
- * it, too: they have what it could not deliver; *any: there are some.  One that another backup uses
- * differs by that from what it was at that one's beginning, so it stays where it is. */
+ * it, too: they have what it could not deliver.  One that another backup uses differs by that from
+ * what it was at that one's beginning, so it stays where it is. */
 static int bitmaps_heal(struct varve_catalogue *draft, const struct varve_cat_backup_disk *cbd,
-                        const struct varve_change_set *heal, bool *any, struct varve_err *err)
+                        const struct varve_change_set *heal, struct varve_err *err)
 {
     struct varve_cat_disk *cd = varve_catalogue_disk(draft, cbd->uuid);
 
@@ -162,7 +161,6 @@ static int bitmaps_heal(struct varve_catalogue *draft, const struct varve_cat_ba
 
         if (!bitmap_begins_at(m, cbd->boundary))
             continue;
-        *any = true;
         if (varve_change_set_add_ranges(&m->set, heal->ranges, heal->nranges) < 0)
             return varve_err_set(err, ENOMEM, "no memory for bitmap '%.200s'", m->name);
     }
@@ -175,20 +173,15 @@ static int draft_succeed(struct varve_catalogue *draft, const struct varve_cat_b
     for (size_t i = 0; i < cb->ndisks; i++) {
         const struct varve_cat_backup_disk *cbd = &cb->disks[i];
         struct varve_cat_bitmap *m = cbd->mode == VARVE_BITMAP_NEVER ? NULL : bitmap_of(draft, cbd);
-        struct varve_change_set heal = {.nranges = 0};
-        bool any = m != NULL; /* somebody who has to know */
-        int rc = bitmaps_heal(draft, cbd, &heal, &any, err);
+        struct varve_change_set heal;
+        int rc = heal_of(&b->disks[i], &heal, err);
 
-        if (rc == 0)
-            rc = checkpoints_heal(draft, cbd, &heal, &any, err);
-        if (rc == 0 && any)
-            rc = heal_of(&b->disks[i], &heal, err);
         if (rc == 0 && m)
             rc = bitmap_move(m, &b->disks[i], cbd, &heal, err);
         if (rc == 0)
-            rc = bitmaps_heal(draft, cbd, &heal, &any, err);
+            rc = bitmaps_heal(draft, cbd, &heal, err);
         if (rc == 0)
-            rc = checkpoints_heal(draft, cbd, &heal, &any, err);
+            rc = checkpoints_heal(draft, cbd, &heal, err);
         varve_change_set_clear(&heal);
         if (rc < 0)
             return rc;

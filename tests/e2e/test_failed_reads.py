@@ -8,6 +8,15 @@ from harness import M
 from tap import main, test
 
 
+def refused(c, off, length):
+    """A read that touches a lost block."""
+    try:
+        c.read(off, length)
+    except nbdclient.NBDError:
+        return
+    raise AssertionError("a lost block was read")
+
+
 @test
 def failed_reads_are_dirty_in_the_moved_bitmap():
     """Preimages are lost (a scratch of 256 KiB): the whole of a read that failed is dirty in the
@@ -26,11 +35,7 @@ def failed_reads_are_dirty_in_the_moved_bitmap():
                 c.write(i * G64, b"y" * G64)
             with s.connect("vda") as r:
                 for off, n in ((4 * G64, 2 * G64), (9 * G64 + 100, 1)):
-                    try:
-                        r.read(off, n)
-                        raise AssertionError("a lost block was read")
-                    except nbdclient.NBDError:
-                        pass
+                    refused(r, off, n)
             backups.end(q, ident)
             assert frozen(s, q, ["b"])["b"] == after, (mode, frozen(s, q, ["b"]))
 
@@ -50,11 +55,7 @@ def failed_reads_are_dirty_in_bitmaps_that_begin_with_the_backup():
         for i in (0, 1, 2, 3, 5, 9):
             c.write(i * G64, b"y" * G64)
         with s.connect("vda") as r:
-            try:
-                r.read(4 * G64, 2 * G64)
-                raise AssertionError("a lost block was read")
-            except nbdclient.NBDError:
-                pass
+            refused(r, 4 * G64, 2 * G64)
         backups.end(q, "full")
         written = {0, 1, 2, 3, 5, 9}
         assert frozen(s, q, ("older", "new", "twin", "later")) == {
@@ -76,11 +77,7 @@ def failed_reads_are_dirty_since_checkpoints_of_the_backups_transaction():
         backups.begin(q, [{"disk": "vda", "since": "new", "export": "second"}], id="second",
                       checkpoint="next")
         with s.connect("vda") as r:
-            try:
-                r.read(4 * G64, 2 * G64)
-                raise AssertionError("a lost block was read")
-            except nbdclient.NBDError:
-                pass
+            refused(r, 4 * G64, 2 * G64)
         backups.end(q, "full")
         backups.end(q, "second")
         written = {0, 1, 2, 3, 5, 9}
@@ -103,11 +100,7 @@ def failed_reads_are_dirty_later_when_the_base_was_deleted_meanwhile():
         backups.end(q, "second")
         q.cmd("checkpoint-delete", name="new")
         with s.connect("vda") as r:
-            try:
-                r.read(4 * G64, 2 * G64)
-                raise AssertionError("a lost block was read")
-            except nbdclient.NBDError:
-                pass
+            refused(r, 4 * G64, 2 * G64)
         backups.end(q, "full")
         assert frozen(s, q, ("next",)) == {"next": {4, 5}}
 
