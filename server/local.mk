@@ -96,6 +96,7 @@ server_libvarved_la_SOURCES = \
 	%D%/disk.c \
 	%D%/disk.h \
 	%D%/disks.c \
+	%D%/endpoint.h \
 	%D%/events.c \
 	%D%/events.h \
 	%D%/freeze-keeper.c \
