@@ -179,7 +179,10 @@ static void checkpoint_table(const json_t *checkpoints)
             varve_table_add(&t, when);
             varve_table_add(&t, varve_get_string(disk, "disk"));
             varve_table_number(&t, json_object_get(disk, "epoch"));
-            varve_table_size(&t, json_object_get(disk, "dirty-bytes"));
+            if (usable || varve_get_number(disk, "dirty-bytes") > 0)
+                varve_table_size(&t, json_object_get(disk, "dirty-bytes"));
+            else
+                varve_table_add(&t, "-");
             varve_table_add(&t, usable ? "usable" : reason ? reason : "not usable");
         }
     }

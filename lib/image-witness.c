@@ -58,10 +58,13 @@ static_assert(sizeof(struct record) <= SLOT, "a slot holds a record");
 char *varve_time_text(uint64_t ns, char buf[VARVE_TIME_TEXT])
 {
     time_t t = (time_t)(ns / NS);
+    char seconds[sizeof("YYYY-mm-dd HH:MM:SS")];
     struct tm tm;
 
-    if (!gmtime_r(&t, &tm) || strftime(buf, VARVE_TIME_TEXT, "%Y-%m-%d %H:%M:%S UTC", &tm) == 0)
+    if (!gmtime_r(&t, &tm) || strftime(seconds, sizeof(seconds), "%Y-%m-%d %H:%M:%S", &tm) == 0)
         strcpy(buf, "an unknown time");
+    else
+        snprintf(buf, VARVE_TIME_TEXT, "%s.%03u UTC", seconds, (unsigned)(ns % NS / 1000000));
     return buf;
 }
 

@@ -102,7 +102,7 @@ int varve_witness_check(struct varve_world *w, const struct varve_paths *p, cons
                         int fd, struct varve_witness *wit, enum varve_verdict *verdict,
                         char why[VARVE_WITNESS_TEXT], struct varve_err *err);
 
-/* "2026-11-27 12:00:00 UTC" */
+/* "2026-11-27 12:00:00.000 UTC" */
 #define VARVE_TIME_TEXT 32u
 char *varve_time_text(uint64_t ns, char buf[VARVE_TIME_TEXT]);
 

@@ -16,6 +16,8 @@
  */
 #include "lib/timeline.h"
 
+#include "lib/epoch-era.h"
+
 #include <errno.h>
 #include <inttypes.h>
 #include <stdlib.h>
@@ -185,6 +187,10 @@ void varve_timeline_fini(struct varve_timeline *tl)
 
 static int missing(const struct varve_paths *p, uint64_t epoch, struct varve_err *err)
 {
+    if (varve_is_era_gap(epoch))
+        return varve_err_set(err, EUCLEAN,
+                             "nobody knows what others wrote to the image before epoch %" PRIu64,
+                             epoch + 1);
     return varve_err_set(err, EUCLEAN,
                          "the map of epoch %" PRIu64 " is missing from %s, or damaged", epoch,
                          p->state);

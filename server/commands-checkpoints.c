@@ -128,6 +128,7 @@ static void query_disk(struct varve_daemon *d, struct varve_disk *disk, struct e
     const struct varve_cat_disk *cd = varve_catalogue_disk(d->catalogue, disk->identity.uuid);
     struct varve_err err = VARVE_ERR_INIT;
     struct since since;
+    char doubt[400];
     int rc = since_init(d, disk, &since, &err);
 
     for (size_t i = cd ? cd->ncheckpoints : 0; i-- > 0;) {
@@ -144,6 +145,8 @@ static void query_disk(struct varve_daemon *d, struct varve_disk *disk, struct e
             rc = since_next(d, disk, &since, p, &bytes, &own_rc, &why);
             if (rc < 0)
                 err = why;
+            if (rc < 0 && varve_disk_doubt(disk, p->time_ns, doubt, sizeof(doubt)))
+                varve_err_set(&err, EUCLEAN, "%s", doubt);
         }
         o = json_pack("{s:s, s:I, s:I, s:b}", "disk", disk->name, "epoch", (json_int_t)p->epoch,
                       "dirty-bytes", (json_int_t)bytes, "usable", rc == 0 && own_rc == 0 && !busy);

@@ -69,7 +69,8 @@ def check_inconsistent(s, q):
     node = [n for n in q.cmd("query-block")][0]
     bitmaps = node.get("dirty-bitmaps") or node["inserted"]["dirty-bitmaps"]
     assert all(b["inconsistent"] for b in bitmaps), bitmaps
-    assert not q.cmd("query-checkpoints")[0]["disks"][0]["usable"]
+    checkpoint = q.cmd("query-checkpoints")[0]["disks"][0]
+    assert not checkpoint["usable"] and info["changed"]["why"] in checkpoint["reason"], checkpoint
 
 
 @test
