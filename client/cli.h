@@ -60,5 +60,13 @@ extern const struct varve_verb varve_disk_verbs[];
 extern const struct varve_verb varve_map_verbs[];
 extern const struct varve_verb varve_pull_verbs[];
 extern const struct varve_verb varve_qmp_verbs[];
+extern const struct varve_verb varve_complete_verbs[];
+
+/* main.c: all of the above, up to a NULL; and the options that every verb takes. */
+extern const struct varve_verb *const varve_verb_tables[];
+extern const struct varve_option varve_global_options[];
+
+/* The control socket: the one given (may be NULL), else the environment's, else the default. */
+const char *varve_cli_control(const char *given);
 
 #endif

@@ -4,6 +4,7 @@ bin_PROGRAMS += %D%/varve
 	%D%/bitmap.c \
 	%D%/checkpoint.c \
 	%D%/cli.h \
+	%D%/complete.c \
 	%D%/control.c \
 	%D%/control.h \
 	%D%/copy.c \
@@ -29,3 +30,9 @@ bin_PROGRAMS += %D%/varve
 	%D%/uri.h
 %C%_varve_CFLAGS = $(AM_CFLAGS) $(JANSSON_CFLAGS) $(LIBNBD_CFLAGS)
 %C%_varve_LDADD = lib/libvarve.la $(JANSSON_LIBS) $(LIBNBD_LIBS)
+
+# Where the shells look: below our own prefix, whatever theirs is.
+bashcompdir = $(datadir)/bash-completion/completions
+zshcompdir = $(datadir)/zsh/site-functions
+dist_bashcomp_DATA = %D%/completion/varve
+dist_zshcomp_DATA = %D%/completion/_varve

@@ -15,13 +15,13 @@
 #include <stdlib.h>
 #include <string.h>
 
-static const struct varve_verb *const verb_tables[] = {
+const struct varve_verb *const varve_verb_tables[] = {
     varve_status_verbs, varve_checkpoint_verbs, varve_backup_verbs, varve_bitmap_verbs,
-    varve_disk_verbs,
-    varve_map_verbs,    varve_pull_verbs,       varve_qmp_verbs,
+    varve_disk_verbs,   varve_map_verbs,        varve_pull_verbs,   varve_qmp_verbs,
+    varve_complete_verbs, NULL,
 };
 
-static const struct varve_option global_options[] = {
+const struct varve_option varve_global_options[] = {
     {"control", "PATH",
      "control socket of varved (default: $VARVE_CONTROL, else\n" VARVE_DEFAULT_RUNTIME_DIR
      "/" VARVE_CONTROL_SOCKET ")"},
@@ -43,6 +43,13 @@ int varve_cli_usage(struct varve_err *err, const char *fmt, ...)
     va_end(ap);
     varve_err_set(err, EINVAL, "%s", text);
     return VARVE_CLI_USAGE;
+}
+
+const char *varve_cli_control(const char *given)
+{
+    if (!given)
+        given = getenv("VARVE_CONTROL");
+    return given && given[0] ? given : VARVE_DEFAULT_RUNTIME_DIR "/" VARVE_CONTROL_SOCKET;
 }
 
 static void help_options(const struct varve_option *options)
@@ -79,8 +86,8 @@ static void help_verb(const struct varve_verb *v)
 static void help_program(const char *name)
 {
     printf("usage: varve [--control PATH] [--json] VERB [options] ...\n\nverbs:\n");
-    for (size_t t = 0; t < sizeof(verb_tables) / sizeof(verb_tables[0]); t++) {
-        for (const struct varve_verb *v = verb_tables[t]; v->name; v++) {
+    for (size_t t = 0; varve_verb_tables[t]; t++) {
+        for (const struct varve_verb *v = varve_verb_tables[t]; v->name; v++) {
             if (name && strcmp(v->name, name) != 0)
                 continue;
             printf("  %s%s%s%s%s\n      %s\n", v->name, v->sub ? " " : "", v->sub ? v->sub : "",
@@ -88,7 +95,7 @@ static void help_program(const char *name)
         }
     }
     printf("\noptions:\n");
-    help_options(global_options);
+    help_options(varve_global_options);
     printf("\nExit status: 0 done, 1 refused or failed, 2 usage.\n");
 }
 
@@ -98,8 +105,8 @@ static const struct varve_verb *find_verb(int nwords, char **words, int *consume
 {
     const struct varve_verb *family = NULL;
 
-    for (size_t t = 0; t < sizeof(verb_tables) / sizeof(verb_tables[0]); t++) {
-        for (const struct varve_verb *v = verb_tables[t]; v->name; v++) {
+    for (size_t t = 0; varve_verb_tables[t]; t++) {
+        for (const struct varve_verb *v = varve_verb_tables[t]; v->name; v++) {
             if (strcmp(v->name, words[0]) != 0)
                 continue;
             if (!v->sub) {
@@ -134,8 +141,8 @@ static int parse_options(int argc, char **argv, const struct varve_option *own, 
             own[nown].name, own[nown].arg ? required_argument : no_argument, NULL, 256 + nown};
     for (int g = 0; g < GLOBAL_COUNT; g++)
         table[n++] =
-            (struct option){global_options[g].name,
-                            global_options[g].arg ? required_argument : no_argument, NULL, 512 + g};
+            (struct option){varve_global_options[g].name,
+                            varve_global_options[g].arg ? required_argument : no_argument, NULL, 512 + g};
     optind = 0; /* glibc: start afresh */
     opterr = 0;
     while ((c = getopt_long(argc, argv, stop_at_word ? "+:h" : ":h", table, NULL)) != -1) {
@@ -229,11 +236,7 @@ int main(int argc, char **argv)
         help_verb(v);
         return 0;
     }
-    cli.control = global[GLOBAL_CONTROL];
-    if (!cli.control)
-        cli.control = getenv("VARVE_CONTROL");
-    if (!cli.control || !cli.control[0])
-        cli.control = VARVE_DEFAULT_RUNTIME_DIR "/" VARVE_CONTROL_SOCKET;
+    cli.control = varve_cli_control(global[GLOBAL_CONTROL]);
     cli.json = global[GLOBAL_JSON] != NULL;
     rc = run_verb(v, &cli, &args, &err);
     return rc == 0 ? 0 : complain(rc, v, &err);

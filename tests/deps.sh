@@ -14,7 +14,7 @@ build="gcc libc6-dev make autoconf automake libtool pkg-config perl xz-utils
 # that needs neither a kernel module nor a disk of one's own.
 # The address sanitizer's and the others' libraries come with gcc.
 test="python3 python3-libnbd libnbd-bin qemu-utils gnutls-bin e2fsprogs fuse3 libfuse3-dev
-    procps util-linux fio virtnbdbackup"
+    procps util-linux fio virtnbdbackup zsh"
 ci="clang llvm git"
 
 want=

@@ -1,6 +1,7 @@
 # The command line: alone, against a control socket and NBD servers that answer as told, and against
 # nbdkit and qemu-nbd.
 client_tests = \
+	%D%/test_completion.py \
 	%D%/test_control.py \
 	%D%/test_map.py \
 	%D%/test_pull.py
