@@ -41,6 +41,8 @@ enum varve_epoch_flag {
 
 /* The word `intent`: how many regions are in the intent log, and how it is. */
 #define VARVE_CTL_INTENT_REGIONS UINT64_C(0xffffffff)
+/* A sync of the image has failed in this boot: what is in the log stays there, whoever serves it. */
+#define VARVE_CTL_IMAGE_FAILED   (UINT64_C(1) << 61)
 #define VARVE_CTL_INTENT_KEPT    (UINT64_C(1) << 62) /* it tells what a crash of the host would cost */
 #define VARVE_CTL_INTENT_FAILED  (UINT64_C(1) << 63) /* it cannot be written: then all would be dirty */
 

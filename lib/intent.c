@@ -25,6 +25,9 @@
  *    in `want`, and nobody waits.  Whoever found out first says so durably, as intent-file.c tells,
  *    before anybody goes on.  It heals when the whole page was written and synced, first as not kept,
  *    then as kept, while who wants a cold region waits as for any commit.
+ *    An image whose sync failed is another matter: what it lost nobody knows until the host is started
+ *    anew, and the kernel tells each failure once.  So that is said in shared memory, for all servers
+ *    of this boot, before the guest is told.
  * 6. Who heats the region behind one that is hot probably goes on: then as many regions more are
  *    heated in the same commit as were hot before it, up to AHEAD regions and AHEAD_BYTES.  So
  *    sequential writing into cold regions costs a sync for some 32 MiB, and what it over-estimates is
@@ -46,6 +49,16 @@
 static bool bit_test(const uint64_t *bits, uint64_t i)
 {
     return bits[i / 64] >> (i % 64) & 1;
+}
+
+/* The lock is held, here and in all that is called *_locked. */
+static void tell_locked(struct varve_intent *l)
+{
+    uint64_t told = l->image_failed ? VARVE_CTL_IMAGE_FAILED : 0;
+
+    if (!l->off)
+        told |= l->nhot | (l->failed ? VARVE_CTL_INTENT_FAILED : VARVE_CTL_INTENT_KEPT);
+    atomic_store(l->told, told);
 }
 
 /* --- life ---------------------------------------------------------------------------- */
@@ -74,9 +87,10 @@ struct varve_intent *varve_intent_new(struct varve_world *w, const struct varve_
     }
     for (uint64_t i = 0; i < l->nregions; i++)
         atomic_init(&l->state[i], VARVE_INTENT_TOUCHED);
-    atomic_store(told, 0);
+    l->image_failed = l->image_doubt = atomic_load(told) & VARVE_CTL_IMAGE_FAILED;
     pthread_mutex_init(&l->lock, NULL);
     pthread_cond_init(&l->committed, NULL);
+    tell_locked(l);
     return l;
 }
 
@@ -88,14 +102,6 @@ void varve_intent_free(struct varve_intent *l)
     pthread_mutex_destroy(&l->lock);
     free(l->state);
     free(l);
-}
-
-/* The lock is held, here and in all that is called *_locked. */
-static void tell_locked(struct varve_intent *l)
-{
-    if (!l->off)
-        atomic_store(l->told,
-                     l->nhot | (l->failed ? VARVE_CTL_INTENT_FAILED : VARVE_CTL_INTENT_KEPT));
 }
 
 /* --- the file
@@ -193,7 +199,7 @@ void varve_intent_stop(struct varve_intent *l)
 
     if (l->off)
         return;
-    atomic_store(l->told, 0);
+    atomic_store(l->told, 0); /* no image that failed is left cleanly */
     if (l->dropped)
         return;
     varve_intent_encode(page, l->uuid, &l->g, none, false, 0);
@@ -365,13 +371,36 @@ void varve_intent_stick(struct varve_intent *l)
     }
 }
 
-bool varve_intent_is_stuck(struct varve_intent *l)
+/* --- the image that failed
+ * ---------------------------------------------------------------------------- */
+
+void varve_intent_fail_image(struct varve_intent *l)
 {
-    for (uint64_t i = 0; !l->off && i < l->nregions; i++) {
-        if (atomic_load(&l->state[i]) == VARVE_INTENT_STUCK)
-            return true;
-    }
-    return false;
+    pthread_mutex_lock(&l->lock);
+    l->image_failed = l->image_doubt = true;
+    tell_locked(l);
+    pthread_mutex_unlock(&l->lock);
+}
+
+bool varve_intent_image_failed(struct varve_intent *l)
+{
+    bool failed;
+
+    pthread_mutex_lock(&l->lock);
+    failed = l->image_failed;
+    pthread_mutex_unlock(&l->lock);
+    return failed;
+}
+
+bool varve_intent_take_image_doubt(struct varve_intent *l)
+{
+    bool doubt;
+
+    pthread_mutex_lock(&l->lock);
+    doubt = l->image_doubt;
+    l->image_doubt = false;
+    pthread_mutex_unlock(&l->lock);
+    return doubt;
 }
 
 /* Rule 5: what is wanted, not kept; then kept. */

@@ -75,7 +75,7 @@ enum varve_intent_state {
     VARVE_INTENT_COOLING, /* hot, and about to be cold if nobody comes */
     VARVE_INTENT_IDLE,    /* hot, not touched since the flusher looked */
     VARVE_INTENT_TOUCHED,
-    VARVE_INTENT_STUCK, /* hot for as long as this server lives */
+    VARVE_INTENT_STUCK, /* hot for as long as this server lives: the image may have lost it */
 };
 
 struct varve_intent {
@@ -98,6 +98,8 @@ struct varve_intent {
     bool failed;     /* the file is not to be believed: nobody waits for it */
     bool dropped;    /* and is gone, or has to be: it takes a new one to heal */
     bool changed;    /* want differs from the file */
+    bool image_failed; /* a sync of the image has, in this boot: told to those who come later */
+    bool image_doubt;  /* and nobody has acted on it yet */
     int fd;          /* -1: not open */
     uint64_t nhot;
     uint64_t written_ns;                /* realtime in the head */
@@ -107,7 +109,7 @@ struct varve_intent {
 };
 
 /* Begins to use a log in memory only: off, all regions are hot and nothing is written.  told:
- * borrowed. NULL: no memory. */
+ * borrowed; what it says of the image stays.  NULL: no memory. */
 struct varve_intent *varve_intent_new(struct varve_world *w, const struct varve_paths *p,
                                       const uint8_t uuid[16], const struct varve_geometry *g,
                                       _Atomic uint64_t *told);
@@ -140,17 +142,25 @@ static inline bool varve_intent_is_hot(struct varve_intent *l, uint64_t off)
  * Waits for syncs, its own or another writer's. */
 void varve_intent_heat(struct varve_intent *l, uint64_t off);
 
+/* Any thread: a sync of the image has failed.  Who comes later in this boot knows it when it
+ * returns. */
+void varve_intent_fail_image(struct varve_intent *l);
+/* Whether it has, since the host was started. */
+bool varve_intent_image_failed(struct varve_intent *l);
+
 /* --- the flusher's thread --- */
+
+/* Whether an image that failed has to be acted on; true once for each failure, and to each server
+ * that comes after one. */
+bool varve_intent_take_image_doubt(struct varve_intent *l);
 
 /* Regions that nobody has touched since the last call begin to cool; how many. */
 uint64_t varve_intent_begin_cool(struct varve_intent *l);
 /* All who were inside the gate have left it, bits and image are durable: those that are still
  * untouched are cold.  Or it did not come to that: they are hot as before. */
 void varve_intent_end_cool(struct varve_intent *l, bool cold);
-/* The image's sync failed: what is hot stays so. */
+/* A sync of the image failed: what is hot stays so. */
 void varve_intent_stick(struct varve_intent *l);
-/* Whether anything is stuck. */
-bool varve_intent_is_stuck(struct varve_intent *l);
 /* The file tells what has become cold, and that we live; tries to heal a log that failed.  An error
  * means that it has failed, or still does. */
 int varve_intent_flush(struct varve_intent *l, struct varve_err *err);

@@ -257,6 +257,8 @@ int varve_tracker_attach(struct varve_world *w, const struct varve_tracker_confi
         r = varve_epoch_file_reopen(w, &t->paths, varve_tracker_epoch(t), err);
     if (r < 0)
         goto err_after_epochs;
+    if (varve_tracker_doubt_image(t))
+        varve_tracker_say(notes, "a part of the image could not be made durable: what was not counts as written again", "");
     atomic_fetch_add(&t->ctl->incarnation, 1);
     atomic_store(&t->ctl->served, 1);
     /* Those that were under way in a server that died will not end. */
@@ -286,7 +288,7 @@ int varve_tracker_detach(struct varve_tracker *t, struct varve_err *err)
      * what they were: the image is durable before the mark that says that the bits can be believed. */
     if (r == 0)
         r = varve_tracker_leave_image(t, err);
-    if (r == 0 && varve_intent_is_stuck(t->intent))
+    if (r == 0 && t->image_fd >= 0 && varve_intent_image_failed(t->intent))
         r = varve_err_set(err, EIO, "a part of the image could not be made durable");
     if (r == 0 && (t->image_fd >= 0 || t->found_clean))
         r = varve_epoch_file_finish(t->w, &t->paths, &t->id.geometry, live,

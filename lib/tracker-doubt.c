@@ -54,6 +54,24 @@ static bool state_is_older(struct varve_tracker *t, const uint8_t boot_id[16], u
     return older;
 }
 
+/* A sync of the image has failed, before the page was mapped: said there for whoever tries again.  Where
+ * there is no page of this boot nobody has written in it. */
+static void leave_word(struct varve_tracker *t)
+{
+    struct varve_ctl_head head;
+    char path[PATH_MAX];
+    int fd = t->w->open(t->w, varve_path_control(&t->paths, path), O_RDWR, 0);
+
+    if (fd < 0)
+        return;
+    if (varve_ctl_read_head(t->w, fd, &head, NULL) == 0) {
+        head.intent |= VARVE_CTL_IMAGE_FAILED;
+        t->w->pwrite(t->w, fd, &head.intent, sizeof(head.intent),
+                     offsetof(struct varve_ctl, intent));
+    }
+    t->w->close(t->w, fd);
+}
+
 static int judge_image(struct varve_tracker *t, int fd, struct varve_err *err)
 {
     int r = varve_witness_check(t->w, &t->paths, t->id.uuid, fd, &t->wit, &t->verdict, t->why, err);
@@ -94,6 +112,8 @@ int varve_tracker_judge(struct varve_tracker *t, const char *distrust, const uin
         if (r == -EBUSY && t->image_fd >= 0) /* the guest gets its disk; the stop will see to it */
             r = varve_image_look(t->w, fd, &t->look, err);
     }
+    if (r == -EIO || r == -ENOSPC || r == -EDQUOT)
+        leave_word(t);
     if (t->image_fd < 0)
         t->w->close(t->w, fd);
     return r;
@@ -148,7 +168,7 @@ int varve_tracker_doubt(struct varve_tracker *t, struct varve_err *err)
 /* --- what is written down
  * -------------------------------------------------------------------------- */
 
-static void say(char notes[256], const char *what, const char *why)
+void varve_tracker_say(char notes[256], const char *what, const char *why)
 {
     size_t len = strlen(notes);
 
@@ -166,9 +186,9 @@ int varve_tracker_take_image(struct varve_tracker *t, const uint8_t boot_id[16],
         r = varve_tracker_doubt(t, err);
         if (r < 0)
             return r;
-        say(notes, "its bitmaps and checkpoints cannot be believed any more: ", t->why);
+        varve_tracker_say(notes, "its bitmaps and checkpoints cannot be believed any more: ", t->why);
     } else if (t->verdict == VARVE_IMAGE_UNPROVED) {
-        say(notes, "it is not proved that nobody else wrote to it: ", t->why);
+        varve_tracker_say(notes, "it is not proved that nobody else wrote to it: ", t->why);
         t->wit.unproved_ns = t->w->realtime_ns(t->w);
         memcpy(t->wit.unproved, t->why, sizeof(t->wit.unproved));
     } else if (offline) {
@@ -184,7 +204,7 @@ int varve_tracker_take_image(struct varve_tracker *t, const uint8_t boot_id[16],
              notes);
     /* Not durable: the next one doubts more than it need, and the guest gets its disk. */
     if (varve_witness_write(t->w, &t->paths, t->id.uuid, &t->wit, &why) < 0)
-        say(notes, "", why.msg);
+        varve_tracker_say(notes, "", why.msg);
     if (offline)
         return 0;
     t->beat = varve_beat_open(t->w, &t->paths);
@@ -222,10 +242,14 @@ int varve_tracker_leave_image(struct varve_tracker *t, struct varve_err *err)
         return 0;
     r = t->w->sync_all(t->w, t->image_fd);
     if (r < 0)
-        return varve_err_sys(err, -r, "cannot make the image durable");
-    r = varve_image_look_settled(t->w, t->image_fd, &t->wit.look, err);
-    if (r < 0)
+        varve_err_sys(err, -r, "cannot make the image durable");
+    else
+        r = varve_image_look_settled(t->w, t->image_fd, &t->wit.look, err);
+    if (r < 0) {
+        if (r != -EBUSY)
+            varve_tracker_image_failed(t); /* nobody will be told again */
         return r;
+    }
     t->wit.kind = VARVE_WITNESS_CLEAN;
     return varve_witness_write(t->w, &t->paths, t->id.uuid, &t->wit, err);
 }

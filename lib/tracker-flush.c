@@ -24,8 +24,9 @@
  *                   and nobody can say which part, but that it lies in hot regions.  These count as
  *                   written in the live epoch from now on and their preimages as lost (a reader gets an
  *                   error, never the wrong bytes), and they stay hot: the next sync would say that all
- *                   is well.  This server makes no clean stop any more; a crash of the host finds them
- *                   in the log.
+ *                   is well.  Whoever hears of it, the guest's flush too, says so in the control page
+ *                   first.  So each later server of this boot does the same when it comes, none makes a
+ *                   clean stop, and a crash of the host finds them in the log.
  */
 #include "lib/tracker-internal.h"
 
@@ -116,20 +117,33 @@ static void lose(struct varve_tracker *t, struct varve_tracked_epoch *e, uint64_
     atomic_fetch_add_explicit(&t->ctl->lost_blks, newly, memory_order_relaxed);
 }
 
+/* Of a log that is not kept nobody knows what was durable; but who only makes boundaries has read what
+ * the last server's says. */
+static bool may_be_lost(const struct varve_tracker *t, uint64_t region)
+{
+    if (!t->intent->off)
+        return atomic_load(&t->intent->state[region]) == VARVE_INTENT_STUCK;
+    if (t->image_fd < 0 && t->found.trusted)
+        return t->found.bits[region / 64] >> (region % 64) & 1;
+    return true;
+}
+
 /* Only memory is touched inside the gate. */
-static void doubt_image(struct varve_tracker *t)
+bool varve_tracker_doubt_image(struct varve_tracker *t)
 {
     uint32_t blks = t->intent->shift - t->id.geometry.shift;
     struct varve_tracked_epoch *live;
     unsigned shard;
 
+    if (!varve_intent_take_image_doubt(t->intent))
+        return false;
     varve_intent_stick(t->intent);
     pthread_mutex_lock(&t->files);
     live = varve_tracker_find(t, varve_gate_enter(&t->gate, &shard));
     for (uint64_t i = 0; i < t->intent->nregions; i++) {
         uint64_t from = i << blks, to = (i + 1) << blks;
 
-        if (atomic_load(&t->intent->state[i]) != VARVE_INTENT_STUCK)
+        if (!may_be_lost(t, i))
             continue;
         if (to > t->id.geometry.nblks)
             to = t->id.geometry.nblks;
@@ -142,6 +156,12 @@ static void doubt_image(struct varve_tracker *t)
     }
     varve_gate_leave(&t->gate, shard);
     pthread_mutex_unlock(&t->files);
+    return true;
+}
+
+void varve_tracker_image_failed(struct varve_tracker *t)
+{
+    varve_intent_fail_image(t->intent);
 }
 
 static int sync_image(struct varve_tracker *t, struct varve_err *err)
@@ -150,7 +170,8 @@ static int sync_image(struct varve_tracker *t, struct varve_err *err)
 
     if (r == 0)
         return 0;
-    doubt_image(t);
+    varve_intent_fail_image(t->intent);
+    varve_tracker_doubt_image(t);
     return varve_err_sys(err, -r,
                          "the image could not be made durable, what was written lately counts as "
                          "written again");
@@ -182,6 +203,7 @@ int varve_tracker_flush(struct varve_tracker *t, bool cool, struct varve_err *er
     int first, r;
 
     flush_heartbeat(t);
+    varve_tracker_doubt_image(t); /* of an error that only the guest has got */
     if (t->intent->off)
         return 0;
     /* First: syncing the image can take long, and meanwhile it is changed. */

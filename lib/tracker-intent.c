@@ -8,7 +8,6 @@
 
 #include <errno.h>
 #include <fcntl.h>
-#include <stdio.h>
 #include <string.h>
 #include <sys/stat.h>
 
@@ -67,14 +66,13 @@ int varve_tracker_start_intent(struct varve_tracker *t, const struct varve_track
                                bool new_disk, char notes[256], struct varve_err *err)
 {
     static const uint64_t none[VARVE_INTENT_WORDS];
-    size_t len = strlen(notes);
     int r;
 
     t->intent = varve_intent_new(t->w, &t->paths, t->id.uuid, &t->id.geometry, &t->ctl->intent);
     if (!t->intent)
         return varve_err_set(err, ENOMEM, "no memory for the intent log");
     if (t->image_fd < 0) { /* what the next server will find */
-        atomic_store(&t->ctl->intent, t->found.trusted ? t->found.regions : 0);
+        atomic_fetch_or(&t->ctl->intent, t->found.trusted ? t->found.regions : 0);
         return 0;
     }
     if (cfg->durable_process)
@@ -82,16 +80,14 @@ int varve_tracker_start_intent(struct varve_tracker *t, const struct varve_track
     r = open_for_sync(t, cfg->image, err);
     if (r < 0)
         return r;
-    if (t->found_clean)
+    if (t->found_clean && !varve_intent_image_failed(t->intent))
         r = varve_intent_start(t->intent, none, !new_disk, err);
     else
         r = varve_intent_start(t->intent, t->found.trusted ? t->found.bits : NULL, t->found.trusted,
                                err);
     if (r == 0 && t->intent->failed)
-        snprintf(notes + len, 256 - len,
-                 "%sthe intent log cannot be written: until it can, a crash of the host means that "
-                 "all of the disk counts as written",
-                 len ? "; " : "");
+        varve_tracker_say(notes, "the intent log cannot be written: until it can, a crash of the host means "
+                                 "that all of the disk counts as written", "");
     return r;
 }
 

@@ -188,6 +188,12 @@ void varve_tracker_add_regions(const struct varve_tracker *t, struct varve_bitma
 int varve_tracker_start_intent(struct varve_tracker *t, const struct varve_tracker_config *cfg,
                                bool new_disk, char notes[256], struct varve_err *err);
 
+/* --- tracker-flush.c --- */
+
+/* If the image has failed and nobody has acted on it yet: what it may have lost counts as written, and
+ * as lost to views.  True: so it was. */
+bool varve_tracker_doubt_image(struct varve_tracker *t);
+
 /* --- tracker-done.c --- */
 
 /* Takes over the done maps of open views; a view whose map is gone ends, nobody knows what it may
@@ -250,6 +256,9 @@ int varve_tracker_judge(struct varve_tracker *t, const char *distrust, const uin
  * writer.  found: what else was found, may be empty. */
 int varve_tracker_take_image(struct varve_tracker *t, const uint8_t boot_id[16], const char *found,
                              char notes[256], struct varve_err *err);
+
+/* Adds to what attach has to say. */
+void varve_tracker_say(char notes[256], const char *what, const char *why);
 
 /* The epochs go on in the next era: no view stays open, nothing can be told across the gap. */
 int varve_tracker_doubt(struct varve_tracker *t, struct varve_err *err);

@@ -97,6 +97,11 @@ void varve_piece_end(struct varve_tracker *t, struct varve_piece *p);
  * there for views goes, which breaks them; then the change is worth one more try. */
 void varve_tracker_make_room(struct varve_tracker *t);
 
+/* Any thread, outside of a piece: a sync of the image has failed, and the guest is about to be told.
+ * What may be lost counts as written from the flusher's next step on, or, should the server be killed
+ * before, from the next one's start. */
+void varve_tracker_image_failed(struct varve_tracker *t);
+
 /* For readers who want to know whether the guest suffers: around one write in a sample of all, with
  * the same `count` (1 and more for a write that is much larger than others).  Any thread; one or two
  * relaxed additions to a cache line that the data path does not read. */

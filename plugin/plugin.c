@@ -198,11 +198,21 @@ static int plugin_pread(void *handle, void *buf, uint32_t count, uint64_t off, u
     return plugin_result(varve_image_read(&plugin.image, buf, count, off), "read", off);
 }
 
+/* The kernel tells an error of writing back once: the tracker has to know before the guest does. */
+static int plugin_sync(void)
+{
+    int r = varve_image_flush(&plugin.image);
+
+    if (r < 0)
+        varve_tracker_image_failed(plugin.tracker);
+    return r;
+}
+
 static int plugin_flush(void *handle, uint32_t flags)
 {
     (void)handle;
     (void)flags;
-    return plugin_result(varve_image_flush(&plugin.image), "flush", 0);
+    return plugin_result(plugin_sync(), "flush", 0);
 }
 
 static uint64_t plugin_clock_ns(void)
@@ -258,7 +268,7 @@ static int plugin_change(enum change change, const char *buf, uint64_t len, uint
         len -= piece_len;
     }
     if (r == 0 && (flags & NBDKIT_FLAG_FUA))
-        r = varve_image_flush(&plugin.image);
+        r = plugin_sync();
     return r;
 }
 
@@ -306,7 +316,7 @@ static int plugin_trim(void *handle, uint32_t count, uint64_t off, uint32_t flag
     if (atomic_load_explicit(&plugin.image.can_punch, memory_order_relaxed))
         r = plugin_change(CHANGE_PUNCH, NULL, count, off, flags);
     if (r == -EOPNOTSUPP) /* a trim is advice */
-        r = flags & NBDKIT_FLAG_FUA ? varve_image_flush(&plugin.image) : 0;
+        r = flags & NBDKIT_FLAG_FUA ? plugin_sync() : 0;
     return plugin_result(r, "trim", off);
 }
 

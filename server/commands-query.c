@@ -156,6 +156,10 @@ static json_t *disk_describe(struct varve_disk *disk)
         json_object_set_new(o, "reason",
                             json_string("its intent log cannot be written: after a crash of the host "
                                         "all of it would count as written"));
+    if ((intent & VARVE_CTL_IMAGE_FAILED) && !json_object_get(o, "reason"))
+        json_object_set_new(o, "reason",
+                            json_string("its image could not be made durable: what was written last may "
+                                        "be lost, and counts as written until the host is started anew"));
     return o;
 }
 

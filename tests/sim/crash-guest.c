@@ -149,7 +149,8 @@ void guest_flush(struct life *l)
     if (!serves(l))
         return;
     trace(l, "flush");
-    w->sync(w, l->image_fd);
+    if (w->sync(w, l->image_fd) < 0 && !is_dead(l, SIM_PLUGIN))
+        varve_tracker_image_failed(l->t); /* before the guest is told */
 }
 
 void flusher_step(struct life *l)
@@ -171,13 +172,13 @@ void flusher_step(struct life *l)
     l->doer = SIM_PLUGIN;
     r = varve_tracker_flush(l->t, cool, &err);
     l->doing = NOTHING;
-    if (is_dead(l, SIM_PLUGIN) || r == 0)
+    if (is_dead(l, SIM_PLUGIN))
         return;
-    if (no_faults_since(l, faults) && l->sim.faults == 0)
+    if (r < 0 && no_faults_since(l, faults) && l->sim.faults == 0)
         broken(l, "the flusher failed: %s", err.msg);
-    /* What the image could not write counts as written. */
-    l->epochs[l->live].doubt = true;
-    l->epochs[l->live].tight = false;
+    if (r < 0)
+        l->epochs[l->live].doubt = true;
+    note_failed_image(l);
 }
 
 /* --- views ------------------------------------------------------------------------------------ */

@@ -230,6 +230,19 @@ static void end_unknown_views(struct life *l)
     l->opening = NULL;
 }
 
+void note_failed_image(struct life *l)
+{
+    uint64_t told;
+
+    if (!sim_peek(&l->sim, RUNTIME "/vda/control", &told, offsetof(struct varve_ctl, intent),
+                  sizeof(told)) ||
+        !(told & VARVE_CTL_IMAGE_FAILED))
+        return;
+    l->epochs[l->live].doubt = true;
+    for (unsigned i = 0; i < VIEWS; i++)
+        l->views[i].faults = 0;
+}
+
 static bool server_start(struct life *l, enum sim_proc proc)
 {
     struct varve_tracker_config cfg = {
@@ -282,6 +295,7 @@ static bool server_start(struct life *l, enum sim_proc proc)
     l->id = *varve_tracker_identity(l->t);
     compare_live(l, !no_faults_since(l, l->faults_at_start));
     l->faults_at_start = l->sim.faults;
+    note_failed_image(l);
     if (no_faults_since(l, faults))
         l->sealed_to = l->live;
     l->born = true;

@@ -193,6 +193,9 @@ void guest_let_all_go(struct life *l);
 void guest_flush(struct life *l);
 /* The plugin's flusher. */
 void flusher_step(struct life *l);
+/* If a sync of the image has failed in this boot, the disk's server has acted on it by now: blocks of
+ * the live epoch may count as written, and views may have lost some. */
+void note_failed_image(struct life *l);
 struct view *some_view(struct life *l);
 /* 0, or an error that may be. */
 int read_view(struct life *l, struct view *v, uint32_t at, uint32_t len, char *into);

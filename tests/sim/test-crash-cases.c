@@ -184,6 +184,42 @@ static void a_number_whose_file_cannot_be_read_is_not_used_again(void **state)
     assert_true(l.live > 4);
 }
 
+/* The guest's flush is told that the image could not be written, and nobody else is before
+ *
+ * plugin A   is killed
+ * (boundary: a backup reads what the page cache has)
+ * plugin B   serves the disk; its own syncs say that all is well
+ * power      fails: what was not written is gone, and must not be clean */
+static void an_error_that_only_the_guests_flush_has_seen_outlives_the_server(void **state)
+{
+    struct chain *chain = &l.chains[0];
+
+    (void)state;
+    for (unsigned kills = 1; kills <= 3; kills++) {
+        start();
+        write_some();
+        l.sim.fault = (struct sim_fault){
+            .error = EIO, .calls = 1u << SIM_SYNC, .count = 1, .where = IMAGE};
+        guest_flush(&l);
+        assert_int_equal(l.sim.faults, 1);
+        for (unsigned i = 0; i < kills; i++) {
+            sim_kill(&l.sim, SIM_PLUGIN);
+            reap(&l);
+            start();
+        }
+        boundary(true);
+        chain->base = l.live;
+        look_at_image(&l, chain->copy);
+        for (unsigned i = 0; i < 3; i++)
+            assert_int_equal(varve_tracker_flush(l.t, true, NULL), 0);
+        power_fails();
+        start(); /* compares the chain */
+        assert_true(l.chain_checks > 0);
+        end(NULL);
+        begin(NULL);
+    }
+}
+
 /* The power fails while the first daemon makes the catalogue: with the first file's name lost, and
  * the second one half written, another would not start. */
 static void a_catalogue_whose_making_was_cut_short_is_made_again(void **state)
@@ -216,6 +252,8 @@ int main(void)
             a_clean_epoch_that_others_have_passed_by_is_not_the_live_one, begin, end),
         cmocka_unit_test_setup_teardown(a_number_whose_file_cannot_be_read_is_not_used_again, begin,
                                         end),
+        cmocka_unit_test_setup_teardown(
+            an_error_that_only_the_guests_flush_has_seen_outlives_the_server, begin, end),
         cmocka_unit_test_setup_teardown(a_catalogue_whose_making_was_cut_short_is_made_again, begin,
                                         end),
     };

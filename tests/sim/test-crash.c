@@ -35,7 +35,6 @@
 #define SCRIPTS_LONG 60u
 
 static struct life l;
-static bool image_faults; /* not before the tracker hears of them */
 
 /* Where an order is wrong it is seen by who dies between the two. */
 static void plan_crash_between(void)
@@ -82,7 +81,7 @@ static void plan_fault(void)
         {EIO, 1u << SIM_PUNCH | 1u << SIM_TRUNCATE | 1u << SIM_STAT | 1u << SIM_SEEK, NULL},
         {EIO, 1u << SIM_SYNC, IMAGE},
     };
-    unsigned i = (unsigned)rnd(&l, sizeof(kinds) / sizeof(kinds[0]) - !image_faults);
+    unsigned i = (unsigned)rnd(&l, sizeof(kinds) / sizeof(kinds[0]));
 
     l.sim.fault = (struct sim_fault){.error = kinds[i].error,
                                      .calls = kinds[i].calls,
