@@ -119,16 +119,21 @@ static json_t *backup_dump(const struct varve_cat_backup *b, bool *bad)
 char *varve_catalogue_dump(const struct varve_catalogue *c)
 {
     json_t *o = json_object(), *disks = json_array(), *backups = json_array();
+    json_t *jobs = json_array();
     char *text = NULL;
     bool bad = false;
 
     put(o, "next-backup", json_integer((json_int_t)c->next_backup), &bad);
+    put(o, "next-job", json_integer((json_int_t)c->next_job), &bad);
     for (size_t i = 0; i < c->ndisks; i++)
         push(disks, disk_dump(&c->disks[i], &bad), &bad);
     put(o, "disks", disks, &bad);
     for (size_t i = 0; i < c->nbackups; i++)
         push(backups, backup_dump(&c->backups[i], &bad), &bad);
     put(o, "backups", backups, &bad);
+    for (size_t i = 0; i < c->njobs; i++)
+        push(jobs, varve_cat_job_dump(&c->jobs[i], &bad), &bad);
+    put(o, "jobs", jobs, &bad);
     if (!bad)
         text = json_dumps(o, JSON_COMPACT | JSON_SORT_KEYS);
     json_decref(o);
@@ -278,17 +283,6 @@ static int backup_state_parse(json_t *o, struct varve_cat_backup *b, struct varv
     return bad_value("state", err);
 }
 
-/* As much as there is room for, in whole characters: half of one could not be dumped again. */
-static void text_cut(char *out, size_t room, const char *text)
-{
-    size_t len = strnlen(text, room - 1);
-
-    while (len > 0 && ((unsigned char)text[len] & 0xc0) == 0x80)
-        len--;
-    memcpy(out, text, len);
-    out[len] = '\0';
-}
-
 static int backup_parse(json_t *o, struct varve_catalogue *c, struct varve_err *err)
 {
     json_t *list = json_object_get(o, "disks");
@@ -339,6 +333,8 @@ int varve_catalogue_parse(const char *text, struct varve_catalogue **out, struct
         rc = varve_err_set(err, EUCLEAN, "not a JSON object: %s", o ? "another value" : where.text);
     if (rc == 0)
         rc = get_u63(o, "next-backup", &c->next_backup, err);
+    if (rc == 0 && json_object_get(o, "next-job")) /* older ones have none */
+        rc = get_u63(o, "next-job", &c->next_job, err);
     if (rc == 0) {
         json_array_foreach(json_object_get(o, "disks"), i, item)
         {
@@ -351,6 +347,14 @@ int varve_catalogue_parse(const char *text, struct varve_catalogue **out, struct
         json_array_foreach(json_object_get(o, "backups"), i, item)
         {
             rc = backup_parse(item, c, err);
+            if (rc < 0)
+                break;
+        }
+    }
+    if (rc == 0) {
+        json_array_foreach(json_object_get(o, "jobs"), i, item)
+        {
+            rc = varve_cat_job_parse(item, c, err);
             if (rc < 0)
                 break;
         }

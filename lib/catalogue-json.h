@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: BSD-3-Clause
  *
- * What catalogue-json.c and catalogue-json-set.c share, and nobody else: values into JSON and out
- * of it.  Threads as of lib/catalogue.h.  It prints nothing and keeps nothing.
+ * What catalogue-json.c, catalogue-json-set.c and catalogue-json-job.c share, and nobody else:
+ * values into JSON and out of it.  Threads as of lib/catalogue.h.  It prints nothing and keeps
+ * nothing.
  */
 #ifndef VARVE_LIB_CATALOGUE_JSON_H
 #define VARVE_LIB_CATALOGUE_JSON_H
@@ -26,6 +27,11 @@ int varve_cat_bitmap_parse(json_t *o, struct varve_cat_disk *d, struct varve_err
 /* Of a backup's disk: its bitmap and what goes with that. */
 json_t *varve_cat_from_dump(const struct varve_cat_backup_disk *d, bool *bad);
 int varve_cat_from_parse(json_t *o, struct varve_cat_backup_disk *d, struct varve_err *err);
+
+/* --- catalogue-json-job.c: the same ---------------------------------------------------------- */
+
+json_t *varve_cat_job_dump(const struct varve_cat_job *j, bool *bad);
+int varve_cat_job_parse(json_t *o, struct varve_catalogue *c, struct varve_err *err);
 
 /* --- writing -------------------------------------------------------------------------------- */
 
@@ -80,6 +86,17 @@ static inline int get_u63(json_t *object, const char *key, uint64_t *out, struct
         return bad_value(key, err);
     *out = (uint64_t)json_integer_value(value);
     return 0;
+}
+
+/* As much as there is room for, in whole characters: half of one could not be dumped again. */
+static inline void text_cut(char *out, size_t room, const char *text)
+{
+    size_t len = strnlen(text, room - 1);
+
+    while (len > 0 && ((unsigned char)text[len] & 0xc0) == 0x80)
+        len--;
+    memcpy(out, text, len);
+    out[len] = '\0';
 }
 
 /* A name, or nothing where optional. */

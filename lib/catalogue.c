@@ -20,7 +20,7 @@ struct varve_catalogue *varve_catalogue_new(void)
     struct varve_catalogue *c = calloc(1, sizeof(*c));
 
     if (c)
-        c->next_backup = 1;
+        c->next_backup = c->next_job = 1;
     return c;
 }
 
@@ -32,6 +32,12 @@ static void backup_fini(struct varve_cat_backup *b)
         varve_change_set_clear(&b->disks[i].set);
     }
     free(b->disks);
+}
+
+static void job_fini(struct varve_cat_job *j)
+{
+    free(j->args);
+    free(j->bitmap);
 }
 
 static void bitmap_fini(struct varve_cat_bitmap *b)
@@ -59,8 +65,11 @@ void varve_catalogue_free(struct varve_catalogue *c)
         disk_fini(&c->disks[i]);
     for (size_t i = 0; i < c->nbackups; i++)
         backup_fini(&c->backups[i]);
+    for (size_t i = 0; i < c->njobs; i++)
+        job_fini(&c->jobs[i]);
     free(c->disks);
     free(c->backups);
+    free(c->jobs);
     free(c);
 }
 
@@ -323,6 +332,88 @@ void varve_catalogue_trim(struct varve_catalogue *c)
         backup_fini(oldest);
         c->nbackups--;
         memmove(oldest, oldest + 1, (size_t)(c->backups + c->nbackups - oldest) * sizeof(*oldest));
+    }
+}
+
+/* --- jobs ----------------------------------------------------------------------------------- */
+
+struct varve_cat_job *varve_catalogue_job(const struct varve_catalogue *c, const char *id)
+{
+    for (size_t i = 0; i < c->njobs; i++) {
+        if (strcmp(c->jobs[i].id, id) == 0)
+            return &c->jobs[i];
+    }
+    return NULL;
+}
+
+struct varve_cat_job *varve_catalogue_job_of_bitmap(const struct varve_catalogue *c,
+                                                    const uint8_t uuid[16], const char *bitmap)
+{
+    for (size_t i = 0; i < c->njobs; i++) {
+        struct varve_cat_job *j = &c->jobs[i];
+
+        if (varve_cat_job_open(j) && j->bitmap && memcmp(j->uuid, uuid, 16) == 0 &&
+            strcmp(j->bitmap, bitmap) == 0)
+            return j;
+    }
+    return NULL;
+}
+
+bool varve_cat_job_open(const struct varve_cat_job *j)
+{
+    return j->state == VARVE_JOB_RUNNING || j->state == VARVE_JOB_ABORTING;
+}
+
+struct varve_cat_job *varve_catalogue_add_job(struct varve_catalogue *c, const char *id,
+                                              const char *type)
+{
+    struct varve_cat_job *j = realloc(c->jobs, (c->njobs + 1) * sizeof(*j));
+
+    if (!j)
+        return NULL;
+    c->jobs = j;
+    j = &c->jobs[c->njobs++];
+    memset(j, 0, sizeof(*j));
+    snprintf(j->id, sizeof(j->id), "%s", id);
+    snprintf(j->type, sizeof(j->type), "%s", type);
+    return j;
+}
+
+static void remove_job(struct varve_catalogue *c, struct varve_cat_job *j)
+{
+    job_fini(j);
+    c->njobs--;
+    memmove(j, j + 1, (size_t)(c->jobs + c->njobs - j) * sizeof(*j));
+}
+
+bool varve_catalogue_remove_job(struct varve_catalogue *c, const char *id)
+{
+    struct varve_cat_job *j = varve_catalogue_job(c, id);
+
+    if (!j)
+        return false;
+    remove_job(c, j);
+    return true;
+}
+
+void varve_catalogue_trim_jobs(struct varve_catalogue *c)
+{
+    for (;;) {
+        struct varve_cat_job *oldest = NULL;
+        size_t ended = 0;
+
+        for (size_t i = 0; i < c->njobs; i++) {
+            struct varve_cat_job *j = &c->jobs[i];
+
+            if (varve_cat_job_open(j))
+                continue;
+            ended++;
+            if (!oldest || j->ended_ns < oldest->ended_ns)
+                oldest = j;
+        }
+        if (ended <= VARVE_CATALOGUE_JOBS_MAX)
+            return;
+        remove_job(c, oldest);
     }
 }
 

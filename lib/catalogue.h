@@ -20,12 +20,14 @@
 #include <stdint.h>
 
 /* 2: there are bitmaps, whose epochs an older version would free.  3: checkpoints may have blocks
- * that no epoch tells, and boundaries are kept for exported ones.  Catalogues of formats 1 and 2 are
- * read. */
-#define VARVE_CATALOGUE_FORMAT 3u
+ * that no epoch tells, and boundaries are kept for exported ones.  4: there are jobs, whose boundaries
+ * an older version would free.  Catalogues of all older formats are read. */
+#define VARVE_CATALOGUE_FORMAT 4u
 
 /* Ended backups that are kept for queries. */
 #define VARVE_CATALOGUE_ENDED_MAX 100u
+/* The same of jobs. */
+#define VARVE_CATALOGUE_JOBS_MAX 100u
 
 struct varve_cat_checkpoint {
     char name[VARVE_NAME_MAX + 1];
@@ -134,12 +136,43 @@ struct varve_cat_backup {
     size_t ndisks;
 };
 
+enum varve_cat_job_state {
+    VARVE_JOB_RUNNING,
+    VARVE_JOB_ABORTING, /* runs, but was told to end: it is not taken up again */
+    VARVE_JOB_COMPLETED,
+    VARVE_JOB_FAILED,
+    VARVE_JOB_CANCELLED,
+};
+
+/* Long work of the daemon (server/job.h), with what is needed to begin it again. */
+struct varve_cat_job {
+    char id[VARVE_NAME_MAX + 1];
+    char type[16]; /* a name, as queries say it */
+    enum varve_cat_job_state state;
+    char *args;       /* of the command that began it, a JSON object, owned; NULL once it has ended */
+    uint8_t uuid[16]; /* of the disk */
+    char disk[VARVE_NAME_MAX + 1];
+    char *bitmap;                    /* that it fills, owned; NULL: none */
+    char backup[VARVE_NAME_MAX + 1]; /* that it copies; empty: none */
+    uint64_t start;                  /* the first epoch after its boundary */
+    uint64_t speed;                  /* bytes per second; 0: no limit */
+    uint64_t time_ns, ended_ns;      /* since 1970; ended 0: not yet */
+    uint64_t current, total;         /* bytes; while it runs, current is from where it can go on */
+    char proof[128];                 /* if it looks at this again and finds the same; may be empty */
+    bool has_blocks;                 /* what it found before that, */
+    uint8_t blocks[VARVE_DIGEST_LEN]; /* in a file of lib/blocks-file.h */
+    char error[256];                 /* why it failed; may be empty */
+};
+
 struct varve_catalogue {
     uint64_t next_backup; /* number in the next id that we choose */
+    uint64_t next_job;    /* the same */
     struct varve_cat_disk *disks;
     size_t ndisks;
     struct varve_cat_backup *backups; /* oldest first */
     size_t nbackups;
+    struct varve_cat_job *jobs; /* oldest first */
+    size_t njobs;
 };
 
 struct varve_catalogue *varve_catalogue_new(void);
@@ -154,8 +187,15 @@ struct varve_cat_checkpoint *varve_catalogue_checkpoint(const struct varve_cat_d
 struct varve_cat_bitmap *varve_catalogue_bitmap(const struct varve_cat_disk *d, const char *name);
 struct varve_cat_backup *varve_catalogue_backup(const struct varve_catalogue *c, const char *id);
 
+struct varve_cat_job *varve_catalogue_job(const struct varve_catalogue *c, const char *id);
+/* The open job that fills the disk's bitmap of that name, be there one already or not.  NULL: none. */
+struct varve_cat_job *varve_catalogue_job_of_bitmap(const struct varve_catalogue *c,
+                                                    const uint8_t uuid[16], const char *bitmap);
+
 /* Neither completed nor failed. */
 bool varve_cat_backup_open(const struct varve_cat_backup *b);
+/* Running or aborting. */
+bool varve_cat_job_open(const struct varve_cat_job *j);
 
 /* Adds the disk if it is new, and notes its name.  NULL: no memory. */
 struct varve_cat_disk *varve_catalogue_add_disk(struct varve_catalogue *c, const uint8_t uuid[16],
@@ -194,6 +234,13 @@ struct varve_cat_backup *varve_catalogue_add_backup(struct varve_catalogue *c, c
                                                     size_t ndisks);
 /* Forgets those of the ended backups beyond VARVE_CATALOGUE_ENDED_MAX that ended first. */
 void varve_catalogue_trim(struct varve_catalogue *c);
+/* A zeroed job of that id and type.  NULL: no memory. */
+struct varve_cat_job *varve_catalogue_add_job(struct varve_catalogue *c, const char *id,
+                                              const char *type);
+/* false: there is none. */
+bool varve_catalogue_remove_job(struct varve_catalogue *c, const char *id);
+/* Forgets those of the ended jobs beyond VARVE_CATALOGUE_JOBS_MAX that ended first. */
+void varve_catalogue_trim_jobs(struct varve_catalogue *c);
 
 /* As JSON text; free() it.  NULL: no memory. */
 char *varve_catalogue_dump(const struct varve_catalogue *c);

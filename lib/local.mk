@@ -6,6 +6,7 @@ lib_libvarve_la_SOURCES = \
 	%D%/block.h \
 	%D%/blocks-file.c \
 	%D%/blocks-file.h \
+	%D%/catalogue-json-job.c \
 	%D%/catalogue-json-set.c \
 	%D%/catalogue-json.c \
 	%D%/catalogue-json.h \

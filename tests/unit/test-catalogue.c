@@ -19,6 +19,33 @@
 
 static const uint8_t uuid_a[16] = {0xaa, 1}, uuid_b[16] = {0xbb, 2};
 
+static void add_jobs(struct varve_catalogue *c)
+{
+    struct varve_cat_job *j = varve_catalogue_add_job(c, "j1", "diff");
+
+    assert_non_null(j);
+    j->args = strdup("{\"node\":\"vda\",\"reference\":\"/\xc3\xbc\"}");
+    memcpy(j->uuid, uuid_a, 16);
+    snprintf(j->disk, sizeof(j->disk), "vda");
+    j->bitmap = strdup("to come");
+    j->start = 5;
+    j->speed = INT64_MAX;
+    j->time_ns = 2001;
+    j->current = 65536;
+    j->total = 1 << 20;
+    snprintf(j->proof, sizeof(j->proof), "8:1 77");
+    j->has_blocks = true;
+    memset(j->blocks, 0xc4, sizeof(j->blocks));
+    j = varve_catalogue_add_job(c, "j0", "push");
+    assert_non_null(j);
+    j->state = VARVE_JOB_FAILED;
+    snprintf(j->disk, sizeof(j->disk), "vdb");
+    snprintf(j->backup, sizeof(j->backup), "b1");
+    snprintf(j->error, sizeof(j->error), "no room");
+    j->ended_ns = 9;
+    c->next_job = 7;
+}
+
 static struct varve_catalogue *sample(void)
 {
     struct varve_catalogue *c = varve_catalogue_new();
@@ -80,6 +107,7 @@ static struct varve_catalogue *sample(void)
     backup->disks[0].mode = VARVE_BITMAP_ALWAYS;
     backup->disks[0].granularity = 1 << 20;
     assert_int_equal(varve_change_set_add_span(&backup->disks[0].set, 3, 5), 0);
+    add_jobs(c);
     return c;
 }
 
@@ -116,6 +144,97 @@ static void what_is_kept_comes_back(void **state)
     assert_string_equal(b->disks[0].since, "monday");
     assert_memory_equal(b->disks[0].uuid, uuid_a, 16);
     varve_catalogue_free(again);
+    varve_catalogue_free(c);
+}
+
+static void jobs_come_back(void **state)
+{
+    struct varve_catalogue *c = sample(), *again = varve_catalogue_clone(c);
+    struct varve_cat_job *j = varve_catalogue_job(again, "j1");
+
+    (void)state;
+    assert_int_equal(again->next_job, 7);
+    assert_int_equal(again->njobs, 2);
+    assert_non_null(j);
+    assert_string_equal(j->type, "diff");
+    assert_true(varve_cat_job_open(j));
+    assert_non_null(strstr(j->args, "/\xc3\xbc"));
+    assert_memory_equal(j->uuid, uuid_a, 16);
+    assert_int_equal(j->start, 5);
+    assert_true(j->speed == INT64_MAX);
+    assert_true(j->current == 65536 && j->total == 1 << 20 && j->time_ns == 2001);
+    assert_string_equal(j->proof, "8:1 77");
+    assert_true(j->has_blocks && j->blocks[31] == 0xc4);
+    assert_ptr_equal(varve_catalogue_job_of_bitmap(again, uuid_a, "to come"), j);
+    assert_null(varve_catalogue_job_of_bitmap(again, uuid_b, "to come"));
+    assert_null(varve_catalogue_job_of_bitmap(again, uuid_a, "other"));
+    j->state = VARVE_JOB_CANCELLED;
+    assert_null(varve_catalogue_job_of_bitmap(again, uuid_a, "to come"));
+    j = varve_catalogue_job(again, "j0");
+    assert_non_null(j);
+    assert_false(varve_cat_job_open(j));
+    assert_null(j->args);
+    assert_null(j->bitmap);
+    assert_string_equal(j->backup, "b1");
+    assert_string_equal(j->error, "no room");
+    assert_true(varve_catalogue_remove_job(again, "j0"));
+    assert_false(varve_catalogue_remove_job(again, "j0"));
+    varve_catalogue_free(c);
+    varve_catalogue_free(again);
+}
+
+/* An open job whose arguments are gone could not be begun again. */
+static void a_job_that_is_not_whole_is_refused(void **state)
+{
+    static const struct {
+        const char *from, *to;
+    } cases[] = {{"\"args\":{", "\"arg\":{"},
+                 {"\"bitmap\":\"to come\"", "\"bitmap\":7"},
+                 {"\"start\":5", "\"start\":-5"},
+                 {"\"type\":\"diff\"", "\"type\":\"\""},
+                 {"\"state\":\"failed\",\"time\":0,\"total\":0,\"type\":\"push\"",
+                  "\"state\":\"lost\",\"time\":0,\"total\":0,\"type\":\"push\""},
+                 {"\"id\":\"j0\"", "\"id\":\"j1\""}};
+    struct varve_catalogue *c = sample(), *again;
+    char *text = varve_catalogue_dump(c);
+
+    (void)state;
+    assert_non_null(text);
+    for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
+        char *at = strstr(text, cases[i].from), *changed = malloc(strlen(text) + 64);
+
+        assert_non_null(at);
+        assert_non_null(changed);
+        sprintf(changed, "%.*s%s%s", (int)(at - text), text, cases[i].to,
+                at + strlen(cases[i].from));
+        assert_int_equal(varve_catalogue_parse(changed, &again, NULL), -EUCLEAN);
+        free(changed);
+    }
+    free(text);
+    varve_catalogue_free(c);
+}
+
+static void ended_jobs_are_forgotten_oldest_first(void **state)
+{
+    struct varve_catalogue *c = varve_catalogue_new();
+    struct varve_cat_job *j;
+    char id[16];
+
+    (void)state;
+    assert_non_null(c);
+    for (unsigned i = 0; i < VARVE_CATALOGUE_JOBS_MAX + 3; i++) {
+        snprintf(id, sizeof(id), "j%u", i);
+        j = varve_catalogue_add_job(c, id, "diff");
+        assert_non_null(j);
+        j->state = i == 0 ? VARVE_JOB_ABORTING : VARVE_JOB_COMPLETED;
+        j->ended_ns = i == 0 ? 0 : 1000 - i;
+    }
+    varve_catalogue_trim_jobs(c);
+    assert_int_equal(c->njobs, VARVE_CATALOGUE_JOBS_MAX + 1);
+    assert_non_null(varve_catalogue_job(c, "j0")); /* open */
+    assert_non_null(varve_catalogue_job(c, "j1"));
+    assert_null(varve_catalogue_job(c, "j101"));
+    assert_null(varve_catalogue_job(c, "j102"));
     varve_catalogue_free(c);
 }
 
@@ -410,6 +529,9 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         TEST(what_is_kept_comes_back),
+        TEST(jobs_come_back),
+        TEST(a_job_that_is_not_whole_is_refused),
+        TEST(ended_jobs_are_forgotten_oldest_first),
         TEST(exports_come_back_and_are_limited),
         TEST(bitmaps_come_back),
         TEST(an_old_catalogue_is_read),
