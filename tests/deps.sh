@@ -4,7 +4,7 @@
 # Installs what building and testing need, on Debian 12 and 13, as root or through sudo.
 # Does nothing when all of it is there, so that an ordinary user can run it too.
 #
-#     tests/deps.sh [build] [test] [ci]        default: build test
+#     tests/deps.sh [build] [test] [ci] [bench]        default: build test
 set -eu
 
 build="gcc libc6-dev make autoconf automake libtool pkg-config perl xz-utils
@@ -16,6 +16,8 @@ build="gcc libc6-dev make autoconf automake libtool pkg-config perl xz-utils
 test="python3 python3-libnbd libnbd-bin qemu-utils gnutls-bin e2fsprogs fuse3 libfuse3-dev
     procps util-linux fio virtnbdbackup zsh"
 ci="clang llvm git"
+# qemu-system-common: qemu-storage-daemon
+bench="fio qemu-system-common gnutls-bin libnbd-bin"
 
 want=
 for set in "${@:-build test}"; do
@@ -24,8 +26,9 @@ for set in "${@:-build test}"; do
         build) want="$want $build" ;;
         test) want="$want $test" ;;
         ci) want="$want $ci" ;;
+        bench) want="$want $bench" ;;
         *)
-            echo "usage: tests/deps.sh [build] [test] [ci]" >&2
+            echo "usage: tests/deps.sh [build] [test] [ci] [bench]" >&2
             exit 2
             ;;
         esac

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: BSD-3-Clause
  *
  * Busy NBD clients that are cheap themselves: one thread, many connections, each with one read of
- * 64 KiB at a random place under way.  Written from the protocol document alone.
+ * 64 KiB at a random place under way.
  *
  *     busy WHERE EXPORT CONNECTIONS (SECONDS|Ntimes) [FILE]
  *
@@ -10,12 +10,11 @@
  * prints "ready", at the end "READS BYTES NANOSECONDS LONGEST", LONGEST being the nanoseconds that
  * the slowest read took.  Exit status 1: something was wrong, and what.
  */
+#include "tests/bench/peer.h"
+
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
-#include <netinet/in.h>
-#include <netinet/tcp.h>
-#include <stdarg.h>
 #include <stdbool.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -25,8 +24,6 @@
 #include <sys/mman.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
-#include <sys/un.h>
-#include <time.h>
 #include <unistd.h>
 
 #define PIECE      65536u
@@ -34,10 +31,6 @@
 #define HEAD_LEN   20u
 #define DATA_EXTRA 8u
 #define HOLE_LEN   12u
-
-#define MAGIC_REQUEST UINT32_C(0x25609513)
-#define MAGIC_CHUNK   UINT32_C(0x668e33ef)
-#define MAGIC_OPTION  UINT64_C(0x49484156454f5054)
 
 struct conn {
     int fd;
@@ -50,123 +43,13 @@ struct conn {
 static const uint8_t *reference;
 static uint64_t size, total_reads, longest_ns, seed = 88172645463325252u;
 
-static void die(const char *fmt, ...) __attribute__((noreturn, format(printf, 1, 2)));
-static void die(const char *fmt, ...)
-{
-    va_list ap;
-
-    va_start(ap, fmt);
-    vfprintf(stderr, fmt, ap);
-    va_end(ap);
-    fputc('\n', stderr);
-    exit(EXIT_FAILURE);
-}
-
-static uint64_t now_ns(void)
-{
-    struct timespec t;
-
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
-}
-
-static uint64_t get_be(const uint8_t *p, unsigned len)
-{
-    uint64_t v = 0;
-
-    while (len--)
-        v = v << 8 | *p++;
-    return v;
-}
-
-static uint8_t *put_be(uint8_t *p, uint64_t v, unsigned len)
-{
-    for (unsigned i = len; i--; v >>= 8)
-        p[i] = (uint8_t)v;
-    return p + len;
-}
-
-/* --- the handshake, one connection after the other ------------------------------------------- */
-
-static void send_all(int fd, const void *data, size_t len)
-{
-    if (send(fd, data, len, MSG_NOSIGNAL) != (ssize_t)len)
-        die("send: %s", strerror(errno));
-}
-
-static void recv_all(int fd, void *data, size_t len)
-{
-    ssize_t n = len ? recv(fd, data, len, MSG_WAITALL) : 0; /* of nothing it would wait */
-
-    if (n != (ssize_t)len)
-        die("the handshake ended early: %s", n < 0 ? strerror(errno) : "closed");
-}
-
-static int dial(const char *where)
-{
-    struct sockaddr_in in = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
-    struct sockaddr_un un = {.sun_family = AF_UNIX};
-    bool tcp = where[0] != '/';
-    int fd = socket(tcp ? AF_INET : AF_UNIX, SOCK_STREAM, 0), one = 1, rc;
-
-    if (fd < 0)
-        die("socket: %s", strerror(errno));
-    if (tcp) {
-        in.sin_port = htons((uint16_t)atoi(where));
-        setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one));
-        rc = connect(fd, (struct sockaddr *)&in, sizeof(in));
-    } else {
-        if (strlen(where) >= sizeof(un.sun_path))
-            die("the path is too long");
-        strcpy(un.sun_path, where);
-        rc = connect(fd, (struct sockaddr *)&un, sizeof(un));
-    }
-    if (rc)
-        die("%s: %s", where, strerror(errno));
-    return fd;
-}
-
-static void option(int fd, uint32_t code, const uint8_t *data, size_t len)
-{
-    uint8_t msg[16 + 512], reply[20], payload[4096], *p = msg;
-    uint32_t type, n;
-
-    p = put_be(p, MAGIC_OPTION, 8);
-    p = put_be(p, code, 4);
-    p = put_be(p, len, 4);
-    if (len)
-        memcpy(p, data, len);
-    send_all(fd, msg, 16 + len);
-    do {
-        recv_all(fd, reply, sizeof(reply));
-        type = (uint32_t)get_be(reply + 12, 4);
-        n = (uint32_t)get_be(reply + 16, 4);
-        if (n > sizeof(payload))
-            die("a long reply to option %u", code);
-        recv_all(fd, payload, n);
-        if (type & 0x80000000u)
-            die("option %u: %.*s", code, (int)n, (char *)payload);
-        if (type == 3 && n >= 12 && get_be(payload, 2) == 0)
-            size = get_be(payload + 2, 8);
-    } while (type != 1);
-}
-
 static void open_conn(struct conn *c, const char *where, const char *export)
 {
-    uint8_t data[512], greeting[18], *p = data;
-    size_t len = strlen(export);
+    struct peer peer;
 
-    if (len > 256)
-        die("the export's name is too long");
-    c->fd = dial(where);
-    recv_all(c->fd, greeting, sizeof(greeting));
-    put_be(data, 3, 4);
-    send_all(c->fd, data, 4);
-    option(c->fd, 8, NULL, 0);
-    p = put_be(p, len, 4);
-    memcpy(p, export, len);
-    p = put_be(p + len, 0, 2);
-    option(c->fd, 7, data, (size_t)(p - data));
+    peer_open(&peer, where, export, PEER_STRUCTURED, NULL);
+    c->fd = peer.fd;
+    size = peer.size;
     if (size < PIECE)
         die("the export has %" PRIu64 " bytes: too small", size);
 }
@@ -183,12 +66,12 @@ static void ask(struct conn *c)
     c->off = seed % ((size - PIECE) / GRAIN + 1) * GRAIN;
     c->got = 0;
     c->began_ns = now_ns();
-    p = put_be(p, MAGIC_REQUEST, 4);
+    p = put_be(p, PEER_MAGIC_REQUEST, 4);
     p = put_be(p, 0, 4);
     p = put_be(p, c->off ^ (uint64_t)c->fd << 48, 8);
     p = put_be(p, c->off, 8);
     put_be(p, PIECE, 4);
-    send_all(c->fd, msg, sizeof(msg));
+    peer_send(c->fd, msg, sizeof(msg));
 }
 
 static void check(const struct conn *c, uint64_t off, const uint8_t *data, size_t len)
@@ -238,7 +121,7 @@ static bool receive(struct conn *c)
         if (c->have < c->want)
             continue;
         if (c->want == HEAD_LEN) {
-            if (get_be(c->buf, 4) != MAGIC_CHUNK || get_be(c->buf + 16, 4) > DATA_EXTRA + PIECE)
+            if (get_be(c->buf, 4) != PEER_MAGIC_CHUNK || get_be(c->buf + 16, 4) > DATA_EXTRA + PIECE)
                 die("no chunk of a reply");
             c->want += (size_t)get_be(c->buf + 16, 4);
             if (c->have < c->want)
