@@ -43,7 +43,8 @@ struct app {
     struct varve_job restore;
     struct varve_letter restored, clerk_ended;
     uv_signal_t sigterm, sigint, sighup;
-    uv_timer_t end_timer;
+    uv_timer_t end_timer, watchdog;
+    unsigned watchdog_ms; /* 0: nobody waits for a sign of life */
     bool clerk_running, nbd_running, stopping;
     int status;
 };
@@ -62,6 +63,7 @@ static void app_on_control_closed(void *arg)
     uv_close((uv_handle_t *)&app->sigint, NULL);
     uv_close((uv_handle_t *)&app->sighup, NULL);
     uv_close((uv_handle_t *)&app->end_timer, NULL);
+    uv_close((uv_handle_t *)&app->watchdog, NULL);
 }
 
 static void app_maybe_close(struct app *app)
@@ -232,6 +234,13 @@ static void app_on_restored(struct varve_letter *letter)
     varve_sd_notify("READY=1");
 }
 
+/* What the service manager takes for life is that this loop turns; the clerk may wait for a disk. */
+static void app_on_watchdog(uv_timer_t *timer)
+{
+    (void)timer;
+    varve_sd_notify("WATCHDOG=1");
+}
+
 /* On the clerk's thread. */
 static void clerk_restore(struct varve_job *job, bool stopping)
 {
@@ -252,6 +261,9 @@ static int app_start(struct app *app, struct varve_err *err)
     uv_loop_init(&app->loop);
     uv_timer_init(&app->loop, &app->end_timer);
     app->end_timer.data = app;
+    uv_timer_init(&app->loop, &app->watchdog);
+    if (app->watchdog_ms)
+        uv_timer_start(&app->watchdog, app_on_watchdog, app->watchdog_ms, app->watchdog_ms);
     app->options.nbd.log = varve_log;
     for (unsigned i = 0; i < 2; i++) {
         uv_signal_init(&app->loop, signals[i]);
@@ -333,6 +345,7 @@ int main(int argc, char **argv)
     case VARVE_OPTIONS_RUN:
         break;
     }
+    app.watchdog_ms = varve_sd_watchdog_ms();
     if (varve_sd_listen(&app.passed, &err) < 0 || app_prepare(&app, &err) < 0 ||
         app_start(&app, &err) < 0) {
         varve_log("%s", err.msg);

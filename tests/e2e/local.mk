@@ -30,6 +30,7 @@ e2e_tests = \
 	%D%/test_races.py \
 	%D%/test_release.py \
 	%D%/test_scratch.py \
+	%D%/test_service.py \
 	%D%/test_stalled_client.py \
 	%D%/test_throttle.py \
 	%D%/test_transaction.py \

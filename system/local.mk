@@ -1,0 +1,24 @@
+# What systemd wants.  Everything goes below our own prefix: systemd looks in /usr and /usr/local.
+systemunitdir = $(prefix)/lib/systemd/system
+systemusersdir = $(prefix)/lib/sysusers.d
+systemtmpfilesdir = $(prefix)/lib/tmpfiles.d
+
+made_units = %D%/varved.service %D%/varve@.service
+dist_systemunit_DATA = %D%/varved.socket %D%/varve@.socket
+nodist_systemunit_DATA = $(made_units)
+EXTRA_DIST += %D%/varved.service.in %D%/varve@.service.in %D%/sysusers.conf %D%/tmpfiles.conf
+CLEANFILES += $(made_units)
+
+substitute = $(AM_V_GEN)$(MKDIR_P) $(@D) && sed \
+	-e 's|@sbindir[@]|$(sbindir)|g' -e 's|@sysconfdir[@]|$(sysconfdir)|g' -e 's|@NBDKIT[@]|$(NBDKIT)|g'
+%D%/varved.service: %D%/varved.service.in
+	$(substitute) $(srcdir)/%D%/varved.service.in >$@
+%D%/varve@.service: %D%/varve@.service.in
+	$(substitute) $(srcdir)/%D%/varve@.service.in >$@
+
+install-data-local:
+	$(MKDIR_P) '$(DESTDIR)$(systemusersdir)' '$(DESTDIR)$(systemtmpfilesdir)'
+	$(INSTALL_DATA) $(srcdir)/%D%/sysusers.conf '$(DESTDIR)$(systemusersdir)/varve.conf'
+	$(INSTALL_DATA) $(srcdir)/%D%/tmpfiles.conf '$(DESTDIR)$(systemtmpfilesdir)/varve.conf'
+uninstall-local:
+	rm -f '$(DESTDIR)$(systemusersdir)/varve.conf' '$(DESTDIR)$(systemtmpfilesdir)/varve.conf'
