@@ -2,15 +2,16 @@
  *
  * An endpoint: where the bytes of a job come from or go to.  A raw file or block device, an NBD
  * export of anybody's (libnbd, TLS too), or a view of one of our disks: one face for all of them.
- * For one loop's thread, which it never makes wait: files are read and written by the pool, NBD goes
- * through the loop.  It believes no peer: lengths are checked, and whatever a peer does or leaves
- * undone, every request ends, the latest when the peer has said nothing for stall_ms.  It keeps no
- * data: buffers are the caller's, and no more of them are in use than requests were submitted.
+ * For one loop's thread, which it never makes wait: files are read and written by the pool, NBD
+ * goes through the loop.  It believes no peer: lengths are checked, and whatever a peer does or
+ * leaves undone, every request ends, the latest when the peer has said nothing for stall_ms.  It
+ * keeps no data: buffers are the caller's, and no more of them are in use than requests were
+ * submitted.
  *
  *     open ──▶ opened(): 0 or why not ──▶ submit … done() … ──▶ close ──▶ closed()
  *
- * All callbacks run on the loop's thread, each exactly once, and never before the call that asks for
- * them has returned (HACKING, rule 9).  They may submit and close.
+ * All callbacks run on the loop's thread, each exactly once, and never before the call that asks
+ * for them has returned (HACKING, rule 9).  They may submit and close.
  */
 #ifndef VARVE_SERVER_ENDPOINT_H
 #define VARVE_SERVER_ENDPOINT_H
@@ -40,7 +41,8 @@ enum varve_endpoint_op {
 
 /* Flags of an extent.  Neither: data, or nobody knows. */
 #define VARVE_ENDPOINT_IS_ZERO 1u /* reads as zeroes */
-#define VARVE_ENDPOINT_IS_HOLE 2u /* takes no space, which alone says nothing of what it reads as */
+#define VARVE_ENDPOINT_IS_HOLE 2u /* takes no space, which alone says nothing of what it reads as  \
+                                   */
 
 struct varve_endpoint_extent {
     uint64_t len;
@@ -65,9 +67,11 @@ struct varve_endpoint_req {
 
     /* the endpoint's */
     struct varve_endpoint *e;
-    TAILQ_ENTRY(varve_endpoint_req) link;
+    TAILQ_ENTRY(varve_endpoint_req) link, turn;
     uv_work_t work;
-    uint64_t at; /* bytes dealt with */
+    int64_t cookie;
+    uint64_t at, asked; /* bytes dealt with, and under way behind these */
+    bool by_zero;
     bool submitted;
 };
 
@@ -77,7 +81,6 @@ struct varve_endpoint_info {
     uint32_t block_min; /* requests' alignment; a power of two, 1..64K (of a view: 1) */
     bool writable;
     bool has_extents; /* else EXTENTS says data of all */
-    bool has_zero;    /* else ZERO writes zeroes */
     bool is_nbd;
 };
 
@@ -87,8 +90,8 @@ struct varve_endpoint_options {
     uint64_t stall_ms;   /* 0: 60 s.  One that is asked something and says nothing for so long */
 };
 
-/* True: an NBD URI (nbd, nbds, with or without +unix, +vsock), by its scheme; else it is the path of
- * a file.  A path that looks like one is written "./nbd:…". */
+/* True: an NBD URI (nbd, nbds, with or without +unix, +vsock), by its scheme; else it is the path
+ * of a file.  A path that looks like one is written "./nbd:…". */
 bool varve_endpoint_is_uri(const char *where);
 
 /* Opens a file or NBD export that is there.  opened(arg, 0, NULL): it can be used; opened(arg,
@@ -113,13 +116,13 @@ int varve_endpoint_open_view(uv_loop_t *loop, struct varve_served_view *view,
                              void *arg, struct varve_endpoint **out, struct varve_err *err);
 
 const struct varve_endpoint_info *varve_endpoint_info(const struct varve_endpoint *e);
-/* As it was opened: path or URI (a password in it is left out). */
+/* As it was opened: path or URI. */
 const char *varve_endpoint_name(const struct varve_endpoint *e);
 
 /* 0: req->done() comes later.  -EINVAL: the request is none (a bug of the caller's, or a size that
  * does not fit); -ENOTCONN: not open, or failed for good; then done() does not come.
- * Requests may run in any order, side by side; those that overlap are the caller's to order.  Once a
- * peer is gone all requests fail, with the reason. */
+ * Requests may run in any order, side by side; those that overlap are the caller's to order.  Once
+ * a peer is gone all requests fail, with the reason. */
 int varve_endpoint_submit(struct varve_endpoint *e, struct varve_endpoint_req *req,
                           struct varve_err *err);
 

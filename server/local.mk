@@ -96,6 +96,13 @@ server_libvarved_la_SOURCES = \
 	%D%/disk.c \
 	%D%/disk.h \
 	%D%/disks.c \
+	%D%/endpoint-file.c \
+	%D%/endpoint-internal.h \
+	%D%/endpoint-nbd.c \
+	%D%/endpoint-pool.c \
+	%D%/endpoint-pool.h \
+	%D%/endpoint-view.c \
+	%D%/endpoint.c \
 	%D%/endpoint.h \
 	%D%/events.c \
 	%D%/events.h \
@@ -114,6 +121,8 @@ server_libvarved_la_SOURCES = \
 	%D%/options.h \
 	%D%/peer.c \
 	%D%/peer.h \
+	%D%/quiet-io.c \
+	%D%/quiet-io.h \
 	%D%/release.c \
 	%D%/release.h \
 	%D%/runtime.c \
@@ -128,8 +137,8 @@ server_libvarved_la_SOURCES = \
 	%D%/transaction.h \
 	%D%/view-export.c \
 	%D%/view-export.h
-server_libvarved_la_CFLAGS = $(AM_CFLAGS) $(LIBUV_CFLAGS) $(GNUTLS_CFLAGS) $(JANSSON_CFLAGS)
-server_libvarved_la_LIBADD = server/libnbdserver.la lib/libvarve.la $(LIBUV_LIBS) $(JANSSON_LIBS)
+server_libvarved_la_CFLAGS = $(AM_CFLAGS) $(LIBUV_CFLAGS) $(GNUTLS_CFLAGS) $(JANSSON_CFLAGS) $(LIBNBD_CFLAGS)
+server_libvarved_la_LIBADD = server/libnbdserver.la lib/libvarve.la $(LIBUV_LIBS) $(JANSSON_LIBS) $(LIBNBD_LIBS)
 
 sbin_PROGRAMS += server/varved
 server_varved_SOURCES = %D%/main.c

@@ -196,10 +196,22 @@ check_PROGRAMS += %D%/unit/test-tls-session
 %C%_unit_test_tls_session_LDADD = server/libnbdserver.la $(GNUTLS_LIBS) $(CMOCKA_LIBS)
 TESTS += %D%/unit/test-tls-session
 
+check_PROGRAMS += %D%/unit/test-quiet-io
+%C%_unit_test_quiet_io_SOURCES = %D%/unit/test-quiet-io.c
+%C%_unit_test_quiet_io_CFLAGS = $(AM_CFLAGS) $(CMOCKA_CFLAGS)
+%C%_unit_test_quiet_io_LDADD = server/libvarved.la $(CMOCKA_LIBS)
+TESTS += %D%/unit/test-quiet-io
+
+check_PROGRAMS += %D%/server/endpoint-fixture
+%C%_server_endpoint_fixture_SOURCES = %D%/server/endpoint-fixture.c
+%C%_server_endpoint_fixture_CFLAGS = $(AM_CFLAGS) $(LIBUV_CFLAGS)
+%C%_server_endpoint_fixture_LDADD = server/libvarved.la $(LIBUV_LIBS)
+
 server_tests = \
 	%D%/server/test_argument_errors.py \
 	%D%/server/test_backup_life.py \
 	%D%/server/test_control.py \
+	%D%/server/test_endpoint.py \
 	%D%/server/test_estimate.py \
 	%D%/server/test_freeze_hook.py \
 	%D%/server/test_many_checkpoints.py
