@@ -13,7 +13,8 @@
  * disk that is clean, or one whose log can be believed.  A log that cannot be believed is removed, also
  * durably, before anything is done that it would be believed for; and without one it says so by not
  * being there.  Who only makes a boundary for a disk that nobody serves reads the log and leaves it as
- * it is: the regions in it stay in doubt until a server has made them durable.
+ * it is: the regions in it stay in doubt until a server has made them durable.  If the disk is clean he
+ * keeps one with no regions in it, as any server does: his epochs are open until he stops.
  *
  * A clean stop goes the other way: image durable, bits and clean mark durable, log not kept any more.
  *

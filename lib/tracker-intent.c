@@ -71,14 +71,14 @@ int varve_tracker_start_intent(struct varve_tracker *t, const struct varve_track
     t->intent = varve_intent_new(t->w, &t->paths, t->id.uuid, &t->id.geometry, &t->ctl->intent);
     if (!t->intent)
         return varve_err_set(err, ENOMEM, "no memory for the intent log");
-    if (t->image_fd < 0) { /* what the next server will find */
+    if (t->image_fd < 0 && (!t->found_clean || varve_intent_image_failed(t->intent))) {
+        /* what the next server will find */
         atomic_fetch_or(&t->ctl->intent, t->found.trusted ? t->found.regions : 0);
         return 0;
     }
-    if (cfg->durable_process)
+    if (t->image_fd >= 0 && cfg->durable_process)
         return varve_intent_drop(t->w, &t->paths, err);
-    r = open_for_sync(t, cfg->image, err);
-    if (r < 0)
+    if (t->image_fd >= 0 && (r = open_for_sync(t, cfg->image, err)) < 0)
         return r;
     if (t->found_clean && !varve_intent_image_failed(t->intent))
         r = varve_intent_start(t->intent, none, !new_disk, err);

@@ -35,7 +35,7 @@ struct varve_tracker_config {
     const char *name;
     const char *image;   /* absolute path, for the identity */
     int image_fd;        /* read for preimages; borrowed; -1: no writer will come (offline): then the
-                          * intent log is read, and never written */
+                          * intent log is left as it is, unless the disk is clean */
     uint64_t size;       /* of the image now, bytes */
     uint64_t block_size; /* bytes; 0: the disk's own, or the default for a new one */
     uint64_t scratch_max; /* bytes of preimages per disk; 0: no limit */

@@ -4,6 +4,8 @@
  */
 #include "tests/sim/crash-life.h"
 
+#include "lib/tracker-internal.h"
+
 #include <errno.h>
 #include <setjmp.h>
 #include <stdarg.h>
@@ -220,6 +222,31 @@ static void an_error_that_only_the_guests_flush_has_seen_outlives_the_server(voi
     }
 }
 
+/* plugin A   is stopped: the log says that nobody keeps it
+ * daemon     takes the disk and makes a boundary
+ *            killed, or the power fails: nobody has written, and nothing may count as written */
+static void a_boundary_on_a_stopped_disk_leaves_a_log_that_can_be_believed(void **state)
+{
+    (void)state;
+    for (unsigned power = 0; power < 2; power++) {
+        start();
+        write_some();
+        server_stop(&l);
+        assert_true(l.clean);
+        offline_start(&l);
+        boundary(true);
+        if (power)
+            power_fails();
+        sim_kill(&l.sim, SIM_DAEMON);
+        reap(&l);
+        start(); /* compares */
+        assert_true(l.t->found.trusted);
+        assert_int_equal(l.t->found.regions, 0);
+        end(NULL);
+        begin(NULL);
+    }
+}
+
 /* The power fails while the first daemon makes the catalogue: with the first file's name lost, and
  * the second one half written, another would not start. */
 static void a_catalogue_whose_making_was_cut_short_is_made_again(void **state)
@@ -254,6 +281,8 @@ int main(void)
                                         end),
         cmocka_unit_test_setup_teardown(
             an_error_that_only_the_guests_flush_has_seen_outlives_the_server, begin, end),
+        cmocka_unit_test_setup_teardown(
+            a_boundary_on_a_stopped_disk_leaves_a_log_that_can_be_believed, begin, end),
         cmocka_unit_test_setup_teardown(a_catalogue_whose_making_was_cut_short_is_made_again, begin,
                                         end),
     };
