@@ -263,6 +263,7 @@ check_LTLIBRARIES += %D%/sim/libcrash.la
 %C%_sim_libcrash_la_SOURCES = \
 	%D%/sim/crash-backup.c \
 	%D%/sim/crash-check.c \
+	%D%/sim/crash-doubt.c \
 	%D%/sim/crash-guest.c \
 	%D%/sim/crash-life.c \
 	%D%/sim/crash-life.h

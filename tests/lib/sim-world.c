@@ -214,13 +214,16 @@ static int sim_pwrite(struct varve_world *vw, int fd, const void *buf, size_t le
     struct sim_world *w = self(vw);
     struct sim_file *f = file_of(w, fd);
     int r = file_begin(w, SIM_PWRITE, fd);
+    size_t whole = len;
 
     if (w->dead)
         return r;
     sim_must(f->writable, "the file is open for reading");
-    /* A part of it may be all that there is of it. */
+    /* A part of it may be all that there is of it; of a caller that dies, whole pages. */
     if (r < 0 || (is_dying(w) && sim_random(w->sim, 2)))
         len = sim_random(w->sim, len + 1);
+    if (r == 0 && is_dying(w) && (off + len) % SIM_PAGE > 0 && len < whole)
+        len -= len < (off + len) % SIM_PAGE ? len : (off + len) % SIM_PAGE;
     sim_store(w->sim, f->inode, buf, off, len);
     return (int)sim_end(w, r);
 }

@@ -53,10 +53,11 @@ static bool piece_begin(struct life *l, uint32_t at, uint32_t len, bool punch,
                         struct varve_piece *piece)
 {
     struct epoch *e = &l->epochs[l->live];
-    uint32_t blocks = blocks_of(at, len);
+    uint32_t blocks = blocks_of(at, len), hot = heat_before(l, at);
 
     e->maybe |= blocks;
     varve_piece_begin(l->t, disk_off(at), len, punch, piece);
+    heat_after(l, at, hot);
     if (is_dead(l, SIM_PLUGIN))
         return false;
     e->written |= blocks;
@@ -153,10 +154,33 @@ void guest_flush(struct life *l)
         varve_tracker_image_failed(l->t); /* before the guest is told */
 }
 
+static bool any_held(struct life *l)
+{
+    bool any = false;
+
+    for (unsigned i = 0; i < HELD; i++)
+        any |= l->held[i].on;
+    return any;
+}
+
+/* The plugin says each second that it lives: nobody comes between. */
+static void time_passes(struct life *l)
+{
+    bool hooked = l->sim.in_hook;
+
+    l->sim.in_hook = true;
+    l->doing = CONTROLLING;
+    l->doer = SIM_PLUGIN;
+    l->sim.now_ns += rnd(l, UINT64_C(5000000000));
+    varve_tracker_beat(l->t);
+    l->doing = NOTHING;
+    l->sim.in_hook = hooked;
+}
+
 void flusher_step(struct life *l)
 {
     struct varve_err err = VARVE_ERR_INIT;
-    uint64_t faults = l->sim.faults;
+    uint64_t faults = l->sim.faults, touches[SPOTS];
     bool cool = rnd(l, 3) > 0;
     int r;
 
@@ -168,13 +192,17 @@ void flusher_step(struct life *l)
         return;
     trace(l, "the flusher%s", cool ? ", cooling" : "");
     l->cooled += cool;
+    time_passes(l);
+    memcpy(touches, l->touches, sizeof(touches));
     l->doing = CONTROLLING;
     l->doer = SIM_PLUGIN;
     r = varve_tracker_flush(l->t, cool, &err);
     l->doing = NOTHING;
     if (is_dead(l, SIM_PLUGIN))
         return;
-    if (r < 0 && no_faults_since(l, faults) && l->sim.faults == 0)
+    if (r == 0)
+        heat_flushed(l, cool && !any_held(l), touches);
+    else if (no_faults_since(l, faults) && l->sim.faults == 0)
         broken(l, "the flusher failed: %s", err.msg);
     if (r < 0)
         l->epochs[l->live].doubt = true;

@@ -1,8 +1,6 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 #include "tests/sim/crash-life.h"
 
-#include "lib/intent.h"
-
 #include "tests/lib/sim-disk.h"
 
 #include <errno.h>
@@ -77,6 +75,7 @@ void look_at_image(struct life *l, char *bytes)
 /* Its memory is given back in a world where nothing is done any more. */
 static void server_lost(struct life *l)
 {
+    heat_note(l);
     if (l->t)
         varve_tracker_detach(l->t, NULL);
     l->t = NULL;
@@ -105,45 +104,14 @@ static void view_lost(struct life *l, struct view *v)
     v->at.id = 0;
 }
 
-/* Blocks of the regions that the intent log, as it is now, will make count as written.  False: nobody
- * can say, so all of them may. */
-static bool regions_in_doubt(struct life *l, uint32_t *blocks)
-{
-    struct varve_intent_found found;
-
-    *blocks = 0;
-    if (!l->born || l->sim.faults > 0 ||
-        varve_intent_read(sim_of(&l->sim, SIM_TEST), &l->paths, l->id.uuid, &l->g, INT64_MIN,
-                          &found, NULL) < 0 || !found.trusted)
-        return false;
-    for (uint32_t blk = 0; blk < BLKS; blk++) {
-        uint64_t region = disk_off(blk * BLOCK) >> varve_intent_shift(&l->g);
-
-        if (found.bits[region / 64] >> (region % 64) & 1)
-            *blocks |= UINT32_C(1) << blk;
-    }
-    return true;
-}
-
 static void power_lost(struct life *l)
 {
-    uint32_t blocks;
-    bool tight;
-
     l->powers++;
     sim_reboot(&l->sim);
-    tight = regions_in_doubt(l, &blocks);
     for (unsigned i = 0; i < VIEWS; i++)
         view_lost(l, &l->views[i]);
-    if (!l->clean) {
-        uint64_t to = l->next > l->live ? l->next : l->live;
-
-        for (uint64_t e = l->sealed_to; e <= to; e++) {
-            l->epochs[e].tight = tight && (l->epochs[e].tight || !l->epochs[e].doubt);
-            l->epochs[e].regions |= blocks;
-            l->epochs[e].doubt = true;
-        }
-    }
+    l->ghost.at.id = 0;
+    doubt_after_power(l);
     trace(l, "the power has failed%s", l->clean ? ", on a clean disk" : "");
 }
 
@@ -194,6 +162,10 @@ static void compare_live(struct life *l, bool faults)
          * may be another: who needs that file is told so. */
         if (l->born && !faults && (!l->epochs[was].doubt || live < was))
             broken(l, "epoch %" PRIu64 " was live, now it is %" PRIu64, was, live);
+        for (uint64_t e = was + 1; e <= live; e++) {
+            l->epochs[e].tight = l->epochs[was].tight;
+            l->epochs[e].regions = l->epochs[was].regions;
+        }
         for (uint64_t e = was; e <= live; e++)
             l->epochs[e].doubt = true;
         for (uint64_t e = live; e <= was; e++)
@@ -255,6 +227,7 @@ static bool server_start(struct life *l, enum sim_proc proc)
         .block_size = BLOCK,
         .role = proc == SIM_PLUGIN ? "nbdkit" : "varved",
         .existing_only = proc == SIM_DAEMON,
+        .durable_process = proc == SIM_PLUGIN && rnd(l, 4) < l->careless,
     };
     struct varve_world *w = sim_of(&l->sim, proc);
     struct varve_err err = VARVE_ERR_INIT;
@@ -268,6 +241,7 @@ static bool server_start(struct life *l, enum sim_proc proc)
     if (proc == SIM_PLUGIN)
         r = l->image_fd = cfg.image_fd = w->open(w, IMAGE, O_RDWR, 0);
     l->clean = false; /* from here on nobody knows whether the mark is still there */
+    l->logless |= cfg.durable_process;
     if (r >= 0)
         r = varve_tracker_attach(w, &cfg, &l->t, notes, &err);
     l->doing = NOTHING;
@@ -296,6 +270,7 @@ static bool server_start(struct life *l, enum sim_proc proc)
     compare_live(l, !no_faults_since(l, l->faults_at_start));
     l->faults_at_start = l->sim.faults;
     note_failed_image(l);
+    heat_started(l, proc);
     if (no_faults_since(l, faults))
         l->sealed_to = l->live;
     l->born = true;
@@ -499,6 +474,7 @@ void life_begin(struct life *l, uint64_t seed)
     l->live = 1;
     l->sealed_to = 1;
     l->faulty = seed % 3 ? 0 : 6;
+    l->careless = seed / 3 % 6 == 0 ? 4 : seed / 3 % 6 == 1;
     sim_init(&l->sim, seed ^ UINT64_C(0x5eed));
     l->sim.hook = meanwhile;
     l->sim.verbose = getenv("TRACE") != NULL;

@@ -91,6 +91,7 @@ struct life {
     struct sim sim;
     uint64_t seed, random; /* of what is done; the machine has its own */
     unsigned faulty;       /* in 100 steps that many plan a fault */
+    unsigned careless;     /* of 4 servers that many have durability=process */
     enum doing doing;
     enum sim_proc doer;
     char what[160]; /* the step, for messages */
@@ -113,6 +114,12 @@ struct life {
     struct epoch epochs[EPOCHS];
     uint64_t next_view;
     struct view views[VIEWS];
+    struct view ghost; /* one that has ended, and is read by somebody who does not know it */
+
+    /* the intent log (crash-doubt.c); a spot is a region */
+    bool logless;  /* nobody keeps one, or did when it was last needed */
+    uint32_t hot;  /* regions that its file may have */
+    uint64_t calm[SPOTS], touches[SPOTS];
 
     /* the daemon */
     struct varve_source *source;
@@ -183,6 +190,19 @@ void daemon_restart(struct life *l);
 /* Opens the reader's files of epochs and views that it lacks. */
 void fetch(struct life *l);
 void open_source(struct life *l);
+
+/* --- crash-doubt.c: the intent log, and a power failure --- */
+
+/* Looks what the log has, before its server is lost. */
+void heat_note(struct life *l);
+/* Around the beginning of a write. */
+uint32_t heat_before(struct life *l, uint32_t at);
+void heat_after(struct life *l, uint32_t at, uint32_t before);
+void heat_started(struct life *l, enum sim_proc proc);
+/* A step of the flusher has gone well; looked: for quiet regions, with no writer inside. */
+void heat_flushed(struct life *l, bool looked, const uint64_t touches[SPOTS]);
+/* Which epochs may count more as written than was. */
+void doubt_after_power(struct life *l);
 
 /* --- crash-guest.c: the guest, and readers of views --- */
 
