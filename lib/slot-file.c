@@ -7,8 +7,9 @@
  *  2. A slot counts only if its checksum fits: a torn write leaves it void, and the other in force.
  *  3. A write that failed is made void before anything else happens, so that the text that its
  * caller was told of is what a crash leaves.
- *  4. What was read is synced before it is returned: after a kill -9 the page cache may show what a
- *     power loss would take back.
+ *  4. What was read is written again, as it is, and synced before it is returned: after a kill -9 the
+ *     page cache may show what a power loss would take back, and a sync of what an earlier sync could
+ *     not write says that all is well.
  */
 #include "lib/slot-file.h"
 
@@ -168,6 +169,24 @@ static int slot_write(struct varve_slot_file *f, struct slot *s, const char *tex
     return err ? -err->code : -EIO;
 }
 
+/* The same bytes again, durable now: rule 4. */
+static int slot_write_again(struct varve_world *w, struct slot *s, struct varve_err *err)
+{
+    size_t total = SLOT_HEAD + strlen(s->text);
+    char *buf = malloc(total);
+    ssize_t got;
+    int rc;
+
+    if (!buf)
+        return varve_err_set(err, ENOMEM, "%s: no memory", s->path);
+    got = w->pread(w, s->fd, buf, total, 0);
+    rc = got < 0 ? (int)got : (size_t)got < total ? -EIO : w->pwrite(w, s->fd, buf, total, 0);
+    free(buf);
+    if (rc == 0)
+        rc = w->sync(w, s->fd);
+    return rc < 0 ? varve_err_sys(err, -rc, "cannot make %s durable", s->path) : 0;
+}
+
 static int slot_open(struct varve_world *w, const char *dir, const char *name, unsigned number,
                      struct slot *s, struct varve_err *err)
 {
@@ -231,11 +250,12 @@ static int slot_file_load(struct varve_slot_file *f, const char *dir, const char
 
     f->in_force = !a->valid || (b->valid && b->sequence > a->sequence) ? 1 : 0;
     f->sequence = f->slots[f->in_force].sequence;
-    rc = f->w->sync(f->w, f->slots[f->in_force].fd);
-    if (rc == 0)
-        rc = f->w->sync_dir(f->w, dir);
+    rc = slot_write_again(f->w, &f->slots[f->in_force], err);
     if (rc < 0)
-        return varve_err_sys(err, -rc, "cannot sync %s", f->slots[f->in_force].path);
+        return rc;
+    rc = f->w->sync_dir(f->w, dir);
+    if (rc < 0)
+        return varve_err_sys(err, -rc, "cannot sync %s", dir);
     *text = f->slots[f->in_force].text;
     f->slots[f->in_force].text = NULL;
     return 0;

@@ -222,6 +222,27 @@ static void an_error_that_only_the_guests_flush_has_seen_outlives_the_server(voi
     }
 }
 
+/* daemon A   commits; killed before the sync
+ * daemon B   reads what A has written; its sync fails
+ * daemon C   reads it too; its sync says that all is well, and C goes by what it has read
+ * power      fails: what C went by must not be taken back */
+static void a_commit_that_could_not_be_made_durable_is_written_again(void **state)
+{
+    (void)state;
+    start();
+    daemon_start(&l);
+    keep_blocks(&l);
+    die(keep_blocks, SIM_SYNC, "catalogue", false);
+    l.sim.fault =
+        (struct sim_fault){.error = EIO, .calls = 1u << SIM_SYNC, .count = 1, .where = "catalogue"};
+    daemon_start(&l);
+    assert_null(l.store);
+    daemon_start(&l);
+    assert_non_null(l.store);
+    power_fails();
+    daemon_start(&l); /* compares */
+}
+
 /* plugin A   is stopped: the log says that nobody keeps it
  * daemon     takes the disk and makes a boundary
  *            killed, or the power fails: nobody has written, and nothing may count as written */
@@ -281,6 +302,8 @@ int main(void)
                                         end),
         cmocka_unit_test_setup_teardown(
             an_error_that_only_the_guests_flush_has_seen_outlives_the_server, begin, end),
+        cmocka_unit_test_setup_teardown(a_commit_that_could_not_be_made_durable_is_written_again,
+                                        begin, end),
         cmocka_unit_test_setup_teardown(
             a_boundary_on_a_stopped_disk_leaves_a_log_that_can_be_believed, begin, end),
         cmocka_unit_test_setup_teardown(a_catalogue_whose_making_was_cut_short_is_made_again, begin,
