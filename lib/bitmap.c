@@ -116,6 +116,21 @@ uint64_t varve_bitmap_or_words(struct varve_bitmap *into, size_t word, const uin
     return set;
 }
 
+uint64_t varve_bitmap_or_words_cut(struct varve_bitmap *into, size_t word, const uint64_t *from,
+                                   size_t n)
+{
+    size_t nwords = varve_bitmap_nwords(into);
+    uint64_t last, set;
+
+    if (word >= nwords)
+        return 0;
+    if (n < nwords - word || into->nbits % 64 == 0)
+        return varve_bitmap_or_words(into, word, from, n < nwords - word ? n : nwords - word);
+    last = from[nwords - 1 - word] & word_mask(0, (unsigned)(into->nbits % 64));
+    set = varve_bitmap_or_words(into, word, from, nwords - 1 - word);
+    return set + varve_bitmap_or_words(into, nwords - 1, &last, 1);
+}
+
 void varve_bitmap_or(struct varve_bitmap *into, const struct varve_bitmap *from)
 {
     for (size_t i = 0; i < varve_bitmap_nwords(into); i++)

@@ -63,6 +63,10 @@ uint64_t varve_bitmap_count(const struct varve_bitmap *m);
 uint64_t varve_bitmap_or_words(struct varve_bitmap *into, size_t word, const uint64_t *from,
                                size_t n);
 
+/* The same of a map that may be longer than `into`: what lies behind its end is left out. */
+uint64_t varve_bitmap_or_words_cut(struct varve_bitmap *into, size_t word, const uint64_t *from,
+                                   size_t n);
+
 /* into |= from; both have the same nbits. */
 void varve_bitmap_or(struct varve_bitmap *into, const struct varve_bitmap *from);
 

@@ -53,6 +53,10 @@ static json_t *disk_dump(const struct varve_cat_disk *d, bool *bad)
 
     put(o, "uuid", hex_dump(d->uuid, 16), bad);
     put(o, "name", json_string(d->name), bad);
+    if (d->newest != 0) {
+        put(o, "newest", json_integer((json_int_t)d->newest), bad);
+        put(o, "birth", hex_dump(d->birth, sizeof(d->birth)), bad);
+    }
     for (size_t i = 0; i < d->ncheckpoints; i++)
         push(list, checkpoint_dump(&d->checkpoints[i], bad), bad);
     put(o, "checkpoints", list, bad);
@@ -213,6 +217,13 @@ static int disk_parse(json_t *o, struct varve_catalogue *c, struct varve_err *er
     d = varve_catalogue_add_disk(c, uuid, name);
     if (!d)
         return varve_err_set(err, ENOMEM, "no memory");
+    if (json_object_get(o, "newest")) { /* older ones have none */
+        rc = get_u63(o, "newest", &d->newest, err);
+        if (rc == 0)
+            rc = get_hex(o, "birth", d->birth, sizeof(d->birth), err);
+    }
+    if (rc < 0)
+        return rc;
     json_array_foreach(json_object_get(o, "checkpoints"), i, item)
     {
         rc = checkpoint_parse(item, d, err);

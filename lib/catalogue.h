@@ -76,6 +76,10 @@ struct varve_cat_bitmap {
 struct varve_cat_disk {
     uint8_t uuid[16];
     char name[VARVE_NAME_MAX + 1];            /* as it was last seen */
+    /* The first epoch after the newest boundary that was ever named, and its birth id (zero: it has
+     * none).  0: of older catalogues. */
+    uint64_t newest;
+    uint8_t birth[16];
     struct varve_cat_checkpoint *checkpoints; /* oldest first */
     size_t ncheckpoints;
     struct varve_cat_bitmap *bitmaps; /* in the order in which they were made */

@@ -50,6 +50,8 @@ int varve_epoch_file_open_flush(struct varve_world *w, const struct varve_paths 
         return varve_err_sys(err, -fd, "cannot open %s", path);
     r = varve_epoch_head_read(w, fd, path, NULL, g, epoch, epoch, &head, err);
     if (r == 0)
+        r = varve_epoch_head_fits(&head, path, g, err);
+    if (r == 0)
         r = varve_epoch_mark_read(w, fd, path, &state, digest, err);
     if (r == 0 && state != VARVE_EPOCH_FILE_OPEN)
         r = varve_err_set(err, EEXIST, "%s is not open", path);
@@ -120,6 +122,8 @@ static int load_open_fd(struct varve_world *w, int fd, const char *path, const u
     uint64_t bytes = varve_map_bytes(g), *words;
     int r = varve_epoch_head_read(w, fd, path, uuid, g, epoch, epoch, &head, err);
 
+    if (r == 0)
+        r = varve_epoch_head_fits(&head, path, g, err);
     if (r == 0)
         r = varve_epoch_mark_read(w, fd, path, &state, digest, err);
     if (r < 0)

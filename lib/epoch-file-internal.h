@@ -91,10 +91,15 @@ static inline bool varve_epoch_chunk_is_set(const uint8_t table[VARVE_EPOCH_TABL
 /* Says that the file at path cannot be used, and why; -EUCLEAN. */
 int varve_epoch_file_unusable(const char *path, const char *why, struct varve_err *err);
 
-/* Reads the head as it stands in the file and checks it.  uuid, g: NULL if they do not matter. */
+/* Reads the head as it stands in the file and checks it.  uuid, g: NULL if they do not matter.  The
+ * size may be another than the disk has now; it is one that a disk can have. */
 int varve_epoch_head_read(struct varve_world *w, int fd, const char *path, const uint8_t *uuid,
                           const struct varve_geometry *g, uint64_t first, uint64_t last,
                           struct varve_epoch_head *head, struct varve_err *err);
+
+/* -EUCLEAN: the epoch was of a disk of another size. */
+int varve_epoch_head_fits(const struct varve_epoch_head *head, const char *path,
+                          const struct varve_geometry *g, struct varve_err *err);
 
 /* Reads the mark.  digest is set unless the state is open. */
 int varve_epoch_mark_read(struct varve_world *w, int fd, const char *path,

@@ -326,6 +326,8 @@ static int finish_fd(struct varve_world *w, int fd, const char *path,
     int rc = varve_epoch_head_read(w, fd, path, NULL, g, epoch, epoch, &head, err);
 
     if (rc == 0)
+        rc = varve_epoch_head_fits(&head, path, g, err);
+    if (rc == 0)
         rc = varve_epoch_mark_read(w, fd, path, &was, digest, err);
     if (rc < 0)
         return rc;

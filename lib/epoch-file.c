@@ -1,6 +1,8 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 #include "lib/epoch-file-internal.h"
 
+#include "include/varve.h"
+
 #include <endian.h>
 #include <errno.h>
 #include <fcntl.h>
@@ -41,9 +43,18 @@ int varve_epoch_head_read(struct varve_world *w, int fd, const char *path, const
         return varve_epoch_file_unusable(path, "its name and its head tell different epochs", err);
     if (uuid && memcmp(head->uuid, uuid, sizeof(head->uuid)) != 0)
         return varve_epoch_file_unusable(path, "it belongs to another disk", err);
-    if (g && (le32toh(head->shift) != g->shift || le64toh(head->size) != g->size))
-        return varve_epoch_file_unusable(path, "it is of another size or granularity than the disk",
-                                         err);
+    if (g && le32toh(head->shift) != g->shift)
+        return varve_epoch_file_unusable(path, "it is of another granularity than the disk", err);
+    if (le64toh(head->size) > VARVE_DISK_SIZE_MAX)
+        return varve_epoch_file_unusable(path, "it is of no size that a disk can have", err);
+    return 0;
+}
+
+int varve_epoch_head_fits(const struct varve_epoch_head *head, const char *path,
+                          const struct varve_geometry *g, struct varve_err *err)
+{
+    if (le64toh(head->size) != g->size)
+        return varve_epoch_file_unusable(path, "it is of another size than the disk", err);
     return 0;
 }
 
@@ -111,6 +122,7 @@ int varve_epoch_file_info(struct varve_world *w, const struct varve_paths *p,
     info->first = first;
     info->last = last;
     info->prev = le64toh(head.prev);
+    info->size = le64toh(head.size);
     memcpy(info->id, head.id, sizeof(info->id));
     return 0;
 }
@@ -203,25 +215,28 @@ static uint64_t chunks_or(const uint8_t table[VARVE_EPOCH_TABLE_LEN],
     while ((len = run_next(table, g, &next, &at)) > 0) {
         for (uint64_t i = 0; i < len / 8; i++)
             words[i] = le64toh(words[i]);
-        added += varve_bitmap_or_words(into, (size_t)(at / 8), words, (size_t)(len / 8));
+        added += varve_bitmap_or_words_cut(into, (size_t)(at / 8), words, (size_t)(len / 8));
         words += len / 8;
     }
     return added;
 }
 
 static int load_fd(struct varve_world *w, int fd, const char *path, const uint8_t uuid[16],
-                   const struct varve_geometry *g, uint64_t first, uint64_t last,
+                   const struct varve_geometry *disk, uint64_t first, uint64_t last,
                    struct varve_bitmap *into, uint64_t *added, struct varve_err *err)
 {
+    struct varve_geometry own, *g = &own;
     uint8_t digest[VARVE_DIGEST_LEN], table[VARVE_EPOCH_TABLE_LEN];
     uint64_t next = 0, at, len, all = 0, *words;
     struct varve_epoch_head head;
     enum varve_epoch_state state;
     struct varve_stat st;
-    int rc = varve_epoch_head_read(w, fd, path, uuid, g, first, last, &head, err);
+    int rc = varve_epoch_head_read(w, fd, path, uuid, disk, first, last, &head, err);
 
     if (rc == 0)
         rc = varve_epoch_mark_read(w, fd, path, &state, digest, err);
+    if (rc == 0) /* the disk's as it was then */
+        rc = varve_geometry_init(g, le64toh(head.size), varve_block_size(disk), err);
     if (rc < 0)
         return rc;
     if (state == VARVE_EPOCH_FILE_OPEN)

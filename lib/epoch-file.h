@@ -5,7 +5,7 @@
  * A sealed file never changes (I6) and carries a checksum that is verified when it is loaded.
  *
  * Format, little-endian, version 3:
- *     0     80-byte head: magic "varvemap", version, block shift, disk uuid, size of the disk,
+ *     0     80-byte head: magic "varvemap", version, block shift, disk uuid, size of the disk then,
  *           first and last epoch, number of the epoch before the first (0: none), birth id: 16
  *           random bytes of the first epoch
  *     4096  mark, in a sector of its own: state (0 open, 1 clean, 2 sealed), 4 zero bytes, SHA-256
@@ -42,6 +42,7 @@ enum varve_epoch_state {
 
 struct varve_epoch_file {
     uint64_t first, last, prev;
+    uint64_t size; /* of the disk in these epochs, bytes */
     uint8_t id[VARVE_EPOCH_ID_LEN]; /* of the first epoch's birth; zero: it has none */
     enum varve_epoch_state state;
 };
@@ -88,13 +89,15 @@ int varve_epoch_file_load_open(struct varve_world *w, const struct varve_paths *
                                const uint8_t uuid[16], const struct varve_geometry *g,
                                uint64_t epoch, struct varve_bitmap *into, struct varve_err *err);
 
-/* Reads head and mark.  -EUCLEAN: not such a file, damaged, or of another disk;
- * -ENOTSUP: of a newer format. */
+/* Reads head and mark; of a disk of any size.  -EUCLEAN: not such a file, damaged, or of another disk or
+ * granularity; -ENOTSUP: of a newer format. */
 int varve_epoch_file_info(struct varve_world *w, const struct varve_paths *p,
                           const uint8_t uuid[16], const struct varve_geometry *g, uint64_t first,
                           uint64_t last, struct varve_epoch_file *info, struct varve_err *err);
 
-/* ORs the bits of a clean or sealed file into `into` (nblks bits), after verifying the checksum.
+/* ORs the bits of a clean or sealed file into `into` (nblks bits), after verifying the checksum.  If the
+ * disk had another size then, its blocks that both sizes have; what the change of size itself means for
+ * the others is not told (lib/timeline.h).
  * *added, if not NULL, grows by the bits that were not set before.  On error nothing changes.
  * -EUCLEAN: open, damaged or of another disk. */
 int varve_epoch_file_load_counting(struct varve_world *w, const struct varve_paths *p,

@@ -22,6 +22,8 @@ lib_libvarve_la_SOURCES = \
 	%D%/digest.h \
 	%D%/disk-lock.c \
 	%D%/disk-lock.h \
+	%D%/doubt-note.c \
+	%D%/doubt-note.h \
 	%D%/epoch-file-flush.c \
 	%D%/epoch-file-internal.h \
 	%D%/epoch-file-write.c \

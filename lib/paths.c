@@ -112,6 +112,11 @@ char *varve_path_witness(const struct varve_paths *p, char *buf)
     return path_below(buf, p->state, "image-witness");
 }
 
+char *varve_path_doubt(const struct varve_paths *p, char *buf)
+{
+    return path_below(buf, p->state, "doubt");
+}
+
 char *varve_path_beat(const struct varve_paths *p, char *buf)
 {
     return path_below(buf, p->runtime, "beat");

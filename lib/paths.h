@@ -8,6 +8,7 @@
  *     STATE/NAME/epoch-F-L.map         what was written in epochs F..L (lib/epoch-file.h)
  *     STATE/NAME/blocks-HEX.map        blocks that no epoch tells (lib/blocks-file.h)
  *     STATE/NAME/image-witness         what the image looked like (lib/image-witness.h)
+ *     STATE/NAME/doubt                 what the daemon knows against it (lib/doubt-note.h)
  *     STATE/NAME/intent.log            regions that may not be durable (lib/intent.h)
  *     SCRATCH/NAME/epoch-N.scratch     preimages of epoch N, at their own offsets
  *     RUNTIME/NAME/control             lib/control.h
@@ -49,6 +50,7 @@ char *varve_path_epoch(const struct varve_paths *p, uint64_t first, uint64_t las
 /* Of the file of explicit blocks with that SHA-256. */
 char *varve_path_blocks(const struct varve_paths *p, const uint8_t digest[32], char *buf);
 char *varve_path_witness(const struct varve_paths *p, char *buf);
+char *varve_path_doubt(const struct varve_paths *p, char *buf);
 char *varve_path_beat(const struct varve_paths *p, char *buf);
 char *varve_path_scratch(const struct varve_paths *p, uint64_t epoch, char *buf);
 /* A scratch that nobody needs any more (lib/scratch.h). */

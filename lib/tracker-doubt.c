@@ -16,6 +16,7 @@
  */
 #include "lib/tracker-internal.h"
 
+#include "lib/doubt-note.h"
 #include "lib/epoch-era.h"
 #include "lib/epoch-file.h"
 #include "lib/timeline.h"
@@ -79,6 +80,22 @@ static int judge_image(struct varve_tracker *t, int fd, struct varve_err *err)
     return r < 0 ? r : varve_image_look(t->w, fd, &t->look, err);
 }
 
+/* What the daemon knows against the folder. */
+static int judge_note(struct varve_tracker *t, struct varve_err *err)
+{
+    struct varve_doubt_note note;
+    int r = varve_doubt_note_read(t->w, &t->paths, &note, err);
+
+    if (r <= 0)
+        return r;
+    t->noted = true;
+    t->verdict = VARVE_IMAGE_CHANGED;
+    memcpy(t->why, note.why, sizeof(t->why));
+    if (note.used > t->floor)
+        t->floor = note.used;
+    return 0;
+}
+
 int varve_tracker_judge(struct varve_tracker *t, const char *distrust, const uint8_t boot_id[16],
                         bool new_disk, struct varve_err *err)
 {
@@ -97,6 +114,8 @@ int varve_tracker_judge(struct varve_tracker *t, const char *distrust, const uin
         snprintf(t->why, sizeof(t->why),
                  "the state folder is older than what served the disk in this boot");
     }
+    if (r == 0)
+        r = judge_note(t, err);
     if (r == 0 && distrust && t->verdict != VARVE_IMAGE_CHANGED) {
         t->verdict = VARVE_IMAGE_CHANGED;
         snprintf(t->why, sizeof(t->why), "%s", distrust);
@@ -186,6 +205,8 @@ int varve_tracker_take_image(struct varve_tracker *t, const uint8_t boot_id[16],
         r = varve_tracker_doubt(t, err);
         if (r < 0)
             return r;
+        if (t->noted)
+            varve_doubt_note_remove(t->w, &t->paths);
         varve_tracker_say(notes, "its bitmaps and checkpoints cannot be believed any more: ", t->why);
     } else if (t->verdict == VARVE_IMAGE_UNPROVED) {
         varve_tracker_say(notes, "it is not proved that nobody else wrote to it: ", t->why);

@@ -102,6 +102,7 @@ struct varve_tracker {
     char why[VARVE_WITNESS_TEXT];
     struct varve_image_look look;
     uint64_t floor; /* numbers up to here were used, although the state folder does not know; 0 */
+    bool noted;     /* that the folder is doubted stands in it (lib/doubt-note.h) */
     struct varve_beat *beat; /* mapped; NULL: there is none */
 
     uint64_t closed_ns;   /* monotonic: when the gate was closed */

@@ -231,6 +231,9 @@ static int all_attach(struct varve_boundary_disk *disks, size_t ndisks, struct v
 
         disks[i].tracker = NULL;
         disks[i].prepared = disks[i].swapped = false;
+        rc = varve_disk_check_older(disk, err); /* its numbers would be used twice */
+        if (rc < 0)
+            return varve_err_prefix(err, "Disk '%s'", disk->name);
         if (disk->peer)
             continue;
         rc = varve_offline_attach(disk, &disks[i].tracker, err);

@@ -49,6 +49,8 @@ static int union_spans(struct varve_disk *disk, const struct varve_change_set *s
     struct varve_timeline tl;
     int rc = varve_timeline_scan(w, &disk->paths, id->uuid, &id->geometry, &tl, err);
 
+    if (rc == 0 && (rc = varve_disk_check_older(disk, err)) < 0)
+        varve_timeline_fini(&tl);
     if (rc < 0)
         return rc;
     /* Also what was closed before a gap is no base any more: others wrote after it. */

@@ -87,8 +87,7 @@ bool varve_disk_is_doubted(struct varve_disk *disk, char *why, size_t size)
     return true;
 }
 
-/* Takes the disk for a moment, which writes down what was found. */
-static void disk_note_change(struct varve_disk *disk)
+void varve_disk_note_change(struct varve_disk *disk)
 {
     struct varve_err err = VARVE_ERR_INIT;
     struct varve_tracker *t;
@@ -133,7 +132,7 @@ void varve_disk_check_image(struct varve_disk *disk)
 
         if (varve_disk_oldest_view(disk) != UINT64_MAX ||
             (int64_t)w->realtime_ns(w) >= mtime + QUIET_NS)
-            disk_note_change(disk);
+            varve_disk_note_change(disk);
         return;
     }
     /* Reads of its views look whether it stays so. */

@@ -408,12 +408,15 @@ void varve_disk_refresh(struct varve_disk *disk)
         disk_try_peer(disk);
     if (!disk->peer && !disk_source_is_current(disk))
         varve_disk_open_source(disk, &unsaid); /* no page yet: a boundary makes one */
+    varve_disk_check_folder(disk);
     varve_disk_check_image(disk);
     if (disk->source && varve_disk_fetch_epochs(disk, varve_disk_oldest_view(disk), &err) < 0 &&
         err.code != ESTALE)
         varve_log("Disk '%s': cannot get the files of its epochs: %s", disk->name, err.msg);
 
-    if (varve_disk_is_doubted(disk, doubt, sizeof(doubt)))
+    if (varve_disk_check_older(disk, &err) < 0)
+        disk_set_state(disk, VARVE_DISK_INCONSISTENT, err.msg);
+    else if (varve_disk_is_doubted(disk, doubt, sizeof(doubt)))
         disk_set_state(disk, VARVE_DISK_INCONSISTENT, doubt);
     else if (disk->peer)
         disk_set_state(disk, VARVE_DISK_LIVE, "");

@@ -63,7 +63,9 @@ struct varve_disk {
     struct varve_source *source; /* NULL: there is no control page */
     int ctl_fd;                  /* the page that source reads; -1 */
     struct stat image;           /* of the file or device that source reads */
+    _Atomic bool older; /* its folder came back from an older copy, and its server does not know; any thread */
     _Atomic unsigned images;     /* how often another came in its place; any thread may look */
+    bool doubt_noted;            /* that it is older stands in it */
     bool image_said;             /* why a change of it cannot be written down was logged */
     /* Nobody serves it and its time was this, while the page's server was that; any thread. */
     _Atomic bool still;
@@ -144,7 +146,20 @@ void varve_disk_reap_scratch(struct varve_disk *disk);
 /* Bytes that more preimages could take. */
 uint64_t varve_disk_scratch_free(struct varve_disk *disk, uint64_t live);
 
+/* --- disk-older.c --- */
+
+/* The boundary before `epoch` is named from now on: notes it in the catalogue's disk. */
+void varve_disk_note_newest(struct varve_disk *disk, uint64_t epoch, struct varve_cat_disk *cd);
+/* Looks whether the folder knows what the catalogue has named, and if not, sees to it that whoever
+ * takes the disk next doubts it; nobody serves it: does so at once. */
+void varve_disk_check_folder(struct varve_disk *disk);
+/* Where it is so: sets the error, which says what to do; -EUCLEAN.  Any thread. */
+int varve_disk_check_older(struct varve_disk *disk, struct varve_err *err);
+
 /* --- disk-image.c --- */
+
+/* Takes the disk, which nobody serves, for a moment, which writes down what is found. */
+void varve_disk_note_change(struct varve_disk *disk);
 
 /* Of a disk that nobody serves: looks whether somebody else wrote to the image; if so, that is made
  * durable, and its views end. */

@@ -92,6 +92,7 @@ server_libvarved_la_SOURCES = \
 	%D%/dirt-rate.h \
 	%D%/disk-changes.c \
 	%D%/disk-image.c \
+	%D%/disk-older.c \
 	%D%/disk-scratch.c \
 	%D%/disk.c \
 	%D%/disk.h \

@@ -228,6 +228,18 @@ static int tx_boundary(struct varve_tx *tx, struct varve_err *err)
     return rc;
 }
 
+/* For whoever finds a folder that came back from an older copy (disk-older.c). */
+static void tx_note_boundaries(struct varve_tx *tx)
+{
+    for (size_t i = 0; i < tx->nat; i++) {
+        struct varve_disk *disk = tx->at[i].disk;
+        struct varve_cat_disk *cd = varve_catalogue_disk(tx->draft, disk->identity.uuid);
+
+        if (cd)
+            varve_disk_note_newest(disk, tx->at[i].epoch, cd);
+    }
+}
+
 static int tx_run(struct varve_tx *tx, struct varve_action **actions, size_t n,
                   struct varve_err *err)
 {
@@ -246,6 +258,8 @@ static int tx_run(struct varve_tx *tx, struct varve_action **actions, size_t n,
     if (rc < 0)
         return rc;
     rc = tx_apply(tx, actions, n, err);
+    if (rc == 0)
+        tx_note_boundaries(tx);
     if (rc == 0)
         rc = tx_commit(tx, actions, n, err);
     varve_catalogue_free(tx->draft);

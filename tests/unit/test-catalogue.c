@@ -62,6 +62,8 @@ static struct varve_catalogue *sample(void)
     assert_int_equal(varve_catalogue_add_checkpoint(a, "monday", "", 1000, 2, NULL), 0);
     assert_int_equal(varve_catalogue_add_checkpoint(a, "tuesday", "b1", 2000, 5, NULL), 0);
     assert_int_equal(varve_catalogue_add_checkpoint(b, "monday", "", 1000, 9, NULL), 0);
+    a->newest = 5;
+    memset(a->birth, 0xb1, sizeof(a->birth));
     p = varve_catalogue_checkpoint(a, "tuesday");
     p->heal = calloc(2, sizeof(*p->heal));
     p->nheal = 2;
@@ -238,7 +240,7 @@ static void ended_jobs_are_forgotten_oldest_first(void **state)
     varve_catalogue_free(c);
 }
 
-static void exports_come_back_and_are_limited(void **state)
+static void exports_and_the_newest_epoch_come_back_and_exports_are_limited(void **state)
 {
     struct varve_catalogue *c = sample(), *again = varve_catalogue_clone(c);
     struct varve_cat_disk *a = varve_catalogue_disk(again, uuid_a);
@@ -246,6 +248,9 @@ static void exports_come_back_and_are_limited(void **state)
     struct varve_err err;
 
     (void)state;
+    assert_int_equal(a->newest, 5);
+    assert_int_equal(a->birth[15], 0xb1);
+    assert_int_equal(varve_catalogue_disk(again, uuid_b)->newest, 0);
     assert_int_equal(a->nexports, 2);
     assert_int_equal(varve_catalogue_disk(again, uuid_b)->nexports, 0);
     assert_int_equal(varve_catalogue_export(a, "monday", 2)->exported_ns, 3000);
@@ -532,7 +537,7 @@ int main(void)
         TEST(jobs_come_back),
         TEST(a_job_that_is_not_whole_is_refused),
         TEST(ended_jobs_are_forgotten_oldest_first),
-        TEST(exports_come_back_and_are_limited),
+        TEST(exports_and_the_newest_epoch_come_back_and_exports_are_limited),
         TEST(bitmaps_come_back),
         TEST(an_old_catalogue_is_read),
         TEST(checkpoints_keep_the_order_of_epochs),
