@@ -76,6 +76,17 @@ static int epoch_is_unsealed(struct varve_tracker *t, uint64_t number, bool *uns
     return r == -ENOENT || r == -EUCLEAN ? 0 : r;
 }
 
+/* Whether the mark of an epoch's file that reads as sealed is there to stay: who wrote it may have died
+ * before that was durable.  If not, sealing it is tried again. */
+static bool is_durable(struct varve_tracker *t, uint64_t number)
+{
+    int r = varve_epoch_file_finish(t->w, &t->paths, &t->id.geometry, number,
+                                    varve_tracker_find(t, number)->bits, VARVE_EPOCH_FILE_SEALED,
+                                    NULL);
+
+    return r == 0 || r == -EEXIST || r == -ENOENT || r == -EUCLEAN;
+}
+
 /* Prepared by a server that died before it was entered.  The slot keeps the number, without flags:
  * readers that walk over it must know that it never was. */
 static int give_up_prepared(struct varve_tracker *t, uint64_t number, struct varve_err *err)
@@ -148,7 +159,7 @@ static int adopt_epochs(struct varve_tracker *t, struct varve_err *err)
         if (r == 0 && number != live)
             r = epoch_is_unsealed(t, number, &unsealed, err);
         if (r == 0)
-            varve_tracker_find(t, number)->sealed = !unsealed;
+            varve_tracker_find(t, number)->sealed = !unsealed && is_durable(t, number);
     }
     /* Prepared by one that died before the page had it: only its number was taken. */
     if (r == 0 && prepared > live && !*varve_tracker_slot(t, prepared) &&

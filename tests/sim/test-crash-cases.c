@@ -4,12 +4,14 @@
  */
 #include "tests/sim/crash-life.h"
 
+#include "lib/epoch-file.h"
 #include "lib/tracker-internal.h"
 
 #include <errno.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include <cmocka.h>
@@ -222,6 +224,36 @@ static void an_error_that_only_the_guests_flush_has_seen_outlives_the_server(voi
     }
 }
 
+/* plugin A   seals epoch 1; killed before the mark is durable
+ * plugin B   finds the epoch sealed; the guest writes
+ * power      fails: what is under way now must not count as written in epoch 1 */
+static void an_epoch_that_was_found_sealed_stays_as_it_is(void **state)
+{
+    struct varve_bitmap *bits = varve_bitmap_new(l.g.nblks);
+    uint32_t written;
+
+    (void)state;
+    start();
+    guest_write(&l);
+    boundary(false);
+    written = l.epochs[1].written;
+    l.sim.crash_at = (struct sim_fault){
+        .error = EINTR, .calls = 1u << SIM_SYNC, .skip = 1, .count = 1, .where = "-1.map"};
+    varve_tracker_seal(l.t, NULL);
+    reap(&l);
+    assert_null(l.t);
+    start();
+    for (unsigned i = 0; i < 8; i++)
+        write_some();
+    power_fails();
+    start();
+    assert_int_equal(varve_epoch_file_load(sim_of(&l.sim, SIM_TEST), &l.paths, l.id.uuid, &l.g, 1, 1,
+                                           bits, NULL),
+                     0);
+    assert_int_equal(mask_of(bits), written);
+    free(bits);
+}
+
 /* daemon A   commits; killed before the sync
  * daemon B   reads what A has written; its sync fails
  * daemon C   reads it too; its sync says that all is well, and C goes by what it has read
@@ -302,6 +334,7 @@ int main(void)
                                         end),
         cmocka_unit_test_setup_teardown(
             an_error_that_only_the_guests_flush_has_seen_outlives_the_server, begin, end),
+        cmocka_unit_test_setup_teardown(an_epoch_that_was_found_sealed_stays_as_it_is, begin, end),
         cmocka_unit_test_setup_teardown(a_commit_that_could_not_be_made_durable_is_written_again,
                                         begin, end),
         cmocka_unit_test_setup_teardown(
