@@ -18,6 +18,10 @@ lib_libvarve_la_SOURCES = \
 	%D%/checkpoint-file.h \
 	%D%/control.c \
 	%D%/control.h \
+	%D%/delta-file.c \
+	%D%/delta-file.h \
+	%D%/delta-internal.h \
+	%D%/delta-write.c \
 	%D%/digest.c \
 	%D%/digest.h \
 	%D%/disk-lock.c \

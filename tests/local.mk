@@ -126,6 +126,12 @@ check_PROGRAMS += %D%/unit/test-checkpoint-file
 %C%_unit_test_checkpoint_file_LDADD = %D%/lib/libtest.la lib/libvarve.la $(CMOCKA_LIBS)
 TESTS += %D%/unit/test-checkpoint-file
 
+check_PROGRAMS += %D%/unit/test-delta-file
+%C%_unit_test_delta_file_SOURCES = %D%/unit/test-delta-file.c
+%C%_unit_test_delta_file_CFLAGS = $(AM_CFLAGS) $(CMOCKA_CFLAGS)
+%C%_unit_test_delta_file_LDADD = %D%/lib/libtest.la lib/libvarve.la $(CMOCKA_LIBS)
+TESTS += %D%/unit/test-delta-file
+
 check_PROGRAMS += %D%/unit/test-digest
 %C%_unit_test_digest_SOURCES = %D%/unit/test-digest.c
 %C%_unit_test_digest_CFLAGS = $(AM_CFLAGS) $(CMOCKA_CFLAGS)

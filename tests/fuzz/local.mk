@@ -82,6 +82,19 @@ EXTRA_PROGRAMS += %D%/fuzz-control
 %C%_fuzz_control_LDADD = \
 	server/libvarved.la $(FUZZ_CORE) $(LIBUV_LIBS) $(JANSSON_LIBS) $(GNUTLS_LIBS)
 
+check_PROGRAMS += %D%/replay-delta-file
+%C%_replay_delta_file_SOURCES = %D%/replay.c %D%/fuzz.h %D%/delta-file.c %D%/world.c %D%/world.h
+%C%_replay_delta_file_CPPFLAGS = $(AM_CPPFLAGS) -DFUZZ_TARGET='"delta-file"'
+%C%_replay_delta_file_CFLAGS = $(FUZZ_CFLAGS)
+%C%_replay_delta_file_LDADD = $(FUZZ_CORE)
+TESTS += %D%/replay-delta-file
+FUZZERS += %D%/fuzz-delta-file
+EXTRA_PROGRAMS += %D%/fuzz-delta-file
+%C%_fuzz_delta_file_SOURCES = %D%/fuzz.h %D%/delta-file.c %D%/world.c %D%/world.h
+%C%_fuzz_delta_file_CFLAGS = $(FUZZ_CFLAGS)
+%C%_fuzz_delta_file_LDFLAGS = $(AM_LDFLAGS) -fsanitize=fuzzer
+%C%_fuzz_delta_file_LDADD = $(FUZZ_CORE)
+
 check_PROGRAMS += %D%/replay-identity
 %C%_replay_identity_SOURCES = %D%/replay.c %D%/fuzz.h %D%/identity.c %D%/world.c %D%/world.h
 %C%_replay_identity_CPPFLAGS = $(AM_CPPFLAGS) -DFUZZ_TARGET='"identity"'
