@@ -37,8 +37,17 @@
 #define VARVE_CTX_CHANGES_PREFIX "varve:changes:"
 #define VARVE_CTX_LOST           "varve:lost"
 
-/* In the description of an export stands behind this, to its end, which changes its dirty bitmap
- * tells: equal texts mean the same base of the same disk.  varve pull keeps it in its marker. */
+/* An export's description:
+ *
+ *     disk NAME at the start of its epoch N[, changes since BASE] [first half of the disk's uuid]
+ *
+ * What stands behind VARVE_DESC_CHANGES, to its end, is the base of its dirty bitmap: equal texts
+ * mean the same base of the same disk.  varve pull keeps it in its marker.  Where BASE is the start of
+ * an epoch it is VARVE_DESC_INSTANT and the number, and for a bitmap VARVE_DESC_UNITS and its
+ * granularity: varve pull --delta tells by them whether one delta begins where another one ends. */
+#define VARVE_DESC_EPOCH   " at the start of its epoch "
 #define VARVE_DESC_CHANGES ", changes since "
+#define VARVE_DESC_INSTANT "the start of epoch "
+#define VARVE_DESC_UNITS   ", in units of "
 
 #endif

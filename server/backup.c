@@ -108,7 +108,7 @@ static int backup_disk_export_base(struct varve_backup_disk *bd,
     char text[VARVE_BASE_TEXT_LEN], *name = varve_base_export_name(cbd->export, base);
     struct varve_changes *changes =
         varve_changes_new_lazy(bd->disk, set, granularity, cbd->boundary);
-    int rc = varve_base_describe(set, granularity, text, err);
+    int rc = varve_base_describe(set, granularity, cbd->boundary, text, err);
 
     if (rc == 0 && (!changes || !name))
         rc = varve_err_set(err, ENOMEM, "no memory for an export of '%s'", cbd->export);
@@ -173,7 +173,7 @@ static int backup_disk_exports(struct varve_backup_disk *bd, const struct varve_
 
     if (varve_backup_base(c, cbd, &base) < 0)
         return varve_err_set(err, ENOMEM, "no memory for an export of '%s'", cbd->export);
-    rc = varve_base_describe(&base, cbd->granularity, text, err);
+    rc = varve_base_describe(&base, cbd->granularity, cbd->boundary, text, err);
     varve_change_set_clear(&base);
     if (rc == 0)
         rc = backup_disk_export_pair(bd, cbd->export, cbd->exportbitmap, true, bd->changes,

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 #include "server/base.h"
 
+#include "include/varve.h"
 #include "lib/digest.h"
 
 #include <inttypes.h>
@@ -28,7 +29,7 @@ char *varve_base_export_name(const char *export, const char *base)
     return name;
 }
 
-int varve_base_describe(const struct varve_change_set *set, uint64_t granularity,
+int varve_base_describe(const struct varve_change_set *set, uint64_t granularity, uint64_t boundary,
                         char text[VARVE_BASE_TEXT_LEN], struct varve_err *err)
 {
     uint8_t digest[VARVE_DIGEST_LEN];
@@ -38,7 +39,15 @@ int varve_base_describe(const struct varve_change_set *set, uint64_t granularity
     /* A checkpoint: what it knows of errors never changes.  But what an imported one has of its own
      * is not what another at the same boundary has. */
     if (granularity == 0 && set->nspans == 1 && !set->has_blocks) {
-        snprintf(text, VARVE_BASE_TEXT_LEN, "the start of epoch %" PRIu64, set->spans[0].first);
+        snprintf(text, VARVE_BASE_TEXT_LEN, VARVE_DESC_INSTANT "%" PRIu64, set->spans[0].first);
+        return 0;
+    }
+    /* A bitmap that holds all that was written from an instant on, and nothing else. */
+    if (granularity != 0 && set->nspans == 1 && set->spans[0].end >= boundary && !set->has_blocks &&
+        set->nranges == 0) {
+        snprintf(text, VARVE_BASE_TEXT_LEN,
+                 VARVE_DESC_INSTANT "%" PRIu64 VARVE_DESC_UNITS "%" PRIu64, set->spans[0].first,
+                 granularity);
         return 0;
     }
     rc = varve_digest_init(&d, err);

@@ -15,9 +15,9 @@ char *varve_base_export_name(const char *export, const char *base);
 
 #define VARVE_BASE_TEXT_LEN 128
 
-/* Writes what stands behind VARVE_DESC_CHANGES in an export's description: equal texts mean equal
- * bases. */
-int varve_base_describe(const struct varve_change_set *set, uint64_t granularity,
+/* Writes what stands behind VARVE_DESC_CHANGES in the description of an export of that boundary: equal
+ * texts mean equal bases.  granularity 0: it is a checkpoint. */
+int varve_base_describe(const struct varve_change_set *set, uint64_t granularity, uint64_t boundary,
                         char text[VARVE_BASE_TEXT_LEN], struct varve_err *err);
 
 #endif

@@ -201,13 +201,12 @@ static char *view_describe(const struct varve_served_view *view, const char *bas
     char *text;
 
     if (asprintf(&text,
-                 "disk %s at the start of its epoch %" PRIu64 VARVE_DESC_CHANGES
-                 "%s [%02x%02x%02x%02x%02x%02x%02x%02x]",
-                 view->disk->name, view->view.boundary, base ? base : "", uuid[0], uuid[1], uuid[2],
-                 uuid[3], uuid[4], uuid[5], uuid[6], uuid[7]) < 0)
+                 "disk %s" VARVE_DESC_EPOCH "%" PRIu64
+                 "%s%s [%02x%02x%02x%02x%02x%02x%02x%02x]",
+                 view->disk->name, view->view.boundary, base ? VARVE_DESC_CHANGES : "",
+                 base ? base : "", uuid[0], uuid[1], uuid[2], uuid[3], uuid[4], uuid[5], uuid[6],
+                 uuid[7]) < 0)
         return NULL;
-    if (!base)
-        *strstr(text, VARVE_DESC_CHANGES) = '\0';
     return text;
 }
 
