@@ -59,6 +59,7 @@ extern const struct varve_verb varve_bitmap_verbs[];
 extern const struct varve_verb varve_disk_verbs[];
 extern const struct varve_verb varve_map_verbs[];
 extern const struct varve_verb varve_pull_verbs[];
+extern const struct varve_verb varve_apply_verbs[];
 extern const struct varve_verb varve_qmp_verbs[];
 extern const struct varve_verb varve_complete_verbs[];
 

@@ -1,5 +1,6 @@
 bin_PROGRAMS += %D%/varve
 %C%_varve_SOURCES = \
+	%D%/apply.c \
 	%D%/backup.c \
 	%D%/bitmap.c \
 	%D%/checkpoint.c \
@@ -9,6 +10,8 @@ bin_PROGRAMS += %D%/varve
 	%D%/control.h \
 	%D%/copy.c \
 	%D%/copy.h \
+	%D%/deltas.c \
+	%D%/deltas.h \
 	%D%/disk.c \
 	%D%/main.c \
 	%D%/map-draw.c \
@@ -21,13 +24,19 @@ bin_PROGRAMS += %D%/varve
 	%D%/out.h \
 	%D%/progress.c \
 	%D%/progress.h \
+	%D%/pull-delta.c \
 	%D%/pull.c \
+	%D%/pull.h \
 	%D%/qmp.c \
+	%D%/sink-data.c \
+	%D%/sink-marker.c \
 	%D%/sink.c \
 	%D%/sink.h \
 	%D%/status.c \
 	%D%/uri.c \
-	%D%/uri.h
+	%D%/uri.h \
+	%D%/zeroes.c \
+	%D%/zeroes.h
 %C%_varve_CFLAGS = $(AM_CFLAGS) $(JANSSON_CFLAGS) $(LIBNBD_CFLAGS)
 %C%_varve_LDADD = lib/libvarve.la $(JANSSON_LIBS) $(LIBNBD_LIBS)
 

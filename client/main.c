@@ -17,8 +17,8 @@
 
 const struct varve_verb *const varve_verb_tables[] = {
     varve_status_verbs, varve_checkpoint_verbs, varve_backup_verbs, varve_bitmap_verbs,
-    varve_disk_verbs,   varve_map_verbs,        varve_pull_verbs,   varve_qmp_verbs,
-    varve_complete_verbs, NULL,
+    varve_disk_verbs,   varve_map_verbs,        varve_pull_verbs,   varve_apply_verbs,
+    varve_qmp_verbs,    varve_complete_verbs,   NULL,
 };
 
 const struct varve_option varve_global_options[] = {
@@ -140,9 +140,9 @@ static int parse_options(int argc, char **argv, const struct varve_option *own, 
         table[n++] = (struct option){
             own[nown].name, own[nown].arg ? required_argument : no_argument, NULL, 256 + nown};
     for (int g = 0; g < GLOBAL_COUNT; g++)
-        table[n++] =
-            (struct option){varve_global_options[g].name,
-                            varve_global_options[g].arg ? required_argument : no_argument, NULL, 512 + g};
+        table[n++] = (struct option){varve_global_options[g].name,
+                                     varve_global_options[g].arg ? required_argument : no_argument,
+                                     NULL, 512 + g};
     optind = 0; /* glibc: start afresh */
     opterr = 0;
     while ((c = getopt_long(argc, argv, stop_at_word ? "+:h" : ":h", table, NULL)) != -1) {

@@ -3,9 +3,8 @@
  * varve pull: an NBD export into a file, whole or only what is dirty.
  */
 #include "client/cli.h"
-#include "client/copy.h"
 #include "client/out.h"
-#include "client/sink.h"
+#include "client/pull.h"
 #include "include/varve.h"
 
 #include <errno.h>
@@ -13,7 +12,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { PULL_CONTEXT, PULL_SINCE, PULL_VERIFY };
+enum { PULL_CONTEXT, PULL_SINCE, PULL_DELTA, PULL_VERIFY };
 
 static const struct varve_option pull_options[] = {
     {"context", "CTX",
@@ -22,23 +21,15 @@ static const struct varve_option pull_options[] = {
     {"since", "NAME",
      "the same with the changes since a checkpoint or bitmap of\n"
      "varved's: the export NAME@BASE"},
+    {"delta", "DIR",
+     "no FILE: put what changed into the folder DIR, for varve apply,\n"
+     "behind the deltas that are there"},
     {"verify", NULL, "read back and compare what was written"},
     {NULL, NULL, NULL},
 };
 
-struct pull {
-    struct varve_nbd_target target;
-    const char *file;
-    char *context; /* NULL: a full copy is asked */
-    bool verify;
-    struct nbd_handle *h;
-    char *description; /* of the export; NULL: it has none */
-    struct varve_sink_want want;
-    struct varve_copy copy;
-};
-
 /* Connects, with the context that is asked checked even where a full copy makes no use of it. */
-static int pull_connect(struct pull *p, struct varve_err *err)
+static int pull_connect(struct varve_pull *p, struct varve_err *err)
 {
     const char *const ctx[2] = {p->context, VARVE_CTX_ALLOCATION};
     const char *base;
@@ -53,6 +44,7 @@ static int pull_connect(struct pull *p, struct varve_err *err)
     if (export_size < 0)
         return varve_nbd_failed(err, p->target.uri);
     p->description = nbd_get_export_description(p->h);
+    varve_instants(p->description, p->point, p->base);
     base = p->description ? strstr(p->description, VARVE_DESC_CHANGES) : NULL;
     p->want = (struct varve_sink_want){
         .uri = p->target.uri,
@@ -63,22 +55,30 @@ static int pull_connect(struct pull *p, struct varve_err *err)
     return 0;
 }
 
-static int pull_verify(struct pull *p, struct varve_sink *sink, struct varve_err *err)
+int varve_pull_again(struct varve_pull *p,
+                     int (*compare)(void *opaque, const char *buf, uint64_t off, size_t len,
+                                    struct varve_err *err),
+                     void *opaque, struct varve_err *err)
 {
-    struct varve_copy compare = {
+    struct varve_copy again = {
         .target = &p->target,
         .what = "verifying",
         .dirty_ctx = p->copy.dirty_ctx,
         .read_zeroes = true,
-        .data = varve_sink_compare,
-        .opaque = sink,
+        .data = compare,
+        .opaque = opaque,
     };
 
-    varve_sink_forget(sink);
-    return varve_copy_run(&compare, p->h, err);
+    return varve_copy_run(&again, p->h, err);
 }
 
-static int pull_into(struct pull *p, struct varve_sink *sink, struct varve_err *err)
+static int pull_verify(struct varve_pull *p, struct varve_sink *sink, struct varve_err *err)
+{
+    varve_sink_forget(sink);
+    return varve_pull_again(p, varve_sink_compare, sink, err);
+}
+
+static int pull_into(struct varve_pull *p, struct varve_sink *sink, struct varve_err *err)
 {
     struct varve_err was;
     int rc = varve_sink_begin(sink, &p->want, err);
@@ -99,6 +99,8 @@ static int pull_into(struct pull *p, struct varve_sink *sink, struct varve_err *
     if (rc == 0 && p->verify)
         rc = pull_verify(p, sink, err);
     if (rc == 0)
+        rc = varve_sink_put_stamp(sink, p->point[0] ? p->point : NULL, NULL, err);
+    if (rc == 0)
         return varve_sink_finish(sink, err);
     was = *err;
     return varve_err_set(err, was.code,
@@ -107,19 +109,37 @@ static int pull_into(struct pull *p, struct varve_sink *sink, struct varve_err *
                          was.msg, p->file);
 }
 
-static void pull_print(const struct pull *p, bool json)
+static void pull_print_delta(const struct varve_pull *p)
+{
+    const struct varve_copy *c = &p->copy;
+    char buf[3][VARVE_OUT_SIZE_LEN];
+
+    if (p->there)
+        printf("%s has these changes already\n", p->delta);
+    else
+        printf("pulled %s of %s into %s (what changed; %s of zeroes not moved)%s\n",
+               varve_out_size(buf[0], c->data_bytes), varve_out_size(buf[1], p->want.export_size),
+               p->delta, varve_out_size(buf[2], c->zero_bytes), p->verify ? ", verified" : "");
+}
+
+static void pull_print(const struct varve_pull *p, bool json)
 {
     const struct varve_copy *c = &p->copy;
     char buf[3][VARVE_OUT_SIZE_LEN];
 
     if (json) {
-        json_t *result = json_pack(
-            "{s:I, s:I, s:I, s:I, s:b}", "size", (json_int_t)p->want.export_size, "dirty-bytes",
-            (json_int_t)c->dirty_bytes, "data-bytes", (json_int_t)c->data_bytes, "zero-bytes",
-            (json_int_t)c->zero_bytes, "verified", p->verify);
+        json_t *result =
+            json_pack("{s:I, s:I, s:I, s:I, s:b, s:s*}", "size", (json_int_t)p->want.export_size,
+                      "dirty-bytes", (json_int_t)c->dirty_bytes, "data-bytes",
+                      (json_int_t)c->data_bytes, "zero-bytes", (json_int_t)c->zero_bytes,
+                      "verified", p->verify && !p->there, "delta", p->delta);
 
         varve_out_json(result);
         json_decref(result);
+        return;
+    }
+    if (p->delta) {
+        pull_print_delta(p);
         return;
     }
     printf("pulled %s of %s into %s (%s; %s of zeroes not moved)%s\n",
@@ -128,24 +148,51 @@ static void pull_print(const struct pull *p, bool json)
            varve_out_size(buf[2], c->zero_bytes), p->verify ? ", verified" : "");
 }
 
+static int pull_file(struct varve_pull *p, struct varve_err *err)
+{
+    struct varve_sink sink;
+    int rc = varve_sink_open(&sink, p->file, &p->want, err);
+
+    if (rc != 0)
+        return rc;
+    rc = pull_into(p, &sink, err);
+    varve_sink_close(&sink);
+    return rc;
+}
+
+static int pull_usage(const struct varve_args *args, struct varve_err *err)
+{
+    const char *context = args->option[PULL_CONTEXT];
+
+    if (args->option[PULL_SINCE] && context)
+        return varve_cli_usage(err, "--context and --since exclude each other");
+    if (context && !varve_nbd_is_dirty_context(context))
+        return varve_cli_usage(
+            err, "--context %s: not a dirty bitmap such as " VARVE_CTX_DIRTY_PREFIX "NAME",
+            context);
+    if (!args->option[PULL_DELTA] && args->nwords != 2)
+        return varve_cli_usage(err, "URI FILE, or URI --delta DIR, are needed");
+    if (args->option[PULL_DELTA] && args->nwords != 1)
+        return varve_cli_usage(err, "with --delta DIR there is no FILE");
+    if (args->option[PULL_DELTA] && !args->option[PULL_SINCE] && !context)
+        return varve_cli_usage(err, "--delta needs --context or --since");
+    return 0;
+}
+
 static int pull_run(const struct varve_cli *cli, const struct varve_args *args,
                     struct varve_err *err)
 {
     const char *since = args->option[PULL_SINCE];
-    struct pull p = {
+    struct varve_pull p = {
         .target = {.uri = args->words[0], .since = since},
-        .file = args->words[1],
+        .file = args->nwords > 1 ? args->words[1] : NULL,
+        .deltas = args->option[PULL_DELTA],
         .verify = args->option[PULL_VERIFY] != NULL,
     };
-    struct varve_sink sink;
-    int rc;
+    int rc = pull_usage(args, err);
 
-    if (since && args->option[PULL_CONTEXT])
-        return varve_cli_usage(err, "--context and --since exclude each other");
-    if (args->option[PULL_CONTEXT] && !varve_nbd_is_dirty_context(args->option[PULL_CONTEXT]))
-        return varve_cli_usage(
-            err, "--context %s: not a dirty bitmap such as " VARVE_CTX_DIRTY_PREFIX "NAME",
-            args->option[PULL_CONTEXT]);
+    if (rc != 0)
+        return rc;
     if (since) {
         if (asprintf(&p.context, "%s%s", VARVE_CTX_DIRTY_PREFIX, since) < 0)
             return varve_err_set(err, ENOMEM, "no memory");
@@ -156,13 +203,10 @@ static int pull_run(const struct varve_cli *cli, const struct varve_args *args,
     }
     rc = pull_connect(&p, err);
     if (rc == 0)
-        rc = varve_sink_open(&sink, p.file, &p.want, err);
-    if (rc == 0) {
-        rc = pull_into(&p, &sink, err);
-        if (rc == 0)
-            pull_print(&p, cli->json);
-        varve_sink_close(&sink);
-    }
+        rc = p.deltas ? varve_pull_delta(&p, err) : pull_file(&p, err);
+    if (rc == 0)
+        pull_print(&p, cli->json);
+    free(p.delta);
     varve_nbd_close(p.h);
     free(p.description);
     free(p.context);
@@ -171,10 +215,10 @@ static int pull_run(const struct varve_cli *cli, const struct varve_args *args,
 
 const struct varve_verb varve_pull_verbs[] = {
     {.name = "pull",
-     .synopsis = "URI FILE [--context CTX | --since NAME] [--verify]",
+     .synopsis = "URI FILE|--delta DIR [--context CTX | --since NAME] [--verify]",
      .summary = "Copies an NBD export into a new FILE, or what changed onto an old one",
      .options = pull_options,
-     .words_min = 2,
+     .words_min = 1,
      .words_max = 2,
      .run = pull_run},
     {.name = NULL},

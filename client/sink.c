@@ -6,7 +6,8 @@
  *     incremental:  marker |                    data ... synced |                 no marker
  *
  * So whoever finds a file without a marker finds a whole backup, or nothing that was changed.
- * The marker is written under another name and renamed: it is whole or it is not there.
+ * What the file is then, where the server told it, stands in FILE.varve, written between the last
+ * sync and the end of the marker.
  *
  * A dirty range may be pulled again, so an incremental pull that was cut short is finished by doing
  * all of it again; a full copy starts over.
@@ -23,9 +24,6 @@
 #include <sys/stat.h>
 #include <time.h>
 #include <unistd.h>
-
-/* Zeroes of this length and alignment within data become holes. */
-#define ZERO_CHUNK ((size_t)64 * 1024)
 
 /* Finds the folder and the names.  The file itself need not exist. */
 static int sink_locate(struct varve_sink *s, const char *path, struct varve_err *err)
@@ -88,27 +86,6 @@ static int sink_open_file(struct varve_sink *s, struct varve_err *err)
     return 0;
 }
 
-/* The marker as JSON, NULL: there is none. */
-static int sink_read_marker(struct varve_sink *s, json_t **marker, struct varve_err *err)
-{
-    int fd = openat(s->dir, s->marker, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
-
-    *marker = NULL;
-    if (fd < 0)
-        return errno == ENOENT ? 0 : varve_err_sys(err, errno, "%s.partial", s->path);
-    *marker = json_loadfd(fd, JSON_REJECT_DUPLICATES, NULL);
-    close(fd);
-    if (!json_string_value(json_object_get(*marker, "kind"))) {
-        json_decref(*marker);
-        *marker = NULL;
-        return varve_err_set(err, EINVAL,
-                             "%s.partial is not a marker of varve pull's: see what it "
-                             "is and move it away",
-                             s->path);
-    }
-    return 0;
-}
-
 /* A marker is there: is this pull the one that it stands for? */
 static int sink_resume(struct varve_sink *s, const json_t *marker,
                        const struct varve_sink_want *want, struct varve_err *err)
@@ -117,6 +94,7 @@ static int sink_resume(struct varve_sink *s, const json_t *marker,
     const char *was = json_string_value(json_object_get(marker, "context"));
     const char *uri = json_string_value(json_object_get(marker, "uri"));
     const char *base = json_string_value(json_object_get(marker, "base"));
+    const char *deltas = json_string_value(json_object_get(marker, "deltas"));
     bool same = was && want->context && strcmp(was, want->context) == 0;
 
     s->resumed = true;
@@ -134,6 +112,11 @@ static int sink_resume(struct varve_sink *s, const json_t *marker,
         s->kind = VARVE_SINK_INCREMENTAL;
         return 0;
     }
+    if (strcmp(kind, "apply") == 0)
+        return varve_err_set(err, EEXIST,
+                             "%.120s.partial: an unfinished varve apply of %.200s must be finished "
+                             "first: run it again, or remove both files",
+                             s->path, deltas ? deltas : "?");
     return varve_err_set(err, EEXIST,
                          "%.120s.partial: an unfinished %s pull of %.120s%s%.100s must "
                          "be finished first: run it again, or remove both files",
@@ -146,7 +129,7 @@ static int sink_decide(struct varve_sink *s, const struct varve_sink_want *want,
 {
     json_t *marker;
     struct stat st;
-    int rc = sink_read_marker(s, &marker, err);
+    int rc = varve_sink_read_marker(s, &marker, err);
 
     if (rc != 0)
         return rc;
@@ -193,6 +176,21 @@ int varve_sink_open(struct varve_sink *s, const char *path, const struct varve_s
     return rc;
 }
 
+int varve_sink_open_backup(struct varve_sink *s, const char *path, struct varve_err *err)
+{
+    int rc;
+
+    *s = (struct varve_sink){.dir = -1, .fd = -1, .kind = VARVE_SINK_INCREMENTAL};
+    rc = sink_locate(s, path, err);
+    if (rc == 0)
+        rc = sink_open_file(s, err);
+    if (rc == 0 && s->fd < 0)
+        rc = varve_err_sys(err, ENOENT, "%s", path);
+    if (rc != 0)
+        varve_sink_close(s);
+    return rc;
+}
+
 void varve_sink_close(struct varve_sink *s)
 {
     if (s->fd >= 0)
@@ -203,57 +201,6 @@ void varve_sink_close(struct varve_sink *s)
     free(s->marker);
 }
 
-/* Writes the marker under another name, syncs it, renames it, syncs the folder. */
-static int sink_put_marker(struct varve_sink *s, const json_t *marker, struct varve_err *err)
-{
-    char *tmp;
-    int fd, rc = 0;
-
-    if (asprintf(&tmp, ".%s.%ld", s->marker, (long)getpid()) < 0)
-        return varve_err_set(err, ENOMEM, "no memory");
-    fd = openat(s->dir, tmp, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC | O_NOFOLLOW, 0600);
-    if (fd < 0) {
-        rc = varve_err_sys(err, errno, "making %s.partial", s->path);
-        free(tmp);
-        return rc;
-    }
-    errno = 0;
-    if (json_dumpfd(marker, fd, JSON_INDENT(2)) != 0 || write(fd, "\n", 1) != 1 || fsync(fd) != 0)
-        rc = varve_err_sys(err, errno ? errno : EIO, "writing %s.partial", s->path);
-    close(fd);
-    if (rc == 0 && (renameat(s->dir, tmp, s->dir, s->marker) != 0 || fsync(s->dir) != 0))
-        rc = varve_err_sys(err, errno, "making %s.partial", s->path);
-    if (rc != 0)
-        unlinkat(s->dir, tmp, 0);
-    free(tmp);
-    return rc;
-}
-
-static int sink_mark(struct varve_sink *s, const struct varve_sink_want *want,
-                     struct varve_err *err)
-{
-    bool full = s->kind == VARVE_SINK_FULL;
-    time_t now = time(NULL);
-    char when[32] = "";
-    struct tm tm;
-    json_t *marker;
-    int rc;
-
-    if (gmtime_r(&now, &tm))
-        strftime(when, sizeof(when), "%Y-%m-%dT%H:%M:%SZ", &tm);
-    marker = json_pack("{s:s, s:s, s:s*, s:s*, s:s, s:i, s:s}", "note",
-                       full ? "the file beside this is an unfinished copy, not a backup"
-                            : "the file beside this is neither the old backup nor the new one",
-                       "kind", full ? "full" : "incremental", "context", want->context, "base",
-                       full ? NULL : want->base, "uri", want->uri, "pid", (int)getpid(), "time",
-                       when);
-    if (!marker)
-        return varve_err_set(err, EINVAL, "URI and context must be UTF-8");
-    rc = sink_put_marker(s, marker, err);
-    json_decref(marker);
-    return rc;
-}
-
 int varve_sink_begin(struct varve_sink *s, const struct varve_sink_want *want,
                      struct varve_err *err)
 {
@@ -261,7 +208,7 @@ int varve_sink_begin(struct varve_sink *s, const struct varve_sink_want *want,
 
     /* A marker that is there says the same; but who renamed it may have died before the sync. */
     if (!s->resumed)
-        rc = sink_mark(s, want, err);
+        rc = varve_sink_mark(s, want, err);
     else
         rc = fsync(s->dir) == 0 ? 0 : varve_err_sys(err, errno, "syncing %s.partial", s->path);
     if (rc != 0)
@@ -280,105 +227,6 @@ int varve_sink_begin(struct varve_sink *s, const struct varve_sink_want *want,
         return varve_err_sys(err, errno, "making %s %" PRIu64 " bytes long", s->path,
                              want->export_size);
     return 0;
-}
-
-static int sink_pwrite(struct varve_sink *s, const char *buf, uint64_t off, size_t len,
-                       struct varve_err *err)
-{
-    while (len > 0) {
-        ssize_t n = pwrite(s->fd, buf, len, (off_t)off);
-
-        if (n < 0 && errno == EINTR)
-            continue;
-        if (n <= 0)
-            return varve_err_sys(err, n < 0 ? errno : EIO, "writing %s at %" PRIu64, s->path, off);
-        buf += n;
-        off += (uint64_t)n;
-        len -= (size_t)n;
-    }
-    return 0;
-}
-
-static bool all_zero(const char *buf, size_t len)
-{
-    return buf[0] == 0 && memcmp(buf, buf + 1, len - 1) == 0;
-}
-
-int varve_sink_data(void *opaque, const char *buf, uint64_t off, size_t len, struct varve_err *err)
-{
-    struct varve_sink *s = opaque;
-    size_t from = 0; /* [from, at) is data that was not written yet */
-    size_t at = 0;
-    int rc = 0;
-
-    while (at < len && rc == 0) {
-        size_t chunk = ZERO_CHUNK - (size_t)((off + at) % ZERO_CHUNK);
-
-        if (chunk > len - at)
-            chunk = len - at;
-        if (all_zero(buf + at, chunk)) {
-            rc = sink_pwrite(s, buf + from, off + from, at - from, err);
-            if (rc == 0)
-                rc = varve_sink_zero(s, off + at, chunk, err);
-            from = at + chunk;
-        }
-        at += chunk;
-    }
-    return rc == 0 ? sink_pwrite(s, buf + from, off + from, at - from, err) : rc;
-}
-
-int varve_sink_zero(void *opaque, uint64_t off, uint64_t len, struct varve_err *err)
-{
-    static const char zeroes[ZERO_CHUNK];
-    struct varve_sink *s = opaque;
-
-    if (s->kind == VARVE_SINK_FULL)
-        return 0; /* the file began as one hole */
-    if (fallocate(s->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)off, (off_t)len) == 0)
-        return 0;
-    if (errno != EOPNOTSUPP && errno != ENOSYS)
-        return varve_err_sys(err, errno, "punching %s at %" PRIu64, s->path, off);
-    while (len > 0) {
-        size_t chunk = len < ZERO_CHUNK ? (size_t)len : ZERO_CHUNK;
-        int rc = sink_pwrite(s, zeroes, off, chunk, err);
-
-        if (rc != 0)
-            return rc;
-        off += chunk;
-        len -= chunk;
-    }
-    return 0;
-}
-
-int varve_sink_compare(void *opaque, const char *buf, uint64_t off, size_t len,
-                       struct varve_err *err)
-{
-    struct varve_sink *s = opaque;
-    char *ours = malloc(len);
-    size_t got = 0;
-    int rc = 0;
-
-    if (!ours)
-        return varve_err_set(err, ENOMEM, "no memory");
-    while (got < len && rc == 0) {
-        ssize_t n = pread(s->fd, ours + got, len - got, (off_t)(off + got));
-
-        if (n > 0)
-            got += (size_t)n;
-        else if (n == 0 || errno != EINTR)
-            rc = varve_err_sys(err, n < 0 ? errno : EIO, "reading %s back at %" PRIu64, s->path,
-                               off + got);
-    }
-    if (rc == 0 && memcmp(ours, buf, len) != 0) {
-        size_t i = 0;
-
-        while (ours[i] == buf[i])
-            i++;
-        rc = varve_err_set(err, EIO, "verifying: %s differs from the export at byte %" PRIu64,
-                           s->path, off + i);
-    }
-    free(ours);
-    return rc;
 }
 
 int varve_sink_sync(struct varve_sink *s, struct varve_err *err)

@@ -1,14 +1,16 @@
 /* SPDX-License-Identifier: BSD-3-Clause
  *
- * The file that varve pull makes or updates, and the marker FILE.partial beside it that says that
- * it is not (or no longer) a backup.  Opening, marking and finishing: one thread; writing, punching
- * and comparing: any threads, on ranges that do not overlap.  It never touches a byte of the file
- * before the marker is durable, and never removes the marker before the file is.
+ * The file that varve pull and varve apply make or update; the marker FILE.partial beside it that
+ * says that it is not (or no longer) a backup; and the stamp FILE.varve that says which one it is.
+ * Opening, marking and finishing: one thread; writing, punching and comparing: any threads, on
+ * ranges that do not overlap.  It never touches a byte of the file before the marker is durable,
+ * and never removes the marker before the file is.
  */
 #ifndef VARVE_CLIENT_SINK_H
 #define VARVE_CLIENT_SINK_H
 
 #include "lib/err.h"
+#include "lib/qmp.h"
 
 #include <stdbool.h>
 #include <stddef.h>
@@ -37,11 +39,40 @@ struct varve_sink_want {
     uint64_t export_size;
 };
 
-/* Looks at the file and its marker and decides what this pull has to do.  Changes nothing.  0: *s is
- * set, to be closed; or -errno with a sentence that says what to do. */
+/* Looks at the file and its marker and decides what this pull has to do.  Changes nothing.  0: *s
+ * is set, to be closed; or -errno with a sentence that says what to do. */
 int varve_sink_open(struct varve_sink *s, const char *path, const struct varve_sink_want *want,
                     struct varve_err *err);
 void varve_sink_close(struct varve_sink *s);
+
+/* The same for a file that has to be there, without a look at its marker. */
+int varve_sink_open_backup(struct varve_sink *s, const char *path, struct varve_err *err);
+
+/* The marker, json_decref it; NULL: there is none. */
+int varve_sink_read_marker(struct varve_sink *s, json_t **marker, struct varve_err *err);
+
+/* Makes a marker durable: of a pull; of deltas that are being applied. */
+int varve_sink_mark(struct varve_sink *s, const struct varve_sink_want *want,
+                    struct varve_err *err);
+struct varve_sink_apply {
+    const char *deltas;       /* the folder */
+    const char *first, *last; /* ids */
+};
+int varve_sink_mark_apply(struct varve_sink *s, const struct varve_sink_apply *a,
+                          struct varve_err *err);
+
+/* What a backup is. */
+struct varve_stamp {
+    bool found;      /* there is a stamp */
+    bool holds;      /* and nobody has written to the file since, as far as its time tells */
+    char point[256]; /* the instant whose copy it is; "": nobody said */
+    char delta[33];  /* the id of the delta that was applied last; "": none was */
+};
+int varve_sink_read_stamp(struct varve_sink *s, struct varve_stamp *stamp, struct varve_err *err);
+/* Of the synced file, before varve_sink_finish(), which makes it durable.  Both NULL: the file is
+ * nothing that has a name, and there is no stamp. */
+int varve_sink_put_stamp(struct varve_sink *s, const char *point, const char *delta,
+                         struct varve_err *err);
 
 /* Makes the marker durable, then makes or empties the file for a full copy. */
 int varve_sink_begin(struct varve_sink *s, const struct varve_sink_want *want,

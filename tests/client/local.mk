@@ -3,6 +3,7 @@
 client_tests = \
 	%D%/test_completion.py \
 	%D%/test_control.py \
+	%D%/test_delta.py \
 	%D%/test_map.py \
 	%D%/test_pull.py
 TESTS += $(client_tests)
@@ -12,4 +13,5 @@ EXTRA_DIST += \
 	%D%/fakevarved.py \
 	%D%/harness.py
 THREAD_TESTS += \
+	%D%/test_delta.py \
 	%D%/test_pull.py

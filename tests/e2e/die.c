@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: BSD-3-Clause
  *
- * kill -9 at a named step of a program that knows nothing of it: preloaded into nbdkit or varved,
- * it counts the calls that change files or send a message with file descriptors, and kills the
+ * kill -9 at a named step of a program that knows nothing of it: preloaded into nbdkit, varved or
+ * varve, it counts the calls that change files or send a message with file descriptors, and kills the
  * process with SIGKILL right before or after the one that it was told.  Used by dying.py alone,
  * which maps the same file:
  *
@@ -129,9 +129,24 @@ int rename(const char *from, const char *to)
     STEP(NEXT(rename)(from, to));
 }
 
+int renameat(int from_dir, const char *from, int to_dir, const char *to)
+{
+    STEP(NEXT(renameat)(from_dir, from, to_dir, to));
+}
+
+int renameat2(int from_dir, const char *from, int to_dir, const char *to, unsigned flags)
+{
+    STEP(NEXT(renameat2)(from_dir, from, to_dir, to, flags));
+}
+
 int unlink(const char *path)
 {
     STEP(NEXT(unlink)(path));
+}
+
+int unlinkat(int dir, const char *path, int flags)
+{
+    STEP(NEXT(unlinkat)(dir, path, flags));
 }
 
 int mkdir(const char *path, mode_t mode)

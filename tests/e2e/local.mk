@@ -9,6 +9,7 @@ e2e_tests = \
 	%D%/test_contexts.py \
 	%D%/test_daemon_edges.py \
 	%D%/test_daemon_kill.py \
+	%D%/test_deltas.py \
 	%D%/test_failed_reads.py \
 	%D%/test_foreign.py \
 	%D%/test_freeze.py \
