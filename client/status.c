@@ -24,14 +24,17 @@ static void status_table(const json_t *disks)
     varve_table_init(&t, 9, heading);
     json_array_foreach(disks, i, disk)
     {
-        char count[2][32];
+        bool degraded = json_is_true(json_object_get(disk, "degraded"));
+        char count[2][32], state[64];
 
+        snprintf(state, sizeof(state), "%s%s", varve_get_string(disk, "state"),
+                 degraded ? ", degraded" : "");
         snprintf(count[0], sizeof(count[0]), "%zu",
                  json_array_size(json_object_get(disk, "checkpoints")));
         snprintf(count[1], sizeof(count[1]), "%zu",
                  json_array_size(json_object_get(disk, "backups")));
         varve_table_add(&t, varve_get_string(disk, "name"));
-        varve_table_add(&t, varve_get_string(disk, "state"));
+        varve_table_add(&t, state);
         varve_table_size(&t, json_object_get(disk, "size"));
         varve_table_size(&t, json_object_get(disk, "granularity"));
         varve_table_number(&t, json_object_get(disk, "epochs"));
@@ -93,12 +96,13 @@ static void status_one(const json_t *disk)
     const json_t *scratch = json_object_get(disk, "scratch");
     const json_t *max = json_object_get(scratch, "max");
     const char *reason = json_string_value(json_object_get(disk, "reason"));
+    bool degraded = json_is_true(json_object_get(disk, "degraded"));
     char buf[VARVE_OUT_SIZE_LEN];
     uint64_t size = varve_get_number(disk, "size");
 
     printf("%-13s%s\n", "disk", varve_get_string(disk, "name"));
-    printf("%-13s%s%s%s\n", "state", varve_get_string(disk, "state"), reason ? ": " : "",
-           reason ? reason : "");
+    printf("%-13s%s%s%s%s\n", "state", varve_get_string(disk, "state"),
+           degraded ? ", degraded" : "", reason ? ": " : "", reason ? reason : "");
     printf("%-13s%s\n", "image", varve_get_string(disk, "image"));
     printf("%-13s%s (%" PRIu64 " bytes)\n", "size", varve_out_size(buf, size), size);
     printf("%-13s%s\n", "block", varve_out_size(buf, varve_get_number(disk, "granularity")));

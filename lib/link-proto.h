@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: BSD-3-Clause
  *
  * The link between a plugin and the daemon: one message a datagram on a unix SEQPACKET socket in the
- * disk's runtime folder, native byte order (both ends are on one host), fds beside messages.
+ * disk's runtime folder (or, where it cannot be made there, its state folder), native byte order (both ends are on one host), fds beside messages.
  * The daemon asks, the plugin answers each request once and in order; the plugin never speaks first.
  * This page encodes, checks and moves single messages; it keeps no state.
  *
@@ -20,6 +20,8 @@
  *   DONE     -> arg[0] view id              <- as NARROW
  *   RELEASE  -> arg[0] view id, [1] off, [2] len, at most VARVE_LINK_RELEASE_MAX
  *                                           <- nothing
+ * HELLO is refused with VARVE_LINK_PRIVATE by who serves the disk without a runtime folder: nothing can be
+ * read from it, and the text says why.
  * A reply has the request's type and seq; status 0, or -errno with the sentence as text.
  * A connection that is lost while it has quiesced the disk aborts the boundary.
  */
@@ -28,6 +30,7 @@
 
 #include "lib/err.h"
 
+#include <errno.h>
 #include <limits.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -40,6 +43,8 @@
 
 /* What one request releases: freeing it should not keep the plugin from a boundary. */
 #define VARVE_LINK_RELEASE_MAX (UINT64_C(64) << 20)
+
+#define VARVE_LINK_PRIVATE ENOTRECOVERABLE
 
 enum varve_link_type {
     VARVE_LINK_HELLO = 1,

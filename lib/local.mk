@@ -73,6 +73,7 @@ lib_libvarve_la_SOURCES = \
 	%D%/tracker-intent.c \
 	%D%/tracker-internal.h \
 	%D%/tracker-preserve.c \
+	%D%/tracker-private.c \
 	%D%/tracker-rebuild.c \
 	%D%/scratch.c \
 	%D%/scratch.h \

@@ -162,6 +162,11 @@ char *varve_path_link(const struct varve_paths *p, char *buf)
     return path_below(buf, p->runtime, VARVE_LINK_SOCKET);
 }
 
+char *varve_path_spare_link(const struct varve_paths *p, char *buf)
+{
+    return path_below(buf, p->state, VARVE_LINK_SOCKET);
+}
+
 /* A decimal number from 1 on as we write it; returns what follows it, or NULL. */
 static const char *parse_number(const char *s, uint64_t *number)
 {

@@ -61,6 +61,8 @@ char *varve_path_lost(const struct varve_paths *p, uint64_t epoch, char *buf);
 char *varve_path_done(const struct varve_paths *p, uint64_t view, char *buf);
 char *varve_path_failed(const struct varve_paths *p, uint64_t view, char *buf);
 char *varve_path_link(const struct varve_paths *p, char *buf);
+/* Where the plugin listens if it cannot in the runtime folder. */
+char *varve_path_spare_link(const struct varve_paths *p, char *buf);
 
 /* "epoch-F-L.map" taken apart.  False: it is not such a name. */
 bool varve_path_parse_epoch(const char *name, uint64_t *first, uint64_t *last);

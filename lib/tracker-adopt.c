@@ -9,6 +9,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <stdlib.h>
 #include <string.h>
 
 static int control_open(struct varve_tracker *t, struct varve_err *err)
@@ -20,6 +21,8 @@ static int control_open(struct varve_tracker *t, struct varve_err *err)
 
     varve_path_control(&t->paths, path);
     t->ctl_fd = t->w->open(t->w, path, O_RDWR, 0);
+    if (t->ctl_fd == -ENOTDIR)
+        return varve_err_set(err, ENOENT, "there is no %s", path);
     if (t->ctl_fd < 0)
         return varve_err_sys(err, -t->ctl_fd, "cannot open %s", path);
     r = t->w->stat(t->w, t->ctl_fd, &st);
@@ -36,7 +39,9 @@ static int control_open(struct varve_tracker *t, struct varve_err *err)
 
 void varve_tracker_close_control(struct varve_tracker *t)
 {
-    if (t->ctl)
+    if (t->private_why[0])
+        free(t->ctl);
+    else if (t->ctl)
         t->w->unmap(t->w, t->ctl, sizeof(struct varve_ctl));
     if (t->ctl_fd >= 0)
         t->w->close(t->w, t->ctl_fd);

@@ -18,6 +18,8 @@
  *
  * A clean stop goes the other way: image durable, bits and clean mark durable, log not kept any more.
  *
+ * Where runtime files cannot be made, a guest's server goes on without (tracker-private.c).
+ *
  * And runtime files that are not adopted are removed, never reused: who holds the old ones sees that
  * they are unlinked.
  */
@@ -130,20 +132,22 @@ static bool on_one_file_system(struct varve_tracker *t)
            strcmp(t->paths.scratch, t->paths.state) == 0 && image.dev == scratch.dev;
 }
 
+/* no_runtime: what is wrong with the runtime folder, which is an error where no guest waits. */
 static int make_dirs(struct varve_tracker *t, const struct varve_tracker_config *cfg,
-                     struct varve_err *err)
+                     struct varve_err *no_runtime, struct varve_err *err)
 {
     const char *parents[] = {cfg->state_dir, cfg->runtime_dir,
                              cfg->scratch_dir ? cfg->scratch_dir : cfg->state_dir};
     const char *dirs[] = {t->paths.state, t->paths.runtime, t->paths.scratch};
 
     for (unsigned i = 0; i < 3; i++) {
+        bool spared = i == 1 && cfg->image_fd >= 0;
         int r = 0;
 
         if (!cfg->existing_only || strcmp(dirs[i], t->paths.state) != 0) {
-            r = make_dir(t->w, parents[i], err);
+            r = make_dir(t->w, parents[i], spared ? no_runtime : err);
             if (r >= 0 || r == -EEXIST)
-                r = make_dir(t->w, dirs[i], err);
+                r = make_dir(t->w, dirs[i], spared ? no_runtime : err);
         }
         /* Also if they are there already: who made them may have died before they were durable. */
         if ((r == 0 || r == -EEXIST) && i == 0) {
@@ -151,7 +155,7 @@ static int make_dirs(struct varve_tracker *t, const struct varve_tracker_config 
             if (r == 0 || r == -EACCES) /* a parent that is not ours to read is not of our making */
                 r = sync_parent(t->w, dirs[i], err);
         }
-        if (r < 0 && r != -EEXIST)
+        if (r < 0 && r != -EEXIST && !spared)
             return r;
     }
     return 0;
@@ -198,14 +202,54 @@ static struct varve_tracker *tracker_alloc(struct varve_world *w,
     return t;
 }
 
+/* Adopts, or rebuilds, and makes it so that writers may come.  Nothing is held on error. */
+static int take_over(struct varve_tracker *t, const struct varve_tracker_config *cfg,
+                     const uint8_t boot_id[16], bool new_disk, char notes[256],
+                     struct varve_err *err)
+{
+    const char *found = "";
+    int r = -ENOENT;
+
+    notes[0] = '\0';
+    t->runtime_failed = false;
+    if (!t->private_why[0])
+        r = varve_tracker_adopt(t, boot_id, err);
+    if (r == 0)
+        found = atomic_load(&t->ctl->served) ? "its server was killed, all was taken over as it was"
+                                             : "its server had stopped";
+    if (r < 0 && r != -ENOENT && r != -EUCLEAN)
+        return r;
+    if (r < 0) {
+        r = varve_tracker_rebuild(t, boot_id, new_disk, notes, err);
+        found = new_disk ? "a new disk" : notes[0] ? "" : "its server had stopped";
+    }
+    if (r < 0) {
+        varve_tracker_close_control(t);
+        return r;
+    }
+    r = varve_tracker_take_image(t, boot_id, found, notes, err);
+    if (r == 0)
+        r = varve_tracker_start_intent(t, cfg, new_disk, notes, err);
+    /* After page and log are good: who dies here leaves one of them that knows the bits. */
+    if (r == 0 && t->clean_mark)
+        r = varve_epoch_file_reopen(t->w, &t->paths, varve_tracker_epoch(t), err);
+    if (r == 0)
+        return 0;
+    t->image_failed = atomic_load(&t->ctl->intent) & VARVE_CTL_IMAGE_FAILED;
+    varve_tracker_forget(t);
+    varve_gate_fini(&t->gate);
+    varve_tracker_close_control(t);
+    return r;
+}
+
 int varve_tracker_attach(struct varve_world *w, const struct varve_tracker_config *cfg,
                          struct varve_tracker **out, char notes[256], struct varve_err *err)
 {
     struct varve_tracker *t = tracker_alloc(w, cfg);
-    struct varve_err why = VARVE_ERR_INIT;
+    struct varve_err no_runtime = VARVE_ERR_INIT, other = VARVE_ERR_INIT;
+    struct varve_err *why;
     struct varve_geometry asked;
     struct varve_identity before;
-    const char *found = "";
     uint8_t boot_id[16];
     bool new_disk;
     int r;
@@ -218,7 +262,7 @@ int varve_tracker_attach(struct varve_world *w, const struct varve_tracker_confi
         r = varve_paths_init(&t->paths, cfg->state_dir, cfg->runtime_dir, cfg->scratch_dir,
                              cfg->name, err);
     if (r == 0)
-        r = make_dirs(t, cfg, err);
+        r = make_dirs(t, cfg, &no_runtime, err);
     if (r == 0)
         r = t->lock_fd = varve_disk_lock_take(w, &t->paths, cfg->name, cfg->role, err);
     if (r < 0)
@@ -236,28 +280,18 @@ int varve_tracker_attach(struct varve_world *w, const struct varve_tracker_confi
         r = varve_tracker_find_intent(t, t->id.image, err);
     if (r < 0)
         goto err_after_alloc;
-    r = varve_tracker_adopt(t, boot_id, &why);
-    if (r == 0)
-        found = atomic_load(&t->ctl->served) ? "its server was killed, all was taken over as it was"
-                                             : "its server had stopped";
-    if (r < 0 && r != -ENOENT && r != -EUCLEAN) {
-        varve_err_set(err, -r, "%s", why.msg);
-        goto err_after_alloc;
+    why = no_runtime.msg[0] ? &other : &no_runtime;
+    r = take_over(t, cfg, boot_id, new_disk, notes, why);
+    if (r < 0 && t->runtime_failed && cfg->image_fd >= 0) { /* the guest gets its disk */
+        why = &no_runtime;
+        r = varve_tracker_go_private(t, boot_id, why);
+        if (r == 0)
+            r = take_over(t, cfg, boot_id, new_disk, notes, why);
     }
     if (r < 0) {
-        r = varve_tracker_rebuild(t, boot_id, new_disk, notes, err);
-        found = new_disk ? "a new disk" : notes[0] ? "" : "its server had stopped";
-    }
-    if (r < 0)
+        varve_err_set(err, -r, "%s", why->msg);
         goto err_after_alloc;
-    r = varve_tracker_take_image(t, boot_id, found, notes, err);
-    if (r == 0)
-        r = varve_tracker_start_intent(t, cfg, new_disk, notes, err);
-    /* After page and log are good: who dies here leaves one of them that knows the bits. */
-    if (r == 0 && t->clean_mark)
-        r = varve_epoch_file_reopen(w, &t->paths, varve_tracker_epoch(t), err);
-    if (r < 0)
-        goto err_after_epochs;
+    }
     if (varve_tracker_doubt_image(t))
         varve_tracker_say(notes, "a part of the image could not be made durable: what was not counts as written again", "");
     atomic_fetch_add(&t->ctl->incarnation, 1);
@@ -270,9 +304,6 @@ int varve_tracker_attach(struct varve_world *w, const struct varve_tracker_confi
     *out = t;
     return 0;
 
-err_after_epochs:
-    varve_tracker_forget(t);
-    varve_gate_fini(&t->gate);
 err_after_alloc:
     tracker_free(t);
     return r;

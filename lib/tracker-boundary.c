@@ -70,6 +70,8 @@ int varve_tracker_prepare(struct varve_tracker *t, bool arm, uint64_t *epoch,
     uint64_t live = varve_tracker_epoch(t), view = varve_tracker_oldest_view(t), number;
     int r;
 
+    if (t->private_why[0])
+        return varve_err_set(err, ENOTRECOVERABLE, "%s", t->private_why);
     tracker_drop_prepared(t);
     number = atomic_load(&t->ctl->prepared) + 1;
     /* The slot of an epoch that is still here is passed over; views reach no further than the table. */

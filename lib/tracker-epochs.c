@@ -39,13 +39,17 @@ static int epoch_map(struct varve_tracker *t, const char *path, bool make, int *
     void *addr;
     int r;
 
+    if (bytes == 0)
+        bytes = sizeof(uint64_t); /* an empty disk has a map, of nothing */
+    if (t->private_why[0]) {
+        *bits = calloc(1, (size_t)bytes);
+        return *bits ? 0 : varve_err_set(err, ENOMEM, "no memory for a map");
+    }
     if (make)
         w->unlink(w, path);
     *fd = w->open(w, path, make ? O_RDWR | O_CREAT | O_EXCL : O_RDWR, RUNTIME_FILE_MODE);
     if (*fd < 0)
         return varve_err_sys(err, -*fd, "cannot open %s", path);
-    if (bytes == 0)
-        bytes = sizeof(uint64_t); /* an empty disk has a map, of nothing */
     if (make && (r = w->allocate(w, *fd, 0, bytes)) < 0)
         return varve_err_sys(err, -r, "cannot reserve %" PRIu64 " bytes for %s", bytes, path);
     r = w->stat(w, *fd, &st);
@@ -93,7 +97,9 @@ void varve_tracked_epoch_free(struct varve_tracker *t, struct varve_tracked_epoc
     pthread_mutex_unlock(&t->epochs_lock);
     if (bytes == 0)
         bytes = sizeof(uint64_t);
-    if (e->bits)
+    if (t->private_why[0])
+        free((void *)e->bits);
+    else if (e->bits)
         w->unmap(w, e->bits, (size_t)bytes);
     if (e->lost)
         w->unmap(w, e->lost, (size_t)bytes);
@@ -165,11 +171,12 @@ int varve_tracked_epoch_create(struct varve_tracker *t, uint64_t number, bool ar
     if (!e)
         return varve_err_set(err, ENOMEM, "no memory for an epoch");
     r = epoch_map(t, varve_path_live(&t->paths, number, path), true, &e->live_fd, &e->bits, err);
-    if (r == 0)
+    if (r == 0 && !t->private_why[0])
         r = epoch_ino(t, e->live_fd, &map_ino, err);
     if (r == 0 && armed)
         r = epoch_make_armed(t, e, &scratch_ino, err);
     if (r < 0) {
+        t->runtime_failed = true;
         varve_tracked_epoch_free(t, e);
         varve_tracked_epoch_unlink(t, number);
         return r;

@@ -20,8 +20,8 @@
 /* An epoch whose files are in the runtime folder. */
 struct varve_tracked_epoch {
     uint64_t number;
-    int live_fd;
-    _Atomic uint64_t *bits; /* mapping of live_fd */
+    int live_fd;            /* -1: private */
+    _Atomic uint64_t *bits; /* mapping of live_fd, or memory */
     int lost_fd;            /* -1: not armed */
     _Atomic uint64_t *lost; /* mapping of lost_fd */
     int scratch_fd;         /* -1: not armed */
@@ -60,8 +60,14 @@ struct varve_tracker {
     unsigned freeze_timeout_ms;
     char role[16];
 
+    /* No file of the runtime folder can be made: page and maps are memory of our own (tracker-private.c),
+     * for this reason.  Empty: they are files. */
+    char private_why[256];
+    bool runtime_failed; /* what failed last was the making of such a file */
+    uint64_t image_failed; /* VARVE_CTL_IMAGE_FAILED, of a page that was adopted before */
+
     int lock_fd;
-    int ctl_fd;
+    int ctl_fd; /* -1: private */
     struct varve_ctl *ctl;
     struct varve_gate gate;
 
@@ -165,6 +171,13 @@ void varve_tracker_tidy(struct varve_tracker *t);
  * closed on error. */
 int varve_tracker_adopt(struct varve_tracker *t, const uint8_t boot_id[16], struct varve_err *err);
 void varve_tracker_close_control(struct varve_tracker *t);
+
+/* --- tracker-private.c --- */
+
+/* From here on the tracker makes no file in the runtime folder; `err` says why, and is what is told if
+ * that cannot be: something there could still be believed.  Nothing is adopted or rebuilt yet. */
+int varve_tracker_go_private(struct varve_tracker *t, const uint8_t boot_id[16],
+                             struct varve_err *err);
 
 /* --- tracker-rebuild.c --- */
 

@@ -240,12 +240,17 @@ static int learn_live(struct varve_tracker *t, bool new_disk, struct last_known 
     return r;
 }
 
-static int control_make(struct varve_tracker *t, const uint8_t boot_id[16], struct varve_err *err)
+/* The page's file, or memory where there is no runtime folder. */
+static int control_make_room(struct varve_tracker *t, struct varve_err *err)
 {
     char path[PATH_MAX];
     void *addr;
     int r;
 
+    if (t->private_why[0]) {
+        t->ctl = calloc(1, sizeof(struct varve_ctl));
+        return t->ctl ? 0 : varve_err_set(err, ENOMEM, "no memory for a control page");
+    }
     varve_path_control(&t->paths, path);
     t->ctl_fd = t->w->open(t->w, path, O_RDWR | O_CREAT | O_EXCL, FILE_MODE);
     if (t->ctl_fd < 0)
@@ -256,6 +261,18 @@ static int control_make(struct varve_tracker *t, const uint8_t boot_id[16], stru
     if (r < 0)
         return varve_err_sys(err, -r, "cannot reserve memory for %s", path);
     t->ctl = addr;
+    return 0;
+}
+
+static int control_make(struct varve_tracker *t, const uint8_t boot_id[16], struct varve_err *err)
+{
+    int r = control_make_room(t, err);
+
+    if (r < 0) {
+        t->runtime_failed = true;
+        return r;
+    }
+    atomic_store(&t->ctl->intent, t->image_failed);
     t->ctl->layout = VARVE_CTL_LAYOUT;
     t->ctl->shift = t->id.geometry.shift;
     t->ctl->size = t->id.geometry.size;

@@ -51,7 +51,8 @@ struct varve_tracker_config {
 };
 
 /* Takes the disk: locks it, makes or checks its state, adopts the runtime files in place if they are
- * this boot's, else rebuilds them.  What it found stands in `notes` (one line, may be empty).
+ * this boot's, else rebuilds them.  Where they cannot be made, a guest's server goes on without (see
+ * varve_tracker_private).  What it found stands in `notes` (one line, may be empty).
  * -EBUSY: another process serves it (its pid is in err).  -EINVAL: granularity or size do not fit;
  * -ENOTSUP: state of another format; others as of the world. */
 int varve_tracker_attach(struct varve_world *w, const struct varve_tracker_config *cfg,
@@ -67,6 +68,10 @@ int varve_tracker_claim_pid(struct varve_tracker *t, struct varve_err *err);
 const struct varve_identity *varve_tracker_identity(const struct varve_tracker *t);
 const struct varve_paths *varve_tracker_paths(const struct varve_tracker *t);
 uint64_t varve_tracker_epoch(const struct varve_tracker *t);
+
+/* Why the disk is served without a runtime folder: nothing can be read by others, no boundary is made,
+ * and a kill costs what a crash of the host does.  NULL: it is not. */
+const char *varve_tracker_private(const struct varve_tracker *t);
 
 /* Whether the region of that byte would count as written after a crash of the host, and how many bytes
  * regions have.  Without a log all would. */

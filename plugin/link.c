@@ -65,6 +65,8 @@ static int link_hello(struct varve_link *l, struct peer *p, const struct varve_l
                              "this plugin speaks versions %u to %u of the link, the daemon %" PRIu64
                              " to %" PRIu64,
                              VARVE_LINK_VERSION_MIN, VARVE_LINK_VERSION, rq->arg[0], rq->arg[1]);
+    if (varve_tracker_private(l->tracker))
+        return varve_err_set(err, VARVE_LINK_PRIVATE, "%s", varve_tracker_private(l->tracker));
     a->fds[0] = varve_tracker_open_control(l->tracker, err);
     if (a->fds[0] < 0)
         return a->fds[0];
@@ -296,11 +298,8 @@ static void *link_main(void *arg)
 
 /* --- life ------------------------------------------------------------------------------------------ */
 
-static int link_bind(struct varve_link *l, struct varve_err *err)
+static int link_bind(struct varve_link *l, const char *path, struct varve_err *err)
 {
-    char path[PATH_MAX];
-
-    varve_path_link(varve_tracker_paths(l->tracker), path);
     l->address.sun_family = AF_UNIX;
     if (strlen(path) >= sizeof(l->address.sun_path))
         return varve_err_set(err, ENAMETOOLONG,
@@ -311,10 +310,34 @@ static int link_bind(struct varve_link *l, struct varve_err *err)
     if (l->listener < 0)
         return varve_err_sys(err, errno, "cannot make a socket");
     unlink(path); /* we hold the disk's lock: whoever made it is gone */
-    if (bind(l->listener, (struct sockaddr *)&l->address, sizeof(l->address)) < 0)
-        return varve_err_sys(err, errno, "cannot make the socket %s", path);
-    if (chmod(path, 0600) < 0 || listen(l->listener, (int)PEERS_MAX) < 0)
-        return varve_err_sys(err, errno, "cannot listen on %s", path);
+    if (bind(l->listener, (struct sockaddr *)&l->address, sizeof(l->address)) == 0 &&
+        chmod(path, 0600) == 0 && listen(l->listener, (int)PEERS_MAX) == 0)
+        return 0;
+    varve_err_sys(err, errno, "cannot listen on %s", path);
+    close(l->listener);
+    l->listener = -1;
+    return -err->code;
+}
+
+/* In the runtime folder.  If nothing can be made there, a daemon that looks for us finds us in the state
+ * folder; and if not there either, none does, and the guest has its disk. */
+static int link_bind_somewhere(struct varve_link *l, struct varve_err *err)
+{
+    const struct varve_paths *p = varve_tracker_paths(l->tracker);
+    char path[PATH_MAX], spare[PATH_MAX];
+    struct varve_err other = VARVE_ERR_INIT;
+    int r = link_bind(l, varve_path_link(p, path), err);
+
+    varve_path_spare_link(p, spare);
+    if (r == 0)
+        unlink(spare); /* of one that was killed */
+    if (r == 0 || r == -ENAMETOOLONG)
+        return r;
+    if (link_bind(l, spare, &other) < 0)
+        fprintf(stderr, "varve: disk %s: no daemon can reach it, so no checkpoints and backups: %s, "
+                "and %s\n", l->config->name, err->msg, other.msg);
+    else
+        fprintf(stderr, "varve: disk %s: %s, so it listens on %s\n", l->config->name, err->msg, spare);
     return 0;
 }
 
@@ -334,7 +357,8 @@ int varve_link_listen(struct varve_tracker *t, const struct varve_image *image,
     for (unsigned i = 0; i < PEERS_MAX; i++)
         l->peers[i].sock = -1;
     l->stop_fd = eventfd(0, EFD_CLOEXEC);
-    r = l->stop_fd < 0 ? varve_err_sys(err, errno, "cannot make an eventfd") : link_bind(l, err);
+    r = l->stop_fd < 0 ? varve_err_sys(err, errno, "cannot make an eventfd")
+                       : link_bind_somewhere(l, err);
     if (r < 0) {
         varve_link_stop(l);
         return r;

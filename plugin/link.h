@@ -14,8 +14,8 @@
 
 struct varve_link;
 
-/* Makes the socket, replacing one that a former server left.  Tracker, image and config are borrowed
- * until stop. */
+/* Makes the socket, replacing one that a former server left; says so if it is not where it should be, or
+ * cannot be made.  Tracker, image and config are borrowed until stop. */
 int varve_link_listen(struct varve_tracker *t, const struct varve_image *image,
                       const struct varve_params *config, struct varve_link **out,
                       struct varve_err *err);

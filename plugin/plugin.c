@@ -99,6 +99,8 @@ static int plugin_get_ready(void)
         return plugin_fail(&err);
     if (notes[0])
         fprintf(stderr, "varve: disk %s: %s\n", c->name, notes);
+    if (varve_tracker_private(plugin.tracker))
+        fprintf(stderr, "varve: disk %s: %s\n", c->name, varve_tracker_private(plugin.tracker));
     if (!plugin.image.writable)
         fprintf(stderr, "varve: disk %s: image %s can only be read\n", c->name, c->image);
     if (varve_link_listen(plugin.tracker, &plugin.image, c, &plugin.link, &err) < 0)

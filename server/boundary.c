@@ -151,6 +151,9 @@ int varve_offline_attach_as(struct varve_disk *disk, const char *distrust, struc
     char notes[256] = "";
     int fd, rc;
 
+    rc = varve_disk_refuse_private(disk, err);
+    if (rc < 0)
+        return rc;
     fd = w->open(w, disk->identity.image, 0, 0);
     if (fd < 0)
         return varve_err_sys(err, -fd, "Disk '%s': cannot open its image %s", disk->name,

@@ -85,6 +85,8 @@ static void describe_state(struct varve_disk *disk, json_t *o, bool broken, cons
     json_object_set_new(o, "state", json_string(varve_disk_state_name(disk->state)));
     if (disk->reason[0])
         json_object_set_new(o, "reason", json_string(disk->reason));
+    else if (disk->degraded[0])
+        json_object_set_new(o, "reason", json_string(disk->degraded));
 }
 
 /* What its last server found when it came, and what cannot be said of its image. */
@@ -152,14 +154,7 @@ static json_t *disk_describe(struct varve_disk *disk)
     if (disk->known)
         describe_found(disk, o);
     describe_state(disk, o, broken, why.msg);
-    if ((intent & VARVE_CTL_INTENT_FAILED) && !json_object_get(o, "reason"))
-        json_object_set_new(o, "reason",
-                            json_string("its intent log cannot be written: after a crash of the host "
-                                        "all of it would count as written"));
-    if ((intent & VARVE_CTL_IMAGE_FAILED) && !json_object_get(o, "reason"))
-        json_object_set_new(o, "reason",
-                            json_string("its image could not be made durable: what was written last may "
-                                        "be lost, and counts as written until the host is started anew"));
+    json_object_set_new(o, "degraded", json_boolean(disk->degraded[0] != '\0'));
     return o;
 }
 

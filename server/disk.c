@@ -17,6 +17,7 @@
 #define HELLO_TIMEOUT_MS 1000
 #define EPOCH_TIMEOUT_MS 5000
 #define RETRY_NS         UINT64_C(5000000000)
+#define PRIVATE_RETRY_NS UINT64_C(1000000000)
 #define WAIT_SLICE_NS    UINT64_C(100000000)
 
 const char *varve_disk_state_name(enum varve_disk_state state)
@@ -308,22 +309,32 @@ int varve_disk_wait_epochs(struct varve_disk *disk, uint64_t deadline_ns)
 
 /* --- state ---------------------------------------------------------------------------------- */
 
-static void disk_set_state(struct varve_disk *disk, enum varve_disk_state state, const char *reason)
+static void disk_set_state(struct varve_disk *disk, enum varve_disk_state state, const char *reason,
+                           const char *degraded)
 {
+    bool same = state == disk->state && strcmp(degraded, disk->degraded) == 0;
+
     snprintf(disk->reason, sizeof(disk->reason), "%.479s", reason);
-    if (state == disk->state)
+    if (same)
         return;
-    if (disk->state != VARVE_DISK_UNKNOWN || state != VARVE_DISK_OFFLINE)
+    if (state != disk->state && (disk->state != VARVE_DISK_UNKNOWN || state != VARVE_DISK_OFFLINE))
         varve_log("Disk '%s' is %s%s%s", disk->name, varve_disk_state_name(state),
                   reason[0] ? ": " : "", reason);
+    if (degraded[0])
+        varve_log("Disk '%s' is degraded: %s", disk->name, degraded);
+    else if (disk->degraded[0])
+        varve_log("Disk '%s' is not degraded any more", disk->name);
     disk->state = state;
-    varve_events_send(
-        disk->daemon->events, "DISK_STATE_CHANGED",
-        json_pack("{s:s, s:s, s:s*}", "disk", disk->name, "state", varve_disk_state_name(state),
-                  "reason", disk->reason[0] ? disk->reason : NULL));
+    snprintf(disk->degraded, sizeof(disk->degraded), "%s", degraded);
+    varve_events_send(disk->daemon->events, "DISK_STATE_CHANGED",
+                      json_pack("{s:s, s:s, s:b, s:s*}", "disk", disk->name, "state",
+                                varve_disk_state_name(state), "degraded", degraded[0] != '\0',
+                                "reason", disk->reason[0]   ? disk->reason
+                                          : disk->degraded[0] ? disk->degraded
+                                                              : NULL));
 }
 
-/* Logged once, not at every attempt. */
+/* Logged once, not at every attempt; of a private one it is its state, which is logged. */
 static void disk_note_link_error(struct varve_disk *disk, const char *msg)
 {
     char prefix[VARVE_NAME_MAX + 16], *reason = disk->link_error;
@@ -331,7 +342,7 @@ static void disk_note_link_error(struct varve_disk *disk, const char *msg)
 
     if (strncmp(msg, prefix, (size_t)len) == 0)
         msg += len; /* where it will stand, the disk is named */
-    if (strncmp(reason, msg, sizeof(disk->link_error) - 1) != 0)
+    if (!disk->private && strncmp(reason, msg, sizeof(disk->link_error) - 1) != 0)
         varve_log("Disk '%s': %s", disk->name, msg);
     snprintf(reason, sizeof(disk->link_error), "%.255s", msg);
 }
@@ -344,6 +355,7 @@ static void disk_try_peer(struct varve_disk *disk)
 
     if (monotonic_ns(disk) < disk->retry_ns)
         return;
+    disk->private = false;
     rc = varve_peer_open(disk->name, &disk->paths, &disk->identity,
                          varve_clerk_stop_fd(disk->daemon->clerk), HELLO_TIMEOUT_MS, &disk->peer,
                          &hello, &err);
@@ -359,7 +371,8 @@ static void disk_try_peer(struct varve_disk *disk)
             disk->link_error[0] = '\0';
             return;
         }
-        disk->retry_ns = monotonic_ns(disk) + RETRY_NS;
+        disk->private = rc == -VARVE_LINK_PRIVATE;
+        disk->retry_ns = monotonic_ns(disk) + (disk->private ? PRIVATE_RETRY_NS : RETRY_NS);
         disk_note_link_error(disk, err.msg);
         return;
     }
@@ -389,12 +402,12 @@ static bool disk_source_is_current(struct varve_disk *disk)
 void varve_disk_refresh(struct varve_disk *disk)
 {
     struct varve_err err = VARVE_ERR_INIT, unsaid = VARVE_ERR_INIT;
-    char doubt[sizeof(disk->reason)];
+    char doubt[sizeof(disk->reason)], degraded[sizeof(disk->degraded)];
     struct stat st;
 
     if (!disk->known) {
         if (varve_identity_read(disk->daemon->w, &disk->paths, &disk->identity, &err) < 0) {
-            disk_set_state(disk, VARVE_DISK_INCONSISTENT, err.msg);
+            disk_set_state(disk, VARVE_DISK_INCONSISTENT, err.msg, "");
             return;
         }
         disk->known = true;
@@ -414,16 +427,17 @@ void varve_disk_refresh(struct varve_disk *disk)
         err.code != ESTALE)
         varve_log("Disk '%s': cannot get the files of its epochs: %s", disk->name, err.msg);
 
+    varve_disk_trouble(disk, degraded, sizeof(degraded));
     if (varve_disk_check_older(disk, &err) < 0)
-        disk_set_state(disk, VARVE_DISK_INCONSISTENT, err.msg);
+        disk_set_state(disk, VARVE_DISK_INCONSISTENT, err.msg, degraded);
     else if (varve_disk_is_doubted(disk, doubt, sizeof(doubt)))
-        disk_set_state(disk, VARVE_DISK_INCONSISTENT, doubt);
-    else if (disk->peer)
-        disk_set_state(disk, VARVE_DISK_LIVE, "");
+        disk_set_state(disk, VARVE_DISK_INCONSISTENT, doubt, degraded);
+    else if (disk->peer || disk->private)
+        disk_set_state(disk, VARVE_DISK_LIVE, "", degraded);
     else if (stat(disk->identity.image, &st) < 0) {
         varve_err_sys(&err, errno, "cannot find its image %s", disk->identity.image);
-        disk_set_state(disk, VARVE_DISK_MISSING, err.msg);
+        disk_set_state(disk, VARVE_DISK_MISSING, err.msg, degraded);
     } else {
-        disk_set_state(disk, VARVE_DISK_OFFLINE, disk->link_error);
+        disk_set_state(disk, VARVE_DISK_OFFLINE, disk->link_error, degraded);
     }
 }

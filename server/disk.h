@@ -49,7 +49,9 @@ struct varve_disk {
     bool untidy; /* a transaction under way leaves something to free */
     enum varve_disk_state state;
     char reason[480];     /* why it is in that state; may be empty */
+    char degraded[384];   /* what does not work although it is served; may be empty */
     char link_error[256]; /* why its plugin, if there is one, is not asked */
+    bool private;         /* its plugin says that there is nothing to be read and asked */
 
     struct varve_peer *peer; /* NULL: nobody serves it, or nobody that answers */
     int plugin_pid;
@@ -155,6 +157,13 @@ void varve_disk_note_newest(struct varve_disk *disk, uint64_t epoch, struct varv
 void varve_disk_check_folder(struct varve_disk *disk);
 /* Where it is so: sets the error, which says what to do; -EUCLEAN.  Any thread. */
 int varve_disk_check_older(struct varve_disk *disk, struct varve_err *err);
+
+/* --- disk-trouble.c --- */
+
+/* What its server, if there is one, cannot do now; empty: nothing. */
+void varve_disk_trouble(struct varve_disk *disk, char *text, size_t size);
+/* -VARVE_LINK_PRIVATE if nothing can be read or asked because its server says so. */
+int varve_disk_refuse_private(struct varve_disk *disk, struct varve_err *err);
 
 /* --- disk-image.c --- */
 

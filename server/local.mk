@@ -94,6 +94,7 @@ server_libvarved_la_SOURCES = \
 	%D%/disk-image.c \
 	%D%/disk-older.c \
 	%D%/disk-scratch.c \
+	%D%/disk-trouble.c \
 	%D%/disk.c \
 	%D%/disk.h \
 	%D%/disks.c \

@@ -209,18 +209,19 @@ bool varve_peer_lost(struct varve_peer *peer)
 }
 
 /* A path too long for a socket address is reached through its folder. */
-static int peer_connect(struct varve_peer *peer, const struct varve_paths *p, struct varve_err *err)
+static int peer_connect_to(struct varve_peer *peer, const char *folder, const char *path,
+                           struct varve_err *err)
 {
     struct sockaddr_un to = {.sun_family = AF_UNIX};
-    char path[PATH_MAX];
+    char through[64];
     int dir = -1, rc = 0;
 
-    varve_path_link(p, path);
     if (strlen(path) >= sizeof(to.sun_path)) {
-        dir = open(p->runtime, O_PATH | O_DIRECTORY | O_CLOEXEC);
+        dir = open(folder, O_PATH | O_DIRECTORY | O_CLOEXEC);
         if (dir < 0)
-            return varve_err_sys(err, errno, "%s", p->runtime);
-        snprintf(path, sizeof(path), "/proc/self/fd/%d/%s", dir, VARVE_LINK_SOCKET);
+            return varve_err_sys(err, errno, "%s", folder);
+        snprintf(through, sizeof(through), "/proc/self/fd/%d/%s", dir, VARVE_LINK_SOCKET);
+        path = through;
     }
     memcpy(to.sun_path, path, strlen(path) + 1);
     peer->sock = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
@@ -228,6 +229,21 @@ static int peer_connect(struct varve_peer *peer, const struct varve_paths *p, st
         rc = varve_err_sys(err, errno, "%s", path);
     if (dir >= 0)
         close(dir);
+    if (rc < 0 && peer->sock >= 0) {
+        close(peer->sock);
+        peer->sock = -1;
+    }
+    return rc;
+}
+
+static int peer_connect(struct varve_peer *peer, const struct varve_paths *p, struct varve_err *err)
+{
+    struct varve_err other = VARVE_ERR_INIT;
+    char path[PATH_MAX];
+    int rc = peer_connect_to(peer, p->runtime, varve_path_link(p, path), err);
+
+    if (rc < 0 && peer_connect_to(peer, p->state, varve_path_spare_link(p, path), &other) == 0)
+        rc = 0;
     return rc;
 }
 

@@ -35,7 +35,8 @@ struct varve_peer_hello {
 
 /* Connects to the disk's plugin and exchanges HELLO, within timeout_ms.  stop_fd: a descriptor that
  * cuts every wait short once it is readable.  -ENOENT, -ECONNREFUSED: nobody serves the disk;
- * -EPERM, -EPROTO: somebody does whom we do not believe; -ETIMEDOUT. */
+ * -EPERM, -EPROTO: somebody does whom we do not believe; -VARVE_LINK_PRIVATE: somebody does who has
+ * nothing to be read; -ETIMEDOUT. */
 int varve_peer_open(const char *disk, const struct varve_paths *p, const struct varve_identity *id,
                     int stop_fd, unsigned timeout_ms, struct varve_peer **out,
                     struct varve_peer_hello *hello, struct varve_err *err);

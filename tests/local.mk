@@ -225,6 +225,12 @@ TESTS += $(server_tests)
 EXTRA_DIST += $(server_tests)
 THREAD_TESTS += $(server_tests)
 
+check_PROGRAMS += %D%/unit/test-private
+%C%_unit_test_private_SOURCES = %D%/unit/test-private.c
+%C%_unit_test_private_CFLAGS = $(AM_CFLAGS) $(CMOCKA_CFLAGS)
+%C%_unit_test_private_LDADD = %D%/lib/libtest.la lib/libvarve.la $(CMOCKA_LIBS)
+TESTS += %D%/unit/test-private
+
 check_PROGRAMS += %D%/unit/test-room
 %C%_unit_test_room_SOURCES = %D%/unit/test-room.c
 %C%_unit_test_room_CFLAGS = $(AM_CFLAGS) $(CMOCKA_CFLAGS)

@@ -96,6 +96,8 @@ static int make_boundary(struct life *l, struct view *v)
     guest_let_all_go(l);
     if (!served(l))
         return -EINTR;
+    if (varve_tracker_private(l->t)) /* it came after a fault, and makes none */
+        return -ENOTRECOVERABLE;
     trace(l, "a boundary%s", v ? " with a view" : "");
     begin_doing(l, CONTROLLING, l->server);
     r = varve_tracker_prepare(l->t, v != NULL, &epoch, &err);
