@@ -68,6 +68,14 @@ void heat_after(struct life *l, uint32_t at, uint32_t before)
     heat_note(l);
 }
 
+void heat_starting(struct life *l, bool process)
+{
+    if (!process)
+        return;
+    l->logless = true;
+    l->hot = REGIONS; /* whoever makes a new one knows nothing */
+}
+
 void heat_started(struct life *l, enum sim_proc proc)
 {
     bool kept = !l->t->intent->off;

@@ -274,6 +274,7 @@ int read_view(struct life *l, struct view *v, uint32_t at, uint32_t len, char *i
         return 0;
     }
     after = gone_of(l, v, &maybe) | maybe;
+    note_failed_image(l); /* a server that comes is acting on it, maybe */
     if (v->at.id != id || (r == -EIO && (after & blocks)) || !no_faults_since(l, v->faults) ||
         !l->t || is_dead(l, l->server))
         return r;

@@ -247,7 +247,7 @@ static bool server_start(struct life *l, enum sim_proc proc)
     if (proc == SIM_PLUGIN)
         r = l->image_fd = cfg.image_fd = w->open(w, IMAGE, O_RDWR, 0);
     l->clean = false; /* from here on nobody knows whether the mark is still there */
-    l->logless |= cfg.durable_process;
+    heat_starting(l, cfg.durable_process);
     if (r >= 0)
         r = varve_tracker_attach(w, &cfg, &l->t, notes, &err);
     l->doing = NOTHING;

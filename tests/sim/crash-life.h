@@ -198,6 +198,8 @@ void heat_note(struct life *l);
 /* Around the beginning of a write. */
 uint32_t heat_before(struct life *l, uint32_t at);
 void heat_after(struct life *l, uint32_t at, uint32_t before);
+/* Around a server's start, which may take the log away. */
+void heat_starting(struct life *l, bool process);
 void heat_started(struct life *l, enum sim_proc proc);
 /* A step of the flusher has gone well; looked: for quiet regions, with no writer inside. */
 void heat_flushed(struct life *l, bool looked, const uint64_t touches[SPOTS]);
