@@ -94,10 +94,11 @@ def measure(row, args):
 
 
 def all_rows():
+    import rows_pull
     import rows_read
     import rows_scale
     import rows_write
-    return rows_write.ROWS + rows_read.ROWS + rows_scale.ROWS
+    return rows_write.ROWS + rows_read.ROWS + rows_pull.ROWS + rows_scale.ROWS
 
 
 def main():
