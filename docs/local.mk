@@ -3,7 +3,7 @@ PODS = \
 	%D%/nbdkit-varve-plugin.pod \
 	%D%/varve.pod \
 	%D%/varved.pod
-EXTRA_DIST += $(PODS) %D%/architecture.md %D%/clients.md %D%/nbd-conformance.md %D%/proofs.md
+EXTRA_DIST += $(PODS) %D%/architecture.md %D%/clients.md %D%/nbd-conformance.md %D%/proofs.md %D%/recipes.md
 if HAVE_POD2MAN
 nodist_man_MANS = %D%/nbdkit-varve-plugin.1 %D%/varve.1 %D%/varved.8
 CLEANFILES += $(nodist_man_MANS)

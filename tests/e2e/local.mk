@@ -32,6 +32,7 @@ e2e_tests = \
 	%D%/test_queries.py \
 	%D%/test_races.py \
 	%D%/test_release.py \
+	%D%/test_restore.py \
 	%D%/test_scratch.py \
 	%D%/test_service.py \
 	%D%/test_stalled_client.py \
