@@ -7,7 +7,7 @@
 #include <stdlib.h>
 
 static const char *const state_names[] = {
-    [VARVE_JOB_RUNNING] = "running", [VARVE_JOB_ABORTING] = "aborting",
+    [VARVE_JOB_RUNNING] = "running",     [VARVE_JOB_ABORTING] = "aborting",
     [VARVE_JOB_COMPLETED] = "completed", [VARVE_JOB_FAILED] = "failed",
     [VARVE_JOB_CANCELLED] = "cancelled",
 };
@@ -57,7 +57,7 @@ static int numbers_parse(json_t *o, struct varve_cat_job *j, struct varve_err *e
     const struct {
         const char *key;
         uint64_t *out;
-    } numbers[] = {{"start", &j->start},   {"speed", &j->speed},     {"time", &j->time_ns},
+    } numbers[] = {{"start", &j->start},    {"speed", &j->speed},     {"time", &j->time_ns},
                    {"ended", &j->ended_ns}, {"current", &j->current}, {"total", &j->total}};
     int rc = 0;
 

@@ -322,6 +322,11 @@ void varve_source_drop_done(struct varve_source *s, const struct varve_ctl_view_
     varve_source_table_unref(s, old);
 }
 
+int varve_source_image_fd(const struct varve_source *s)
+{
+    return s->image_fd;
+}
+
 bool varve_source_image_is(struct varve_source *s, int64_t mtime_ns)
 {
     struct varve_stat st;

@@ -43,6 +43,8 @@ bool varve_source_has_done(struct varve_source *s, uint64_t view, uint64_t ino);
 /* Forgets those of views that are not open in a copy of the control page's VARVE_CTL_VIEWS. */
 void varve_source_drop_done(struct varve_source *s, const struct varve_ctl_view_copy *views);
 
+/* The image, to read; it stays the source's. */
+int varve_source_image_fd(const struct varve_source *s);
 /* The image's time is still that. */
 bool varve_source_image_is(struct varve_source *s, int64_t mtime_ns);
 

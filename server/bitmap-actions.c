@@ -53,20 +53,6 @@ static void change_free(struct varve_action *a)
     free(c);
 }
 
-/* The name of a bitmap that is to be made. */
-static int check_new_name(const struct varve_disk *disk, const char *name, struct varve_err *err)
-{
-    if (name[0] == '\0')
-        return varve_err_set(err, EINVAL, "Bitmap name cannot be empty: give one on disk '%s'",
-                             disk->name);
-    if (strlen(name) > VARVE_BITMAP_NAME_MAX)
-        return varve_err_set(err, EINVAL,
-                             "Bitmap name too long: '%.50s...' on disk '%s' has %zu bytes, at most "
-                             "%d are allowed",
-                             name, disk->name, strlen(name), VARVE_BITMAP_NAME_MAX);
-    return 0;
-}
-
 /* node and the bitmap's name, under `key`. */
 static int change_new(struct varve_daemon *d, json_t *data, const char *const *known,
                       const char *key, struct change **out, struct varve_err *err)
@@ -137,7 +123,7 @@ static int add_parse(struct varve_daemon *d, json_t *data, struct varve_action *
 
     if (rc < 0)
         return rc;
-    rc = check_new_name(c->disk, c->name, err);
+    rc = varve_bitmap_check_new(d->catalogue, c->disk, c->name, err);
     if (rc == 0)
         rc = parse_granularity(data, c, &c->granularity, err);
     if (rc == 0)
@@ -165,7 +151,7 @@ static int copy_parse(struct varve_daemon *d, json_t *data, struct varve_action 
     c->original = c->name;
     rc = varve_args_string(data, "target", true, &c->name, err);
     if (rc == 0)
-        rc = check_new_name(c->disk, c->name, err);
+        rc = varve_bitmap_check_new(d->catalogue, c->disk, c->name, err);
     if (rc < 0) {
         change_free(&c->a);
         return rc;

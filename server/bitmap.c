@@ -47,6 +47,34 @@ int varve_bitmap_lookup(const struct varve_catalogue *c, struct varve_disk *disk
                          name, disk->name);
 }
 
+/* -EBUSY: a job fills it. */
+static int check_job(const struct varve_catalogue *c, struct varve_disk *disk, const char *name,
+                     struct varve_err *err)
+{
+    const struct varve_cat_job *job = varve_catalogue_job_of_bitmap(c, disk->identity.uuid, name);
+
+    if (!job)
+        return 0;
+    return varve_err_set(err, EBUSY,
+                         "Bitmap '%.200s' is currently in use by another operation and cannot be "
+                         "used: job '%s' fills it, wait for its end or cancel it",
+                         name, job->id);
+}
+
+int varve_bitmap_check_new(const struct varve_catalogue *c, struct varve_disk *disk,
+                           const char *name, struct varve_err *err)
+{
+    if (name[0] == '\0')
+        return varve_err_set(err, EINVAL, "Bitmap name cannot be empty: give one on disk '%s'",
+                             disk->name);
+    if (strlen(name) > VARVE_BITMAP_NAME_MAX)
+        return varve_err_set(err, EINVAL,
+                             "Bitmap name too long: '%.50s...' on disk '%s' has %zu bytes, at most "
+                             "%d are allowed",
+                             name, disk->name, strlen(name), VARVE_BITMAP_NAME_MAX);
+    return check_job(c, disk, name, err);
+}
+
 int varve_bitmap_check_set(struct varve_disk *disk, const struct varve_change_set *set,
                            struct varve_err *err)
 {
@@ -79,6 +107,14 @@ static int check_blocks_era(struct varve_disk *disk, const struct varve_cat_bitm
     return bridged ? 0 : varve_disk_say_doubt(disk, err);
 }
 
+int varve_bitmap_check_content(struct varve_disk *disk, const struct varve_cat_bitmap *b,
+                               struct varve_err *err)
+{
+    int rc = varve_bitmap_check_set(disk, &b->set, err);
+
+    return rc < 0 ? rc : check_blocks_era(disk, b, err);
+}
+
 int varve_bitmap_check(const struct varve_catalogue *c, struct varve_disk *disk,
                        const struct varve_cat_bitmap *b, struct varve_err *err)
 {
@@ -86,16 +122,19 @@ int varve_bitmap_check(const struct varve_catalogue *c, struct varve_disk *disk,
     const struct varve_cat_backup *user =
         varve_bitmap_user(c, disk->identity.uuid, b->name, &never);
     struct varve_err why = VARVE_ERR_INIT;
+    int rc = check_job(c, disk, b->name, err);
 
+    if (rc < 0)
+        return rc;
     if (user)
         return varve_err_set(err, EBUSY,
                              "Bitmap '%.200s' is currently in use by another operation and cannot "
                              "be used: end backup '%s' first",
                              b->name, user->id);
-    if (varve_bitmap_check_set(disk, &b->set, &why) < 0 || check_blocks_era(disk, b, &why) < 0)
+    if (varve_bitmap_check_content(disk, b, &why) < 0)
         return varve_err_set(err, EUCLEAN,
                              "Bitmap '%.100s' is inconsistent and cannot be used: remove it and "
-                             "begin a full backup (%.250s)",
+                             "begin a full backup, or let a diff fill it (%.250s)",
                              b->name, why.msg);
     return 0;
 }
@@ -194,6 +233,7 @@ static void states_fail(const struct varve_disk *disk, struct state *states, siz
 
 static json_t *state_describe(struct varve_disk *disk, const struct state *s)
 {
+    const struct varve_catalogue *c = disk->daemon->catalogue;
     const struct varve_cat_bitmap *b = s->b;
     bool never;
     json_t *o = json_pack(
@@ -201,7 +241,8 @@ static json_t *state_describe(struct varve_disk *disk, const struct state *s)
         (json_int_t)(s->rc == 0 ? s->count : 0), "granularity", (json_int_t)b->granularity,
         "recording", s->rc == 0 && s->begins, /* QEMU: inconsistent implies it is not */
         "busy",
-        varve_bitmap_user(disk->daemon->catalogue, disk->identity.uuid, b->name, &never) != NULL,
+        varve_bitmap_user(c, disk->identity.uuid, b->name, &never) != NULL ||
+            varve_catalogue_job_of_bitmap(c, disk->identity.uuid, b->name) != NULL,
         "persistent", (int)!b->transient, "inconsistent", s->rc < 0);
 
     if (o && s->rc < 0)

@@ -24,9 +24,17 @@ const struct varve_cat_backup *varve_bitmap_user(const struct varve_catalogue *c
 int varve_bitmap_lookup(const struct varve_catalogue *c, struct varve_disk *disk, const char *name,
                         struct varve_cat_bitmap **out, struct varve_err *err);
 
-/* Whether a command may use it.  -EBUSY: a backup does; -EUCLEAN: it is inconsistent. */
+/* The name of a bitmap that is to be made.  -EINVAL; -EBUSY: a job makes it. */
+int varve_bitmap_check_new(const struct varve_catalogue *c, struct varve_disk *disk,
+                           const char *name, struct varve_err *err);
+
+/* Whether a command may use it.  -EBUSY: a backup or a job does; -EUCLEAN: it is inconsistent. */
 int varve_bitmap_check(const struct varve_catalogue *c, struct varve_disk *disk,
                        const struct varve_cat_bitmap *b, struct varve_err *err);
+
+/* The same, but whoever uses it: -EUCLEAN. */
+int varve_bitmap_check_content(struct varve_disk *disk, const struct varve_cat_bitmap *b,
+                               struct varve_err *err);
 
 /* Whether what it is made of is still there, by the files' heads; -EUCLEAN. */
 int varve_bitmap_check_set(struct varve_disk *disk, const struct varve_change_set *set,

@@ -37,6 +37,19 @@ static int find_disk(struct varve_daemon *d, json_t *args, struct varve_disk **d
     return varve_disks_find(d, name, disk, err);
 }
 
+static int refuse_job(struct varve_disk *disk, struct varve_err *err)
+{
+    const struct varve_catalogue *c = disk->daemon->catalogue;
+
+    for (size_t i = 0; i < c->njobs; i++) {
+        if (varve_cat_job_open(&c->jobs[i]) &&
+            memcmp(c->jobs[i].uuid, disk->identity.uuid, 16) == 0)
+            return varve_err_set(err, EBUSY, "Disk '%s' has job '%s': cancel that first",
+                                 disk->name, c->jobs[i].id);
+    }
+    return 0;
+}
+
 static int refuse_live(struct varve_disk *disk, struct varve_err *err)
 {
     if (disk->peer)
@@ -45,7 +58,7 @@ static int refuse_live(struct varve_disk *disk, struct varve_err *err)
     if (varve_disk_oldest_view(disk) != UINT64_MAX)
         return varve_err_set(err, EBUSY, "Disk '%s' has a running backup: end that first",
                              disk->name);
-    return 0;
+    return refuse_job(disk, err);
 }
 
 /* --- adopt ---------------------------------------------------------------------------------------

@@ -36,6 +36,12 @@ json_t *varve_command_bitmap_copy(struct varve_daemon *d, json_t *args, struct v
 json_t *varve_command_query_block(struct varve_daemon *d, json_t *args, struct varve_err *err);
 json_t *varve_command_query_named_block_nodes(struct varve_daemon *d, json_t *args,
                                               struct varve_err *err);
+/* commands-job.c */
+json_t *varve_command_bitmap_diff(struct varve_daemon *d, json_t *args, struct varve_err *err);
+json_t *varve_command_query_jobs(struct varve_daemon *d, json_t *args, struct varve_err *err);
+json_t *varve_command_job_cancel(struct varve_daemon *d, json_t *args, struct varve_err *err);
+json_t *varve_command_job_dismiss(struct varve_daemon *d, json_t *args, struct varve_err *err);
+json_t *varve_command_job_set_speed(struct varve_daemon *d, json_t *args, struct varve_err *err);
 /* commands-query.c */
 json_t *varve_command_query_disks(struct varve_daemon *d, json_t *args, struct varve_err *err);
 json_t *varve_command_query_nbd_server(struct varve_daemon *d, json_t *args, struct varve_err *err);

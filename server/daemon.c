@@ -4,6 +4,7 @@
 #include "server/backup.h"
 #include "server/disk.h"
 #include "server/freeze.h"
+#include "server/job.h"
 #include "server/log.h"
 
 #include <errno.h>
@@ -66,6 +67,7 @@ void varve_daemon_restore(struct varve_daemon *d)
         varve_backups_end_stray_views(disk);
         varve_disk_tidy(disk);
     }
+    varve_jobs_restore(d);
 }
 
 void varve_daemon_tick(void *daemon)
@@ -74,6 +76,7 @@ void varve_daemon_tick(void *daemon)
 
     varve_disks_refresh(d);
     varve_backups_tick(d);
+    varve_jobs_tick(d);
     for (struct varve_disk *disk = d->disks; disk; disk = disk->next) {
         varve_disk_note_dirt(disk);
         varve_disk_note_scratch(disk);
@@ -85,6 +88,7 @@ void varve_daemon_fini(struct varve_daemon *d)
 {
     struct varve_disk *disk, *next;
 
+    varve_jobs_free(d->jobs);
     varve_backups_fini(d);
     for (disk = d->disks; disk; disk = next) {
         next = disk->next;

@@ -23,6 +23,7 @@
 
 struct varve_backup;
 struct varve_disk;
+struct varve_jobs;
 
 struct varve_daemon {
     /* constant, any thread */
@@ -32,6 +33,7 @@ struct varve_daemon {
     struct varve_nbd_server *nbd; /* only what it says that other threads may call */
     struct varve_clerk *clerk;
     struct varve_events *events;
+    struct varve_jobs *jobs; /* server/job.h says what is whose */
     /* As they really are.  Those before nfixed are set before commands come; the others, which
      * nbd-server-start made, are the clerk's. */
     char *listeners[2 * VARVE_LISTENERS_MAX + VARVE_SD_SOCKETS_MAX];

@@ -218,6 +218,13 @@ static int need_checkpoint(struct needed *n, const struct varve_cat_checkpoint *
     return rc == 0 && p->has_blocks ? need_blocks(n, p->blocks) : rc;
 }
 
+static int need_job(struct needed *n, const struct varve_cat_job *j)
+{
+    int rc = j->start ? add_number(&n->boundaries, &n->nboundaries, j->start) : 0;
+
+    return rc == 0 && j->has_blocks ? need_blocks(n, j->blocks) : rc;
+}
+
 static int need_backup_disk(struct needed *n, const struct varve_cat_backup_disk *bd)
 {
     int rc = add_number(&n->boundaries, &n->nboundaries, bd->boundary);
@@ -248,6 +255,11 @@ static int disk_needed(struct varve_disk *disk, struct needed *n)
             if (memcmp(b->disks[k].uuid, disk->identity.uuid, 16) == 0)
                 rc = need_backup_disk(n, &b->disks[k]);
         }
+    }
+    for (size_t i = 0; i < c->njobs && rc == 0; i++) {
+        if (varve_cat_job_open(&c->jobs[i]) &&
+            memcmp(c->jobs[i].uuid, disk->identity.uuid, 16) == 0)
+            rc = need_job(n, &c->jobs[i]);
     }
     return rc;
 }

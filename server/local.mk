@@ -78,6 +78,7 @@ server_libvarved_la_SOURCES = \
 	%D%/commands-checkpoints.c \
 	%D%/commands-disk.c \
 	%D%/commands-estimate.c \
+	%D%/commands-job.c \
 	%D%/commands-nbd.c \
 	%D%/commands-query.c \
 	%D%/commands.c \
@@ -88,6 +89,12 @@ server_libvarved_la_SOURCES = \
 	%D%/control.h \
 	%D%/daemon.c \
 	%D%/daemon.h \
+	%D%/diff-internal.h \
+	%D%/diff-look.c \
+	%D%/diff-piece.c \
+	%D%/diff-run.c \
+	%D%/diff.c \
+	%D%/diff.h \
 	%D%/dirt-rate.c \
 	%D%/dirt-rate.h \
 	%D%/disk-changes.c \
@@ -113,6 +120,10 @@ server_libvarved_la_SOURCES = \
 	%D%/freeze.h \
 	%D%/guest-writes.c \
 	%D%/guest-writes.h \
+	%D%/job-internal.h \
+	%D%/job-loop.c \
+	%D%/job.c \
+	%D%/job.h \
 	%D%/log.c \
 	%D%/log.h \
 	%D%/mailbox.c \

@@ -13,6 +13,7 @@
 #include "server/control.h"
 #include "server/daemon.h"
 #include "server/freeze.h"
+#include "server/job.h"
 #include "server/log.h"
 #include "server/mailbox.h"
 #include "server/options.h"
@@ -66,12 +67,19 @@ static void app_on_control_closed(void *arg)
     uv_close((uv_handle_t *)&app->watchdog, NULL);
 }
 
+static void app_on_jobs_closed(void *arg)
+{
+    struct app *app = arg;
+
+    varve_clerk_join(app->daemon.clerk);
+    varve_control_close(app->control, app_on_control_closed, app);
+}
+
 static void app_maybe_close(struct app *app)
 {
     if (!app->stopping || app->clerk_running || app->nbd_running)
         return;
-    varve_clerk_join(app->daemon.clerk);
-    varve_control_close(app->control, app_on_control_closed, app);
+    varve_jobs_close(app->daemon.jobs, app_on_jobs_closed, app);
 }
 
 static void app_on_nbd_closed(void *arg)
@@ -121,6 +129,7 @@ static void app_stop(struct app *app)
     varve_sd_notify("STOPPING=1");
     uv_timer_start(&app->end_timer, app_on_end_timer, END_MS, 0);
     varve_control_stop(app->control);
+    varve_jobs_stop(app->daemon.jobs);
     varve_clerk_stop(app->daemon.clerk);
     varve_nbd_server_close(app->daemon.nbd, NBD_CLOSE_MS, app_on_nbd_closed, app);
 }
@@ -281,6 +290,8 @@ static int app_start(struct app *app, struct varve_err *err)
         rc = varve_control_new(&app->loop, d, app_on_quit, app, &app->control, err);
     if (rc == 0)
         rc = varve_events_new(&app->loop, varve_control_event, app->control, &d->events, err);
+    if (rc == 0)
+        rc = varve_jobs_new(&app->loop, d, err);
     if (rc == 0)
         rc = varve_nbd_server_new(&app->loop, d->exports, &app->options.nbd, &d->nbd, err);
     if (rc == 0)

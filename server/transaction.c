@@ -67,6 +67,7 @@ static const struct varve_action_ops *const table[] = {
     &varve_bitmap_add_ops,
     &varve_bitmap_clear_ops,
     &varve_bitmap_copy_ops,
+    &varve_bitmap_diff_ops,
     &varve_bitmap_disable_ops,
     &varve_bitmap_enable_ops,
     &varve_bitmap_merge_ops,

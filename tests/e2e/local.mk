@@ -10,11 +10,13 @@ e2e_tests = \
 	%D%/test_daemon_edges.py \
 	%D%/test_daemon_kill.py \
 	%D%/test_deltas.py \
+	%D%/test_diff.py \
 	%D%/test_failed_reads.py \
 	%D%/test_foreign.py \
 	%D%/test_freeze.py \
 	%D%/test_full.py \
 	%D%/test_garbage.py \
+	%D%/test_jobs.py \
 	%D%/test_kill_loop.py \
 	%D%/test_kill_steps.py \
 	%D%/test_leftovers.py \
@@ -48,9 +50,11 @@ EXTRA_DIST += \
 	%D%/crowd.py \
 	%D%/dying.py \
 	%D%/bitmaps.py \
+	%D%/foreign.py \
 	%D%/harness.py \
 	%D%/held.py \
 	%D%/incremental.py \
+	%D%/jobs.py \
 	%D%/join.py \
 	%D%/killing.py \
 	%D%/lossy.py \

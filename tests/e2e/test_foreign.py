@@ -5,21 +5,13 @@ import os
 import shutil
 
 import backups
+from foreign import foreign_write
 from harness import K, M, Stack, run, wait_for
 from nbdclient import NBDError
 from qmpclient import QMPError
 from tap import main, test
 
 SIZE, BLOCK = 16 * M, 64 * K
-
-
-def foreign_write(image, data=b"foreign", off=5 * M):
-    """What a mount or fsck on the host does: a plain write, and its time goes on."""
-    was = os.stat(image).st_mtime_ns
-    while os.stat(image).st_mtime_ns <= was + 50_000_000:
-        with open(image, "r+b") as f:
-            f.seek(off)
-            f.write(data)
 
 
 def refused(q, word, name, /, **args):

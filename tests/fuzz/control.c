@@ -11,6 +11,7 @@
  * Each message of the stream gets one reply, in order and with its id.
  */
 #include "server/control.h"
+#include "server/job.h"
 #include "server/log.h"
 #include "tests/fuzz/alloc.h"
 #include "tests/fuzz/fuzz.h"
@@ -77,12 +78,19 @@ static void on_control_closed(void *arg)
     r->closed = true;
 }
 
+static void on_jobs_closed(void *arg)
+{
+    struct run *r = arg;
+
+    varve_clerk_join(r->daemon.clerk);
+    varve_control_close(r->control, on_control_closed, r);
+}
+
 static void maybe_close(struct run *r)
 {
     if (!r->clerk_ended || !r->nbd_closed)
         return;
-    varve_clerk_join(r->daemon.clerk);
-    varve_control_close(r->control, on_control_closed, r);
+    varve_jobs_close(r->daemon.jobs, on_jobs_closed, r);
 }
 
 static void on_nbd_closed(void *arg)
@@ -159,6 +167,7 @@ static void daemon_begin(struct run *r)
                0);
     FUZZ_CHECK(varve_control_new(&loop, d, on_quit, r, &r->control, &err) == 0);
     FUZZ_CHECK(varve_events_new(&loop, varve_control_event, r->control, &d->events, &err) == 0);
+    FUZZ_CHECK(varve_jobs_new(&loop, d, &err) == 0);
     FUZZ_CHECK(varve_nbd_server_new(&loop, d->exports, &r->options.nbd, &d->nbd, &err) == 0);
     FUZZ_CHECK(varve_clerk_start(varve_daemon_tick, d, clerk_on_end, r, &d->clerk, &err) == 0);
     r->restore.job.run = clerk_restore;
@@ -173,6 +182,7 @@ static void daemon_stop(struct run *r)
         return;
     r->stopping = true;
     varve_control_stop(r->control);
+    varve_jobs_stop(r->daemon.jobs);
     varve_clerk_stop(r->daemon.clerk);
     varve_nbd_server_close(r->daemon.nbd, FUZZ_HANG_MS, on_nbd_closed, r);
 }

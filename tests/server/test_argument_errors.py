@@ -19,7 +19,7 @@ from tap import main, test  # noqa: E402
 
 LONG_NAME = "n" * 1024
 VALUES = {"string": "vda", "boolean": True, "integer": 1, "array": ["vda"], "object": {"a": 1}}
-EVERYTHING = ("query-block", "query-named-block-nodes", "query-checkpoints", "query-backups",
+EVERYTHING = ("query-jobs", "query-block", "query-named-block-nodes", "query-checkpoints", "query-backups",
               "query-disks")
 
 
@@ -157,6 +157,8 @@ def bad_addresses(start):
     return [({"addr": addr}, pattern) for addr, pattern in bad]
 
 
+NO_JOB = [(name, "Job not found: there is no '%s.*query-jobs" % name[:9])
+          for name in ("", "no", LONG_NAME, "ä" * 512)]
 NONE = Row({}, {})
 FILE = {"disk": "string", "name": "string", "file": "string"}
 BAD_FILES = [({"file": name}, "'file' must be an absolute path") for name in ("", "a", "./a")] + [
@@ -225,6 +227,27 @@ ROWS = {
          ({"bitmaps": [{"node": "vda", "name": "b", "x": 1}]}, "'x' is unexpected"),
          ({"bitmaps": [{"node": "vdb", "name": "b"}]},
           "different sizes.*'b'.*disk 'vda'.*'b'.*disk 'vdb'")], action=True),
+    PREFIX + "diff": Row(
+        {"job-id": "new", "node": "vda", "name": "new", "reference": "/dev/null", "speed": 0,
+         "on-error": "report", "resize": False},
+        dict(BITMAP, reference="string", speed="integer", resize="boolean",
+             **{"job-id": "string", "on-error": "string"}),
+        bad_disks("node") + bad_names("job-id") + new_bitmap("name")[-3:] +
+        [({"name": "busy"}, BUSY % "busy"),
+         ({"speed": -1}, "'speed' must not be negative"),
+         ({"on-error": "stop"}, "'on-error' does not accept value 'stop'"),
+         ({"on-error": LONG_NAME}, "'on-error' does not accept value 'n"),
+         ({"reference": "/" + "n" * 4096}, "'reference' must be an absolute path or an NBD URI"),
+         ({"reference": "nbd:///" + "n" * 4096}, "'reference' must be an absolute path or an NBD")] +
+        [({"reference": name}, "'reference' must be an absolute path or an NBD URI.*'%s" % name)
+         for name in ("", "copy.img", "./copy.img", "http://a/b")],
+        optional=("job-id", "speed", "on-error", "resize"), action=True),
+    "query-jobs": NONE,
+    "job-cancel": Row({"id": "no"}, {"id": "string"}, [({"id": n}, p) for n, p in NO_JOB]),
+    "job-dismiss": Row({"id": "no"}, {"id": "string"}, [({"id": n}, p) for n, p in NO_JOB]),
+    "block-job-set-speed": Row(
+        {"device": "no", "speed": 1}, {"device": "string", "speed": "integer"},
+        [({"device": n}, p) for n, p in NO_JOB] + [({"speed": -1}, "'speed' must not be negative")]),
     "checkpoint-create": Row(
         {"name": "new", "disks": ["vda", "vdb"]}, {"name": "string", "disks": "array"},
         bad_names("name") + bad_disks("disks", lambda n: ["vda", n]) +
