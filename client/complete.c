@@ -151,8 +151,12 @@ static enum kind kind_of(const struct line *l, const char *option, const char *w
 
     if (is(word, "DISK"))
         return KIND_DISK;
-    if (is(word, "FILE") || is(word, "PATH"))
+    if (is(word, "FILE") || is(word, "PATH") || is(word, "REFERENCE"))
         return KIND_FILE;
+    if (is(word, "BITMAP"))
+        return KIND_BITMAP;
+    if (is(verb, "job") || is(verb, "diff"))
+        return KIND_NONE;
     if (is(word, "ID"))
         return is(sub, "begin") ? KIND_NONE : KIND_BACKUP; /* there it is a new one */
     if (is(option, "since"))

@@ -12,7 +12,10 @@ bin_PROGRAMS += %D%/varve
 	%D%/copy.h \
 	%D%/deltas.c \
 	%D%/deltas.h \
+	%D%/diff.c \
 	%D%/disk.c \
+	%D%/job.c \
+	%D%/job.h \
 	%D%/main.c \
 	%D%/map-draw.c \
 	%D%/map-draw.h \

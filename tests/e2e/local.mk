@@ -11,6 +11,7 @@ e2e_tests = \
 	%D%/test_daemon_kill.py \
 	%D%/test_deltas.py \
 	%D%/test_diff.py \
+	%D%/test_diff_cli.py \
 	%D%/test_failed_reads.py \
 	%D%/test_foreign.py \
 	%D%/test_freeze.py \
