@@ -110,7 +110,6 @@ static void power_lost(struct life *l)
     sim_reboot(&l->sim);
     for (unsigned i = 0; i < VIEWS; i++)
         view_lost(l, &l->views[i]);
-    l->ghost.at.id = 0;
     doubt_after_power(l);
     trace(l, "the power has failed%s", l->clean ? ", on a clean disk" : "");
 }

@@ -114,7 +114,6 @@ struct life {
     struct epoch epochs[EPOCHS];
     uint64_t next_view;
     struct view views[VIEWS];
-    struct view ghost; /* one that has ended, and is read by somebody who does not know it */
 
     /* the intent log (crash-doubt.c); a spot is a region */
     bool logless;  /* nobody keeps one, or did when it was last needed */

@@ -18,12 +18,19 @@
 
 static struct life l;
 
+/* Nobody comes between, and what is not durable is lost. */
+static void begin_with(uint64_t seed)
+{
+    life_begin(&l, seed);
+    l.sim.hook = NULL;
+    l.sim.lose_all = true;
+    l.careless = 0;
+}
+
 static int begin(void **state)
 {
     (void)state;
-    life_begin(&l, 1);
-    l.sim.hook = NULL;
-    l.sim.lose_all = true;
+    begin_with(1);
     return 0;
 }
 
@@ -202,8 +209,8 @@ static void an_error_that_only_the_guests_flush_has_seen_outlives_the_server(voi
     for (unsigned kills = 1; kills <= 3; kills++) {
         start();
         write_some();
-        l.sim.fault = (struct sim_fault){
-            .error = EIO, .calls = 1u << SIM_SYNC, .count = 1, .where = IMAGE};
+        l.sim.fault =
+            (struct sim_fault){.error = EIO, .calls = 1u << SIM_SYNC, .count = 1, .where = IMAGE};
         guest_flush(&l);
         assert_int_equal(l.sim.faults, 1);
         for (unsigned i = 0; i < kills; i++) {
@@ -221,6 +228,137 @@ static void an_error_that_only_the_guests_flush_has_seen_outlives_the_server(voi
         assert_true(l.chain_checks > 0);
         end(NULL);
         begin(NULL);
+    }
+}
+
+/* plugin A   makes epoch 3 ready, is stopped: the file of epoch 3 goes, not durably; 2 is marked
+ * clean power      fails: the file of epoch 3 is back plugin B   cannot read that of epoch 2: it
+ * must not enter 3, which follows a clean one power      fails: who finds 2 marked clean must see
+ * that others came behind it */
+static void
+an_epoch_that_was_only_prepared_is_not_entered_behind_one_that_cannot_be_read(void **state)
+{
+    uint64_t epoch;
+
+    (void)state;
+    start();
+    boundary(true);
+    guest_write(&l);
+    assert_int_equal(varve_tracker_prepare(l.t, false, &epoch, NULL), 0);
+    assert_int_equal(epoch, 3);
+    server_stop(&l);
+    assert_true(l.clean);
+    power_fails();
+    assert_true(sim_exists(&l.sim, STATE "/vda/epoch-3-3.map"));
+    fail_reads("epoch-2-2.map", 2);
+    start();
+    assert_int_equal(l.live, 4);
+    l.sim.fault.count = 0;
+    write_some();
+    power_fails();
+    start(); /* compares */
+    assert_true(l.live >= 4);
+}
+
+static void flush_once(struct life *life)
+{
+    varve_tracker_flush(life->t, false, NULL);
+}
+
+/* plugin A   nothing is hot; cannot write the log, nor disown it, nor make durable that it is gone;
+ * a new one gets its name killed before that is durable plugin B   reads the new log and keeps it;
+ * the guest writes power      fails: if the old log has the name again, nothing was under way */
+static void a_logs_name_is_durable_before_the_log_is_believed(void **state)
+{
+    (void)state;
+    start();
+    write_some();
+    for (unsigned i = 0; i < 3; i++)
+        assert_int_equal(varve_tracker_flush(l.t, true, NULL), 0);
+    l.sim.fault = (struct sim_fault){.error = EIO,
+                                     .calls = 1u << SIM_PWRITE | 1u << SIM_SYNC_DIR,
+                                     .count = 3,
+                                     .where = STATE "/vda"};
+    guest_write(&l);
+    assert_int_equal(l.sim.faults, 3);
+    die(flush_once, SIM_SYNC_DIR, STATE "/vda", false);
+    start();
+    write_some();
+    power_fails();
+    start(); /* compares */
+}
+
+static int tidy_behind(uint64_t epoch)
+{
+    return varve_timeline_tidy(sim_of(&l.sim, SIM_DAEMON), &l.paths, l.id.uuid, &l.g, &epoch, 1,
+                               NULL);
+}
+
+/* daemon A   merges epochs 2 to 4; killed before the merged file's name is durable
+ * daemon B   finds the merged file, and its parts, which go
+ * power      fails: of the names some are there and some are not */
+static void parts_stay_until_the_name_of_the_whole_is_durable(void **state)
+{
+    (void)state;
+    for (uint64_t seed = 1; seed <= 60; seed++) {
+        struct varve_timeline tl;
+        struct varve_bitmap *bits;
+
+        end(NULL);
+        begin_with(seed);
+        l.sim.lose_all = false;
+        start();
+        for (unsigned i = 0; i < 4; i++) {
+            guest_write(&l);
+            boundary(true);
+        }
+        sim_crash_at(&l.sim, SIM_SYNC_DIR, STATE "/vda", false);
+        tidy_behind(2);
+        reap(&l);
+        assert_int_equal(l.kills, 1);
+        assert_int_equal(tidy_behind(2), 0);
+        power_fails();
+        start();
+        bits = varve_bitmap_new(l.g.nblks);
+        assert_int_equal(
+            varve_timeline_scan(sim_of(&l.sim, SIM_TEST), &l.paths, l.id.uuid, &l.g, &tl, NULL), 0);
+        assert_int_equal(varve_timeline_union(sim_of(&l.sim, SIM_TEST), &l.paths, l.id.uuid, &l.g,
+                                              &tl, 2, 5, bits, NULL),
+                         0);
+        varve_timeline_fini(&tl);
+        free(bits);
+    }
+}
+
+/* A sync of the mark fails; what follows says that all is well, but does not write it.
+ * power      fails: what is under way then must not count as written in epoch 1 */
+static void a_mark_that_could_not_be_made_durable_is_written_again(void **state)
+{
+    (void)state;
+    for (uint64_t seed = 1; seed <= 8; seed++) {
+        struct varve_bitmap *bits;
+        uint32_t written;
+
+        end(NULL);
+        begin_with(seed);
+        start();
+        guest_write(&l);
+        boundary(false);
+        written = l.epochs[1].written;
+        l.sim.fault = (struct sim_fault){
+            .error = EIO, .calls = 1u << SIM_SYNC, .skip = 1, .count = 1, .where = "-1.map"};
+        assert_int_equal(varve_tracker_seal(l.t, NULL), -EIO);
+        assert_int_equal(varve_tracker_seal(l.t, NULL), 0);
+        for (unsigned i = 0; i < 8; i++)
+            write_some();
+        power_fails();
+        start();
+        bits = varve_bitmap_new(l.g.nblks);
+        assert_int_equal(varve_epoch_file_load(sim_of(&l.sim, SIM_TEST), &l.paths, l.id.uuid, &l.g,
+                                               1, 1, bits, NULL),
+                         0);
+        assert_int_equal(mask_of(bits), written);
+        free(bits);
     }
 }
 
@@ -247,8 +385,8 @@ static void an_epoch_that_was_found_sealed_stays_as_it_is(void **state)
         write_some();
     power_fails();
     start();
-    assert_int_equal(varve_epoch_file_load(sim_of(&l.sim, SIM_TEST), &l.paths, l.id.uuid, &l.g, 1, 1,
-                                           bits, NULL),
+    assert_int_equal(varve_epoch_file_load(sim_of(&l.sim, SIM_TEST), &l.paths, l.id.uuid, &l.g, 1,
+                                           1, bits, NULL),
                      0);
     assert_int_equal(mask_of(bits), written);
     free(bits);
@@ -334,6 +472,15 @@ int main(void)
                                         end),
         cmocka_unit_test_setup_teardown(
             an_error_that_only_the_guests_flush_has_seen_outlives_the_server, begin, end),
+        cmocka_unit_test_setup_teardown(
+            an_epoch_that_was_only_prepared_is_not_entered_behind_one_that_cannot_be_read, begin,
+            end),
+        cmocka_unit_test_setup_teardown(a_logs_name_is_durable_before_the_log_is_believed, begin,
+                                        end),
+        cmocka_unit_test_setup_teardown(parts_stay_until_the_name_of_the_whole_is_durable, begin,
+                                        end),
+        cmocka_unit_test_setup_teardown(a_mark_that_could_not_be_made_durable_is_written_again,
+                                        begin, end),
         cmocka_unit_test_setup_teardown(an_epoch_that_was_found_sealed_stays_as_it_is, begin, end),
         cmocka_unit_test_setup_teardown(a_commit_that_could_not_be_made_durable_is_written_again,
                                         begin, end),

@@ -80,6 +80,9 @@ static void plan_fault(void)
         {EIO, 1u << SIM_SYNC_DIR | 1u << SIM_RENAME | 1u << SIM_UNLINK | 1u << SIM_LIST, NULL},
         {EIO, 1u << SIM_PUNCH | 1u << SIM_TRUNCATE | 1u << SIM_STAT | 1u << SIM_SEEK, NULL},
         {EIO, 1u << SIM_SYNC, IMAGE},
+        {EIO, 1u << SIM_SYNC, "intent.log"},
+        {EIO, 1u << SIM_PWRITE | 1u << SIM_UNLINK | 1u << SIM_SYNC_DIR, "/vda"},
+        {ENOSPC, 1u << SIM_PWRITE | 1u << SIM_RENAME | 1u << SIM_OPEN, "intent.log"},
     };
     unsigned i = (unsigned)rnd(&l, sizeof(kinds) / sizeof(kinds[0]));
 
