@@ -26,6 +26,8 @@ check_LTLIBRARIES += %D%/lib/libtest.la
 	%D%/lib/disk-fixture.h \
 	%D%/lib/fault-world.c \
 	%D%/lib/fault-world.h \
+	%D%/lib/held-sync.c \
+	%D%/lib/held-sync.h \
 	%D%/lib/power-world.c \
 	%D%/lib/power-world.h \
 	%D%/lib/sim-death.c \
@@ -237,6 +239,13 @@ check_PROGRAMS += %D%/unit/test-room
 %C%_unit_test_room_LDADD = %D%/lib/libtest.la lib/libvarve.la $(CMOCKA_LIBS)
 TESTS += %D%/unit/test-room
 THREAD_TESTS += %D%/unit/test-room
+
+check_PROGRAMS += %D%/unit/test-cooling
+%C%_unit_test_cooling_SOURCES = %D%/unit/test-cooling.c
+%C%_unit_test_cooling_CFLAGS = $(AM_CFLAGS) $(CMOCKA_CFLAGS)
+%C%_unit_test_cooling_LDADD = %D%/lib/libtest.la lib/libvarve.la $(CMOCKA_LIBS)
+TESTS += %D%/unit/test-cooling
+THREAD_TESTS += %D%/unit/test-cooling
 
 check_PROGRAMS += %D%/unit/test-release
 %C%_unit_test_release_SOURCES = %D%/unit/test-release.c
