@@ -17,6 +17,7 @@ e2e_tests = \
 	%D%/test_freeze.py \
 	%D%/test_full.py \
 	%D%/test_garbage.py \
+	%D%/test_job_kill_steps.py \
 	%D%/test_jobs.py \
 	%D%/test_kill_loop.py \
 	%D%/test_kill_steps.py \
