@@ -10,7 +10,6 @@
 #include <errno.h>
 #include <limits.h>
 #include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 
 enum { DIFF_ID, DIFF_SPEED, DIFF_ON_ERROR, DIFF_RESIZE, DIFF_NO_WAIT };
@@ -25,15 +24,6 @@ static const struct varve_option diff_options[] = {
     {NULL, NULL, NULL},
 };
 
-/* The daemon has another working directory than we.  A path stays as it is where nothing is: the
- * daemon says so. */
-static const char *absolute(const char *reference, char path[PATH_MAX])
-{
-    if (strncmp(reference, "nbd", 3) == 0 && strstr(reference, "://"))
-        return reference;
-    return realpath(reference, path) ? path : reference;
-}
-
 static int diff_arguments(const struct varve_args *args, json_t **out, struct varve_err *err)
 {
     const char *on_error = args->option[DIFF_ON_ERROR], *rate = args->option[DIFF_SPEED];
@@ -46,7 +36,7 @@ static int diff_arguments(const struct varve_args *args, json_t **out, struct va
         return varve_cli_usage(err, "--speed %s: not a number of bytes such as 50M", rate);
     *out = json_pack("{s:s*, s:s, s:s, s:s, s:s*, s:b}", "job-id", args->option[DIFF_ID], "node",
                      args->words[0], "name", args->words[1], "reference",
-                     absolute(args->words[2], path), "on-error", on_error, "resize",
+                     varve_job_path(args->words[2], path), "on-error", on_error, "resize",
                      args->option[DIFF_RESIZE] != NULL);
     if (!*out)
         return varve_cli_usage(err, "names must be UTF-8");

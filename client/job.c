@@ -14,6 +14,7 @@
 #include <signal.h>
 #include <stdio.h>
 #include <string.h>
+#include <unistd.h>
 
 #define LOOK_EVERY_MS 200
 
@@ -23,6 +24,19 @@ static void on_interrupt(int number)
 {
     (void)number;
     interrupted = 1;
+}
+
+const char *varve_job_path(const char *word, char path[PATH_MAX])
+{
+    char here[PATH_MAX];
+    int len;
+
+    if (word[0] == '/' || (strncmp(word, "nbd", 3) == 0 && strstr(word, "://")))
+        return word;
+    if (!getcwd(here, sizeof(here)))
+        return word;
+    len = snprintf(path, PATH_MAX, "%s/%s", here, word);
+    return len < PATH_MAX ? path : word;
 }
 
 /* --- following one -------------------------------------------------------------------------- */

@@ -9,6 +9,12 @@
 #include "client/cli.h"
 #include "lib/qmp.h"
 
+#include <limits.h>
+
+/* A path or an NBD URI as the daemon, which has another working directory, is to be told: `path`,
+ * or the word itself. */
+const char *varve_job_path(const char *word, char path[PATH_MAX]);
+
 /* Executes `command`, which returns the "id" of a job, and waits for its end; `what` stands before
  * the progress bar.  arguments is stolen.  *job is what query-jobs says of it at last, the caller's
  * to json_decref.  An interrupt (Ctrl-C) cancels the job; whatever else ends this program does not.
