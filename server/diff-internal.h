@@ -34,6 +34,7 @@ struct varve_diff_slot {
     bool zero;         /* the reference has zeroes there */
     bool image_zero;   /* the image has */
     struct varve_endpoint_req req;
+    TAILQ_ENTRY(varve_diff_slot) turn;
     uv_work_t work;
     uint8_t *buf;
     /* of the pool's work */
@@ -49,12 +50,14 @@ struct varve_diff_run {
     struct varve_diff_side image, reference;
     struct varve_diff_slot slots[VARVE_DIFF_SLOTS];
     unsigned nbusy;
-    uint64_t unit;        /* pieces begin at multiples of it */
-    uint64_t cursor, end; /* of what is to be compared */
-    uint64_t done;        /* bytes */
-    uv_fs_t look;         /* at the reference, if that is a file: */
-    bool looking;         /* under way, */
-    bool looked_last;     /* for the second time */
+    unsigned nworks;                     /* pieces in the pool; */
+    TAILQ_HEAD(, varve_diff_slot) queue; /* those that wait for it, in their order */
+    uint64_t unit;                       /* pieces begin at multiples of it */
+    uint64_t cursor, end;                /* of what is to be compared */
+    uint64_t done;                       /* bytes */
+    uv_fs_t look;                        /* at the reference, if that is a file: */
+    bool looking;                        /* under way, */
+    bool looked_last;                    /* for the second time */
     void (*looked)(struct varve_diff_run *run);
     bool provable; /* what is found can be believed after a restart, so it is saved */
     uv_timer_t timer;

@@ -16,6 +16,9 @@
 #include <stdlib.h>
 #include <string.h>
 
+/* Threads of the pool that one comparison may have: they serve the daemon's NBD clients too. */
+#define WORKS_MAX 2u
+
 #define READ_MAX (128u * 1024u) /* of the image at once: what a CPU's cache has room for */
 
 static void slot_read(struct varve_diff_slot *s);
@@ -128,6 +131,24 @@ static void slot_work(uv_work_t *work)
     }
 }
 
+static void slot_worked(uv_work_t *work, int status);
+
+static void turns(struct varve_diff_run *run)
+{
+    struct varve_diff_slot *s;
+
+    while ((run->ending || run->nworks < WORKS_MAX) && (s = TAILQ_FIRST(&run->queue))) {
+        TAILQ_REMOVE(&run->queue, s, turn);
+        if (run->ending) {
+            varve_diff_piece_done(s);
+            continue;
+        }
+        run->nworks++;
+        s->work.data = s;
+        uv_queue_work(run->r->loop, &s->work, slot_work, slot_worked);
+    }
+}
+
 static void slot_worked(uv_work_t *work, int status)
 {
     struct varve_diff_slot *s = work->data;
@@ -135,6 +156,8 @@ static void slot_worked(uv_work_t *work, int status)
     uint64_t first = s->at >> g->shift, n = ((s->at + s->len - 1) >> g->shift) + 1 - first;
 
     assert(status == 0);
+    s->run->nworks--;
+    turns(s->run); /* nothing is freed by that: this one is busy still */
     if (s->rc < 0) {
         slot_fail(s, s->rc, &s->err);
         return;
@@ -148,8 +171,8 @@ static void slot_worked(uv_work_t *work, int status)
 
 static void slot_compare(struct varve_diff_slot *s)
 {
-    s->work.data = s;
-    uv_queue_work(s->run->r->loop, &s->work, slot_work, slot_worked);
+    TAILQ_INSERT_TAIL(&s->run->queue, s, turn);
+    turns(s->run);
 }
 
 static void on_reference_read(struct varve_endpoint_req *req)

@@ -429,6 +429,7 @@ void varve_diff_run(struct varve_runner *r)
     run->g = diff->disk->identity.geometry;
     run->image.run = run->reference.run = run;
     diff->run = run;
+    TAILQ_INIT(&run->queue);
     uv_timer_init(r->loop, &run->timer);
     run->timer.data = run;
     varve_diff_look(run, false, run_open);

@@ -143,6 +143,7 @@ def what_is_wrong_is_said_in_one_line():
         older = full(s, c)
         for args, status, words in (
                 (("diff", "vda", "b", "/no/such"), 1, "cannot look at reference /no/such: No such file"),
+                (("diff", "vda", "b", "nope.img"), 1, os.getcwd() + "/nope.img: No such file"),
                 (("diff", "no", "b", older), 1, "There is no disk 'no'"),
                 (("diff", "--on-error", "x", "vda", "b", older), 2, "report or dirty"),
                 (("diff", "--speed", "x", "vda", "b", older), 2, "--speed x"),
