@@ -14,12 +14,16 @@ struct varve_beat *varve_beat_open(struct varve_world *w, const struct varve_pat
     void *addr = NULL;
     int fd = w->open(w, varve_path_beat(p, path), O_RDWR | O_CREAT, FILE_MODE);
 
-    if (fd < 0)
+    if (fd < 0) {
+        w->unlink(w, path);
         return NULL;
+    }
     if (w->allocate(w, fd, 0, sizeof(struct varve_beat)) < 0 || w->stat(w, fd, &st) < 0 ||
         st.size < sizeof(struct varve_beat) || w->map(w, fd, sizeof(struct varve_beat), &addr) < 0)
         addr = NULL;
     w->close(w, fd);
+    if (!addr) /* nor shall that of the server before us speak for us */
+        w->unlink(w, path);
     return addr;
 }
 

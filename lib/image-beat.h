@@ -39,7 +39,7 @@ struct varve_beat_copy {
 };
 
 /* Opens or makes it, and maps it.  What is in it stays until varve_beat_begin.  NULL: it cannot be
- * had. */
+ * had, and is not there any more. */
 struct varve_beat *varve_beat_open(struct varve_world *w, const struct varve_paths *p);
 void varve_beat_close(struct varve_world *w, struct varve_beat *b);
 

@@ -269,10 +269,10 @@ static bool server_start(struct life *l, enum sim_proc proc)
         trace(l, "a server could not start: %s", err.msg);
         return false;
     }
-    if (!no_faults_since(l, faults))
-        l->epochs[live_of(l->t)].doubt = true; /* what it could not read is doubt */
     l->id = *varve_tracker_identity(l->t);
     compare_live(l, !no_faults_since(l, l->faults_at_start));
+    if (!no_faults_since(l, faults))
+        l->epochs[l->live].doubt = true; /* what it could not read is doubt */
     l->faults_at_start = l->sim.faults;
     note_failed_image(l);
     heat_started(l, proc);

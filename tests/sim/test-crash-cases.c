@@ -70,6 +70,36 @@ static void write_some(void)
         guest_write(&l);
 }
 
+static void write_at(uint32_t at, uint32_t len, int byte)
+{
+    struct varve_world *w = sim_of(&l.sim, SIM_PLUGIN);
+    char buf[SPOT_BYTES];
+    struct varve_piece piece;
+
+    memset(buf, byte, len);
+    l.epochs[l.live].written |= blocks_of(at, len);
+    l.epochs[l.live].maybe |= blocks_of(at, len);
+    varve_piece_begin(l.t, disk_off(at), len, false, &piece);
+    heat_note(&l);
+    assert_int_equal(w->pwrite(w, l.image_fd, buf, len, disk_off(at)), 0);
+    varve_piece_end(l.t, &piece);
+}
+
+static void cool_all(void)
+{
+    for (unsigned i = 0; i < 3; i++)
+        assert_int_equal(varve_tracker_flush(l.t, true, NULL), 0);
+    for (unsigned i = 0; i < SPOTS; i++)
+        assert_false(varve_intent_wants(l.t->intent, i));
+}
+
+/* From here on the chain's appliance has the disk as it is. */
+static void backup(struct chain *c)
+{
+    c->base = l.live;
+    look_at_image(&l, c->copy);
+}
+
 static void fail_reads(const char *where, unsigned count)
 {
     l.sim.fault =
@@ -273,8 +303,7 @@ static void a_logs_name_is_durable_before_the_log_is_believed(void **state)
     (void)state;
     start();
     write_some();
-    for (unsigned i = 0; i < 3; i++)
-        assert_int_equal(varve_tracker_flush(l.t, true, NULL), 0);
+    cool_all();
     l.sim.fault = (struct sim_fault){.error = EIO,
                                      .calls = 1u << SIM_PWRITE | 1u << SIM_SYNC_DIR,
                                      .count = 3,
@@ -286,6 +315,109 @@ static void a_logs_name_is_durable_before_the_log_is_believed(void **state)
     write_some();
     power_fails();
     start(); /* compares */
+}
+
+/* plugin A   leaves in the runtime folder when it wrote last; killed
+ * plugin B   has no memory to do so; the guest writes; killed
+ * plugin C   must not take that for somebody else's write, by what A has left */
+static void a_server_that_cannot_say_when_it_wrote_is_not_judged_by_the_one_before(void **state)
+{
+    (void)state;
+    start();
+    write_some();
+    sim_kill(&l.sim, SIM_PLUGIN);
+    reap(&l);
+    l.sim.fault = (struct sim_fault){
+        .error = ENOSPC, .calls = 1u << SIM_ALLOCATE, .count = 1, .where = "/beat"};
+    start();
+    assert_int_equal(l.sim.faults, 1);
+    l.sim.now_ns += UINT64_C(5000000000);
+    write_some();
+    sim_kill(&l.sim, SIM_PLUGIN);
+    reap(&l);
+    if (setjmp(l.over) == 0)
+        start();
+    else
+        fail_msg("the epochs go on in another era");
+    assert_int_not_equal(l.t->verdict, VARVE_IMAGE_CHANGED);
+}
+
+/* A block is written, and is dirty; its region cools; it is written again, in the same epoch.
+ * boundary   a backup reads what the page cache has
+ * power      fails: the block is what it was before, and must not be clean (edges.md 1) */
+static void a_block_that_is_rewritten_in_a_cooled_region_is_not_clean(void **state)
+{
+    (void)state;
+    start();
+    write_at(0, BLOCK, 'a');
+    cool_all();
+    write_at(0, BLOCK, 'b');
+    boundary(true);
+    backup(&l.chains[0]);
+    power_fails();
+    start(); /* compares the chain */
+    assert_int_equal(l.chain_checks, 1);
+}
+
+/* Of a region that has left the log are durable (edges.md 2)
+ *
+ * the bits   of the epoch that is still open
+ * the data   that a backup has read since, where they are clean */
+static void bits_and_data_of_a_region_that_has_cooled_are_durable(void **state)
+{
+    (void)state;
+    start();
+    write_at(0, BLOCK, 'a');
+    cool_all();
+    power_fails();
+    start(); /* compares */
+    write_at(SPOT_BYTES, BLOCK, 'b');
+    boundary(true);
+    backup(&l.chains[0]);
+    cool_all();
+    power_fails();
+    start(); /* compares the chain */
+    assert_int_equal(l.chain_checks, 1);
+}
+
+/* The log cannot be written, then it cannot be kept at all: the guest goes on, and after a power
+ * failure the log of before is not believed (edges.md 13). */
+static void a_log_that_could_not_be_written_is_not_believed(void **state)
+{
+    for (unsigned failing = 1; failing <= 2; failing++) {
+        start();
+        write_at(0, BLOCK, 'a');
+        cool_all();
+        l.sim.fault = (struct sim_fault){
+            .error = EIO, .calls = 1u << SIM_PWRITE, .count = failing, .where = "intent.log"};
+        write_at(SPOT_BYTES, BLOCK, 'b');
+        assert_int_equal(l.sim.faults, failing);
+        power_fails();
+        start(); /* compares */
+        assert_false(l.t->found.trusted);
+        end(state);
+        begin(state);
+    }
+}
+
+/* plugin A   keeps a log, nothing is hot; is killed
+ * plugin B   has durability=process; the guest writes
+ * power      fails: the log of A is not believed (edges.md 13) */
+static void a_log_of_before_a_server_that_kept_none_is_not_believed(void **state)
+{
+    (void)state;
+    start();
+    write_at(0, BLOCK, 'a');
+    cool_all();
+    sim_kill(&l.sim, SIM_PLUGIN);
+    reap(&l);
+    l.careless = 4;
+    start();
+    write_at(SPOT_BYTES, BLOCK, 'b');
+    l.careless = 0;
+    power_fails();
+    start(); /* compares */
+    assert_false(l.t->found.trusted);
 }
 
 static int tidy_behind(uint64_t epoch)
@@ -481,6 +613,16 @@ int main(void)
                                         end),
         cmocka_unit_test_setup_teardown(a_mark_that_could_not_be_made_durable_is_written_again,
                                         begin, end),
+        cmocka_unit_test_setup_teardown(a_block_that_is_rewritten_in_a_cooled_region_is_not_clean,
+                                        begin, end),
+        cmocka_unit_test_setup_teardown(bits_and_data_of_a_region_that_has_cooled_are_durable,
+                                        begin, end),
+        cmocka_unit_test_setup_teardown(a_log_that_could_not_be_written_is_not_believed, begin,
+                                        end),
+        cmocka_unit_test_setup_teardown(a_log_of_before_a_server_that_kept_none_is_not_believed,
+                                        begin, end),
+        cmocka_unit_test_setup_teardown(
+            a_server_that_cannot_say_when_it_wrote_is_not_judged_by_the_one_before, begin, end),
         cmocka_unit_test_setup_teardown(an_epoch_that_was_found_sealed_stays_as_it_is, begin, end),
         cmocka_unit_test_setup_teardown(a_commit_that_could_not_be_made_durable_is_written_again,
                                         begin, end),

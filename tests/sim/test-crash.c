@@ -201,7 +201,7 @@ static void conclude(void)
     if (!l.store)
         daemon_start(&l);
     live = l.live;
-    if (l.t && l.server != SIM_PLUGIN)
+    if (l.t && (l.server != SIM_PLUGIN || l.sim.faults > 0)) /* or it has no runtime folder */
         server_stop(&l);
     if (!l.t)
         plugin_start(&l);
