@@ -240,6 +240,12 @@ check_PROGRAMS += %D%/unit/test-room
 TESTS += %D%/unit/test-room
 THREAD_TESTS += %D%/unit/test-room
 
+check_PROGRAMS += %D%/unit/test-intent-log
+%C%_unit_test_intent_log_SOURCES = %D%/unit/test-intent-log.c
+%C%_unit_test_intent_log_CFLAGS = $(AM_CFLAGS) $(CMOCKA_CFLAGS)
+%C%_unit_test_intent_log_LDADD = %D%/lib/libtest.la lib/libvarve.la $(CMOCKA_LIBS)
+TESTS += %D%/unit/test-intent-log
+
 check_PROGRAMS += %D%/unit/test-cooling
 %C%_unit_test_cooling_SOURCES = %D%/unit/test-cooling.c
 %C%_unit_test_cooling_CFLAGS = $(AM_CFLAGS) $(CMOCKA_CFLAGS)

@@ -57,9 +57,12 @@ static int note_log(int fd)
 }
 
 /* What was to be written is gone, as where its pages leave memory after such an error. */
-static int lose_bits(int fd)
+static int lose(int fd, int file)
 {
-    fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 8192, 1 << 20);
+    if (file == HELD_MAP)
+        fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 8192, 1 << 20);
+    if (file == HELD_LOG && pwrite(fd, durable_log, sizeof(durable_log), 0) < 0)
+        return -errno;
     return -EIO;
 }
 
@@ -82,7 +85,7 @@ static int the_sync(struct varve_world *w, int fd)
     }
     if (files[file].failing > 0) {
         files[file].failing--;
-        r = file == HELD_MAP ? lose_bits(fd) : -EIO;
+        r = lose(fd, file);
     }
     if (r == 0 && file == HELD_LOG)
         r = note_log(fd);

@@ -20,7 +20,7 @@ void held_hold(enum held_file file);
 void held_wait(enum held_file file);
 void held_go(enum held_file file);
 
-/* The next n syncs fail; what a map had of bits is gone then. */
+/* The next n syncs fail; then a map has no bits any more, and the log what was durable of it. */
 void held_fail(enum held_file file, unsigned n);
 
 /* Syncs that have begun, since held_init.  Any thread. */
