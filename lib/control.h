@@ -46,6 +46,15 @@ enum varve_epoch_flag {
 #define VARVE_CTL_INTENT_KEPT    (UINT64_C(1) << 62) /* it tells what a crash of the host would cost */
 #define VARVE_CTL_INTENT_FAILED  (UINT64_C(1) << 63) /* it cannot be written: then all would be dirty */
 
+/* The word `served`: whether a server has it now (a hint; the lock decides), and what it cannot do in the
+ * state folder, with the error that the first of them has got. */
+#define VARVE_CTL_SERVED         UINT64_C(1)
+#define VARVE_CTL_NO_WITNESS     UINT64_C(2) /* note when it was there last */
+#define VARVE_CTL_NO_BITS        UINT64_C(4) /* write down what was written in its epochs */
+#define VARVE_CTL_NO_ROOM        UINT64_C(8) /* make the file of another epoch: so no boundary */
+#define VARVE_CTL_TROUBLE        UINT64_C(14)
+#define VARVE_CTL_ERRNO_SHIFT    32u
+
 /* Slot number % VARVE_CTL_EPOCHS. */
 struct varve_ctl_epoch {
     _Atomic uint64_t number; /* 0: free */
@@ -91,7 +100,7 @@ struct varve_ctl {
     _Atomic uint64_t now;         /* VARVE_NOW_* */
     _Atomic uint64_t incarnation; /* counts the servers that took this page over */
     _Atomic uint64_t prepared;    /* highest epoch number ever prepared; never goes back */
-    _Atomic uint64_t served;      /* a server has it now (a hint; the lock decides) */
+    _Atomic uint64_t served;      /* VARVE_CTL_SERVED and so on */
 
     /* counters since the page was made, for queries */
     _Atomic uint64_t preserved_bytes;

@@ -267,6 +267,11 @@ static int file_publish(struct varve_world *w, const struct varve_paths *p, cons
     return rc < 0 ? varve_err_sys(err, -rc, "cannot make %s durable", path) : 0;
 }
 
+uint64_t varve_epoch_file_room(const struct varve_geometry *g)
+{
+    return varve_epoch_file_bytes(g);
+}
+
 int varve_epoch_file_create(struct varve_world *w, const struct varve_paths *p,
                             const uint8_t uuid[16], const struct varve_geometry *g, uint64_t epoch,
                             uint64_t prev, struct varve_err *err)

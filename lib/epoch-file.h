@@ -54,6 +54,9 @@ int varve_epoch_file_create(struct varve_world *w, const struct varve_paths *p,
                             const uint8_t uuid[16], const struct varve_geometry *g, uint64_t epoch,
                             uint64_t prev, struct varve_err *err);
 
+/* Bytes of its file system that a new file takes at most. */
+uint64_t varve_epoch_file_room(const struct varve_geometry *g);
+
 /* Writes bits (varve_map_bytes() of them) and marks the file clean or sealed, durable when it
  * returns.  Dying anywhere before leaves it open, and so does an error, after which it may be tried
  * again; a clean file is marked open first.  -EEXIST: it is sealed already, durably. */

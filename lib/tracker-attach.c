@@ -295,7 +295,7 @@ int varve_tracker_attach(struct varve_world *w, const struct varve_tracker_confi
     if (varve_tracker_doubt_image(t))
         varve_tracker_say(notes, "a part of the image could not be made durable: what was not counts as written again", "");
     atomic_fetch_add(&t->ctl->incarnation, 1);
-    atomic_store(&t->ctl->served, 1);
+    atomic_store(&t->ctl->served, VARVE_CTL_SERVED);
     /* Those that were under way in a server that died will not end. */
     atomic_store(&t->ctl->writes_begun, atomic_load(&t->ctl->writes_ended));
     t->dead = true; /* maybe */

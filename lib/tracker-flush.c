@@ -11,6 +11,7 @@
  *                  the image: sync, through an opening of its own
  *                  those that are still untouched are cold                        I5
  *     log      what has become cold, or that we live, is written
+ *     told     the control page says what of this failed, for whoever looks (I8: the guest goes on)
  *
  * Who sets a bit, or writes, has been inside the gate; so after the wait all that was done in a cooling
  * region before it was marked is in maps and image, and both are then made durable.  An epoch that is
@@ -34,14 +35,12 @@
 #include "lib/epoch-file.h"
 
 #include <errno.h>
+#include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
 
-/* What is told at every step, whatever else fails in it. */
-static void flush_heartbeat(struct varve_tracker *t)
-{
-    varve_tracker_heartbeat(t, NULL);
-}
+/* Beside the map of an epoch: names, and what the catalogue may need. */
+#define ROOM_SPARE (UINT64_C(256) << 10)
 
 /* --- bits ---------------------------------------------------------------------------- */
 
@@ -177,8 +176,7 @@ static int sync_image(struct varve_tracker *t, struct varve_err *err)
                          "written again");
 }
 
-/* --- the step
- * ---------------------------------------------------------------------------------------- */
+/* --- cooling -------------------------------------------------------------------------- */
 
 static int cool_down(struct varve_tracker *t, struct varve_err *err)
 {
@@ -197,23 +195,70 @@ static int cool_down(struct varve_tracker *t, struct varve_err *err)
     return r;
 }
 
-int varve_tracker_flush(struct varve_tracker *t, bool cool, struct varve_err *err)
+/* --- what does not work --------------------------------------------------------------- */
+
+/* All else is overwritten in place, so this alone tells that the state folder is full. */
+static int look_for_room(struct varve_tracker *t, struct varve_err *err)
+{
+    uint64_t total, free, want = varve_epoch_file_room(&t->id.geometry) + ROOM_SPARE;
+
+    if (t->w->room(t->w, t->lock_fd, &total, &free) < 0 || total == 0 || free >= want)
+        return 0;
+    return varve_err_sys(err, ENOSPC,
+                         "there is no room for the map of another epoch in %s, so no checkpoint and no "
+                         "backup can begin: %" PRIu64 " of %" PRIu64 " bytes are free",
+                         t->paths.state, free, want);
+}
+
+static void trouble_add(uint64_t *trouble, uint64_t what, int r)
+{
+    if (r >= 0)
+        return;
+    if (!(*trouble & VARVE_CTL_TROUBLE))
+        *trouble |= (uint64_t)-r << VARVE_CTL_ERRNO_SHIFT;
+    *trouble |= what;
+}
+
+static int first_of(int first, struct varve_err *err, int r, const struct varve_err *other)
+{
+    if (first < 0 || r >= 0)
+        return first;
+    return varve_err_set(err, -r, "%s", other->msg);
+}
+
+/* --- the step ------------------------------------------------------------------------- */
+
+static int flush_all(struct varve_tracker *t, bool cool, int *bits, struct varve_err *err)
 {
     struct varve_err other = VARVE_ERR_INIT;
     int first, r;
 
-    flush_heartbeat(t);
-    varve_tracker_doubt_image(t); /* of an error that only the guest has got */
-    if (t->intent->off)
-        return 0;
     /* First: syncing the image can take long, and meanwhile it is changed. */
     first = varve_intent_flush(t->intent, err);
-    r = flush_bits(t, false, first < 0 ? &other : err);
-    first = first < 0 ? first : r;
+    *bits = flush_bits(t, false, first < 0 ? &other : err);
+    first = first < 0 ? first : *bits;
     if (cool && first == 0) {
         first = cool_down(t, err);
         r = varve_intent_flush(t->intent, first < 0 ? &other : err);
         first = first < 0 ? first : r;
     }
     return first;
+}
+
+int varve_tracker_flush(struct varve_tracker *t, bool cool, struct varve_err *err)
+{
+    struct varve_err no_witness = VARVE_ERR_INIT, no_room = VARVE_ERR_INIT;
+    int witness = varve_tracker_heartbeat(t, &no_witness), bits = 0, first = 0, room;
+    uint64_t trouble = VARVE_CTL_SERVED;
+
+    varve_tracker_doubt_image(t); /* of an error that only the guest has got */
+    if (!t->intent->off)
+        first = flush_all(t, cool, &bits, err);
+    room = look_for_room(t, &no_room);
+    trouble_add(&trouble, VARVE_CTL_NO_BITS, bits);
+    trouble_add(&trouble, VARVE_CTL_NO_WITNESS, witness);
+    trouble_add(&trouble, VARVE_CTL_NO_ROOM, room);
+    atomic_store(&t->ctl->served, trouble);
+    first = first_of(first, err, witness, &no_witness);
+    return first_of(first, err, room, &no_room);
 }

@@ -52,7 +52,7 @@ static void flusher_step(struct varve_flusher *f, bool cool)
     if (r < 0 && !f->failing)
         fprintf(stderr, "varve: disk %s: %s\n", f->name, err.msg);
     else if (r == 0 && f->failing)
-        fprintf(stderr, "varve: disk %s: what could not be made durable is durable again\n",
+        fprintf(stderr, "varve: disk %s: what failed in its state directory works again\n",
                 f->name);
     f->failing = r < 0;
 }

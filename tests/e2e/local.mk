@@ -13,6 +13,7 @@ e2e_tests = \
 	%D%/test_diff.py \
 	%D%/test_diff_cli.py \
 	%D%/test_failed_reads.py \
+	%D%/test_failing_files.py \
 	%D%/test_foreign.py \
 	%D%/test_freeze.py \
 	%D%/test_full.py \
@@ -51,6 +52,7 @@ EXTRA_DIST += \
 	%D%/chain.py \
 	%D%/crowd.py \
 	%D%/dying.py \
+	%D%/failing.py \
 	%D%/bitmaps.py \
 	%D%/foreign.py \
 	%D%/harness.py \
@@ -78,6 +80,10 @@ endif
 %C%_lossfs_SOURCES = %D%/lossfs.c
 %C%_lossfs_CFLAGS = $(AM_CFLAGS) $(FUSE3_CFLAGS)
 %C%_lossfs_LDADD = $(FUSE3_LIBS)
+check_LTLIBRARIES += %D%/fail.la
+%C%_fail_la_SOURCES = %D%/fail.c
+%C%_fail_la_LDFLAGS = $(AM_LDFLAGS) -module -avoid-version -shared -rpath /nowhere
+%C%_fail_la_LIBADD = -ldl
 check_LTLIBRARIES += %D%/die.la
 %C%_die_la_SOURCES = %D%/die.c
 %C%_die_la_LDFLAGS = $(AM_LDFLAGS) -module -avoid-version -shared -rpath /nowhere
