@@ -1,19 +1,27 @@
-# Manual pages from POD; a tarball has none made, and a build without pod2man installs none.
-PODS = \
-	%D%/nbdkit-varve-plugin.pod \
-	%D%/varve.pod \
-	%D%/varved.pod
-EXTRA_DIST += $(PODS) %D%/architecture.md %D%/clients.md %D%/nbd-conformance.md %D%/proofs.md %D%/recipes.md
+# Manual pages and HTML from POD; a tarball has none made, and a build without pod2man installs none.
+pages = \
+	%D%/nbdkit-varve-plugin.1 \
+	%D%/varve.1 \
+	%D%/varve-qmp.7 \
+	%D%/varved.8
+EXTRA_DIST += %D%/to-html.pl $(addsuffix .pod,$(basename $(pages)))
+dist_doc_DATA = README.md %D%/architecture.md %D%/clients.md %D%/nbd-conformance.md %D%/proofs.md %D%/recipes.md
 if HAVE_POD2MAN
-nodist_man_MANS = %D%/nbdkit-varve-plugin.1 %D%/varve.1 %D%/varved.8
-CLEANFILES += $(nodist_man_MANS)
+html_pages = $(addsuffix .html,$(basename $(pages)))
+nodist_man_MANS = $(pages)
+nodist_html_DATA = $(html_pages)
+CLEANFILES += $(pages) $(html_pages)
 endif
 
-pod_to_man = $(AM_V_GEN)$(MKDIR_P) $(@D) && \
-	$(POD2MAN) --utf8 --center=varve --release='$(PACKAGE_STRING)'
-%D%/nbdkit-varve-plugin.1: %D%/nbdkit-varve-plugin.pod
-	$(pod_to_man) --section=1 --name=nbdkit-varve-plugin $(srcdir)/%D%/nbdkit-varve-plugin.pod $@
-%D%/varve.1: %D%/varve.pod
-	$(pod_to_man) --section=1 --name=varve $(srcdir)/%D%/varve.pod $@
-%D%/varved.8: %D%/varved.pod
-	$(pod_to_man) --section=8 --name=varved $(srcdir)/%D%/varved.pod $@
+pod_to_man = $(AM_V_GEN)$(MKDIR_P) $(@D) && $(POD2MAN) --utf8 --center=varve \
+	--release='$(PACKAGE_STRING)' --section=$(subst .,,$(suffix $@)) --name=$(notdir $(basename $@)) $< $@
+%D%/%.1: %D%/%.pod
+	$(pod_to_man)
+%D%/%.7: %D%/%.pod
+	$(pod_to_man)
+%D%/%.8: %D%/%.pod
+	$(pod_to_man)
+
+# L<varved(8)/X> becomes a link to the page beside it.
+%D%/%.html: %D%/%.pod
+	$(AM_V_GEN)$(MKDIR_P) $(@D) && perl $(srcdir)/%D%/to-html.pl $< $@

@@ -5,6 +5,7 @@ TESTS += \
 	%D%/test_help_in_pod.py \
 	%D%/test_include_edges.py \
 	%D%/test_proofs.py \
+	%D%/test_qmp_manual.py \
 	%D%/test_tests_are_run.py
 EXTRA_DIST += \
 	%D%/test_conformance.py \
@@ -12,5 +13,6 @@ EXTRA_DIST += \
 	%D%/test_help_in_pod.py \
 	%D%/test_include_edges.py \
 	%D%/test_proofs.py \
+	%D%/test_qmp_manual.py \
 	%D%/test_tests_are_run.py \
 	%D%/tree.py
