@@ -1,1 +1,1 @@
-noinst_HEADERS += %D%/varve.h
+include_HEADERS = %D%/varve.h

@@ -6,6 +6,8 @@
 #ifndef VARVE_H
 #define VARVE_H
 
+#include <stdint.h>
+
 #define VARVE_DEFAULT_STATE_DIR   "/var/lib/varve"
 #define VARVE_DEFAULT_RUNTIME_DIR "/run/varve"
 

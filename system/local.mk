@@ -22,3 +22,29 @@ install-data-local:
 	$(INSTALL_DATA) $(srcdir)/%D%/tmpfiles.conf '$(DESTDIR)$(systemtmpfilesdir)/varve.conf'
 uninstall-local:
 	rm -f '$(DESTDIR)$(systemusersdir)/varve.conf' '$(DESTDIR)$(systemtmpfilesdir)/varve.conf'
+
+# For those who write plugins' neighbours and clients of the control socket.
+pkgconfigdir = $(libdir)/pkgconfig
+nodist_pkgconfig_DATA = %D%/varve.pc
+EXTRA_DIST += %D%/varve.pc.in
+CLEANFILES += %D%/varve.pc
+%D%/varve.pc: %D%/varve.pc.in
+	$(substitute) -e 's|@prefix[@]|$(prefix)|g' -e 's|@includedir[@]|$(includedir)|g' \
+		-e 's|@VERSION[@]|$(VERSION)|g' -e 's|@plugindir[@]|$(nbdkitplugindir)|g' \
+		$(srcdir)/%D%/varve.pc.in >$@
+
+EXTRA_DIST += \
+	debian/changelog \
+	debian/clean \
+	debian/control \
+	debian/copyright \
+	debian/nbdkit-plugin-varve.install \
+	debian/not-installed \
+	debian/rules \
+	debian/source/format \
+	debian/varve-dev.install \
+	debian/varve-doc.doc-base \
+	debian/varve-doc.install \
+	debian/varve.install
+# A tarball has the made one, for rpmbuild -ta.
+EXTRA_DIST += %D%/varve.spec

@@ -17,6 +17,7 @@ build="gcc libc6-dev make autoconf automake libtool pkg-config perl xz-utils
 test="python3 python3-libnbd libnbd-bin qemu-utils gnutls-bin e2fsprogs fuse3 libfuse3-dev
     procps util-linux fio virtnbdbackup zsh systemd libseccomp2"
 ci="clang llvm git"
+packages="debhelper dpkg-dev lintian fakeroot"
 # qemu-system-common: qemu-storage-daemon
 bench="fio qemu-system-common gnutls-bin libnbd-bin"
 
@@ -27,6 +28,7 @@ for set in "${@:-build test}"; do
         build) want="$want $build" ;;
         test) want="$want $test" ;;
         ci) want="$want $ci" ;;
+        packages) want="$want $packages" ;;
         bench) want="$want $bench" ;;
         *)
             echo "usage: tests/deps.sh [build] [test] [ci] [bench]" >&2

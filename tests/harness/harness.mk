@@ -43,10 +43,12 @@ EXTRA_DIST += \
 	.ci/run \
 	.clang-format \
 	HACKING \
+	LICENSE \
 	README.md \
 	tests/SKIPS \
 	tests/build.sh \
 	tests/deps.sh \
+	tests/packages.sh \
 	tests/run.sh \
 	%D%/count.py \
 	%D%/driver.py \
