@@ -14,6 +14,7 @@ be the documented ones, no fewer and no more, strings and booleans too; numbers 
 import json
 import os
 import re
+import shutil
 import sys
 import textwrap
 
@@ -193,6 +194,10 @@ class Example:
         with open(self.s.path(name), "ab") as f:
             f.write(b"x")
 
+    def copy(self, name, to):
+        """somebody copies a file below /srv: copy NAME TO"""
+        shutil.copyfile(self.s.path(name), self.s.path(to))
+
     def forget(self, name):
         """a file below /srv goes: forget NAME"""
         os.unlink(self.s.path(name))
@@ -269,8 +274,8 @@ def events():
     out = set()
     for folder, _, files in os.walk(os.path.join(TOP, "server")):
         for name in files:
-            out |= set(re.findall(r'varve_events_send\([^;]*?"([A-Z_]{5,})"', read(
-                os.path.join(folder, name))))
+            for call in re.findall(r"varve_events_send\([^;]*;", read(os.path.join(folder, name))):
+                out |= set(re.findall(r'"([A-Z_]{5,})"', call))
     return out
 
 
