@@ -3,6 +3,7 @@ pages = \
 	%D%/nbdkit-varve-plugin.1 \
 	%D%/varve.1 \
 	%D%/varve-qmp.7 \
+	%D%/varve-security.7 \
 	%D%/varved.8
 EXTRA_DIST += %D%/to-html.pl $(addsuffix .pod,$(basename $(pages)))
 dist_doc_DATA = README.md %D%/architecture.md %D%/clients.md %D%/nbd-conformance.md %D%/proofs.md %D%/recipes.md

@@ -42,9 +42,12 @@ EXTRA_DIST += \
 	%D%/test_driver.py \
 	.ci/run \
 	.clang-format \
+	CONTRIBUTING.md \
 	HACKING \
 	LICENSE \
+	NEWS.md \
 	README.md \
+	SECURITY.md \
 	tests/SKIPS \
 	tests/build.sh \
 	tests/deps.sh \
