@@ -368,6 +368,7 @@ static int backup_list(const struct varve_cli *cli, const struct varve_args *arg
         printf("no backups\n");
     } else {
         varve_table_init(&t, 12, heading);
+        t.state_column = 11;
         json_array_foreach(backups, i, backup)
             json_array_foreach(json_object_get(backup, "disks"), j, disk)
                 list_row(&t, backup, disk);

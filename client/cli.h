@@ -63,6 +63,8 @@ extern const struct varve_verb varve_map_verbs[];
 extern const struct varve_verb varve_pull_verbs[];
 extern const struct varve_verb varve_apply_verbs[];
 extern const struct varve_verb varve_qmp_verbs[];
+extern const struct varve_verb varve_watch_verbs[];
+extern const struct varve_verb varve_metrics_verbs[];
 extern const struct varve_verb varve_complete_verbs[];
 
 /* main.c: all of the above, up to a NULL; and the options that every verb takes. */

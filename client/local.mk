@@ -20,6 +20,7 @@ bin_PROGRAMS += %D%/varve
 	%D%/map-draw.c \
 	%D%/map-draw.h \
 	%D%/map.c \
+	%D%/metrics.c \
 	%D%/nbd-open.c \
 	%D%/nbd-status.c \
 	%D%/nbd.h \
@@ -38,6 +39,7 @@ bin_PROGRAMS += %D%/varve
 	%D%/status.c \
 	%D%/uri.c \
 	%D%/uri.h \
+	%D%/watch.c \
 	%D%/zeroes.c \
 	%D%/zeroes.h
 %C%_varve_CFLAGS = $(AM_CFLAGS) $(JANSSON_CFLAGS) $(LIBNBD_CFLAGS)

@@ -77,7 +77,7 @@ static void *must(void *p)
 
 void varve_table_init(struct varve_table *t, int columns, const char *const *heading)
 {
-    *t = (struct varve_table){.columns = columns};
+    *t = (struct varve_table){.columns = columns, .state_column = -1};
     for (int i = 0; i < columns; i++)
         varve_table_add(t, heading[i]);
 }
@@ -132,8 +132,25 @@ static int text_width(const char *text)
     return width >= 0 ? width : (int)n;
 }
 
+/* What is well is green, what needs somebody red; "" for the rest. */
+static const char *state_colour(const char *text)
+{
+    static const char *const colours[][2] = {
+        {"live", "\033[32m"},     {"running", "\033[32m"}, {"completed", "\033[32m"},
+        {"degraded", "\033[33m"}, {"offline", "\033[33m"}, {"inconsistent", "\033[31m"},
+        {"missing", "\033[31m"},  {"broken", "\033[31m"},  {"failed", "\033[31m"},
+    };
+    size_t len = strcspn(text, ":");
+
+    for (size_t i = 0; i < sizeof(colours) / sizeof(colours[0]); i++)
+        if (strlen(colours[i][0]) == len && strncmp(colours[i][0], text, len) == 0)
+            return colours[i][1];
+    return "";
+}
+
 void varve_table_print(struct varve_table *t)
 {
+    bool colour = t->state_column >= 0 && varve_out_colour(STDOUT_FILENO);
     int *widths = must(calloc((size_t)t->columns, sizeof(*widths)));
 
     for (size_t i = 0; i < t->count; i++) {
@@ -146,7 +163,11 @@ void varve_table_print(struct varve_table *t)
         size_t column = i % (size_t)t->columns;
         bool last = column + 1 == (size_t)t->columns;
 
-        printf("%s%*s%s", t->cells[i], last ? 0 : widths[column] - text_width(t->cells[i]), "",
+        const char *paint = colour && (int)column == t->state_column && i != column
+                                ? state_colour(t->cells[i])
+                                : "";
+
+        printf("%s%s%s%*s%s", paint, t->cells[i], paint[0] ? "\033[0m" : "", last ? 0 : widths[column] - text_width(t->cells[i]), "",
                last ? "\n" : "  ");
         free(t->cells[i]);
     }

@@ -36,6 +36,7 @@ bool varve_out_colour(int fd);
 /* A table: cells are added row by row, printed with columns as wide as needed. */
 struct varve_table {
     int columns;
+    int state_column; /* its words are coloured on a terminal; -1, as init leaves it: none */
     size_t count; /* cells */
     size_t cap;
     char **cells;

@@ -22,6 +22,7 @@ static void status_table(const json_t *disks)
     size_t i;
 
     varve_table_init(&t, 9, heading);
+    t.state_column = 1;
     json_array_foreach(disks, i, disk)
     {
         bool degraded = json_is_true(json_object_get(disk, "degraded"));

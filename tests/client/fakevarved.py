@@ -18,11 +18,12 @@ class Error:
 
 
 class FakeVarved:
-    def __init__(self, path, replies=None, greeting=None, split=None, noise=b""):
+    def __init__(self, path, replies=None, greeting=None, split=None, noise=b"", after=b""):
         self.path = path
         self.replies = replies or {}
         self.greeting = json.dumps(GREETING).encode() + b"\r\n" if greeting is None else greeting
         self.split, self.noise = split, noise
+        self.after = after  # what comes right behind the handshake
         self.seen = []
         self.closing = False
         self.connections = []
@@ -105,4 +106,6 @@ class FakeVarved:
         if "id" in message:
             reply["id"] = message["id"]
         self.send(c, self.noise + json.dumps(reply).encode() + b"\r\n")
+        if command == "qmp_capabilities" and self.after:
+            self.send(c, self.after)
         return command == "quit"

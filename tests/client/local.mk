@@ -5,7 +5,8 @@ client_tests = \
 	%D%/test_control.py \
 	%D%/test_delta.py \
 	%D%/test_map.py \
-	%D%/test_pull.py
+	%D%/test_pull.py \
+	%D%/test_watching.py
 TESTS += $(client_tests)
 EXTRA_DIST += \
 	$(client_tests) \
