@@ -10,7 +10,9 @@
  * write out: with nothing under way a later time is not ours.  Writes that were under way may be
  * later, but not much later than the last beat.
  *  4. After a crash of the host nothing of ours is later than the start of the machine, nor much
- * later than the last heartbeat in the state folder.
+ * later than the last heartbeat in the state folder.  That is the intent log's time, which is durable
+ * before the first write after a pause and goes on while anything is hot, so that a disk that is idle
+ * has none; where no log is kept it is the witness's, for as long as the disk is served.
  *
  * Other clocks than this host's (NFS) shift 3 and 4 by the difference.  The change time is no
  * criterion: managers change owners and modes.
@@ -18,6 +20,7 @@
 #include "lib/image-witness.h"
 
 #include "lib/digest.h"
+#include "lib/intent.h"
 
 #include <assert.h>
 #include <endian.h>
@@ -330,17 +333,18 @@ static enum varve_verdict judge_crashed(const struct varve_judge *j, bool same_b
 {
     char when[VARVE_TIME_TEXT], then[VARVE_TIME_TEXT];
     uint64_t mtime = (uint64_t)j->look.mtime_ns;
+    uint64_t served_ns = j->wit->time_ns > j->served_ns ? j->wit->time_ns : j->served_ns;
 
     if (!same_boot && mtime > j->boot_ns)
         return changed(why,
                        "somebody else wrote to it: its time is %s, but the machine was started "
                        "at %s, and it was not served since",
                        varve_time_text(mtime, when), varve_time_text(j->boot_ns, then));
-    if (mtime > j->wit->time_ns + HEARTBEAT_LATE_NS)
+    if (mtime > served_ns + HEARTBEAT_LATE_NS)
         return changed(why,
                        "somebody else wrote to it: its time is %s, but it was last known to be "
                        "served at %s",
-                       varve_time_text(mtime, when), varve_time_text(j->wit->time_ns, then));
+                       varve_time_text(mtime, when), varve_time_text(served_ns, then));
     /* What was not durable may have taken the time back along with it, if the machine went down. */
     if (same_boot && j->look.mtime_ns < j->wit->look.mtime_ns)
         return changed(why, "it is older than before: its time is %s, but was %s",
@@ -445,6 +449,7 @@ int varve_witness_check(struct varve_world *w, const struct varve_paths *p, cons
         return r;
     if (varve_beat_read(w, p, j.boot_id, uuid, &beat))
         j.beat = &beat;
+    j.served_ns = varve_intent_served_ns(w, p, uuid);
     *verdict = varve_judge_image(&j, why);
     return 0;
 }

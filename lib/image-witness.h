@@ -88,6 +88,7 @@ struct varve_judge {
     uint8_t boot_id[16];
     uint64_t now_ns;  /* real time */
     uint64_t boot_ns; /* real time when the machine was started */
+    uint64_t served_ns; /* real time up to which the intent log says that it was served; 0: it does not */
 };
 
 /* Fills in boot id and clocks.  wit, beat and look are the caller's. */

@@ -198,6 +198,25 @@ int varve_intent_read(struct varve_world *w, const struct varve_paths *p, const 
     return page_decode(page, path, uuid, g, image_mtime_ns, found, err);
 }
 
+uint64_t varve_intent_served_ns(struct varve_world *w, const struct varve_paths *p,
+                                const uint8_t uuid[16])
+{
+    struct intent_head head;
+    char path[PATH_MAX];
+    ssize_t got;
+    int fd = w->open(w, varve_path_intent(p, path), O_RDONLY, 0);
+
+    if (fd < 0)
+        return 0;
+    got = w->pread(w, fd, &head, sizeof(head), 0);
+    w->close(w, fd);
+    if (got != (ssize_t)sizeof(head) || head.check != sector_check(&head) ||
+        memcmp(head.magic, MAGIC, sizeof(head.magic)) != 0 || le32toh(head.version) != VERSION ||
+        memcmp(head.uuid, uuid, sizeof(head.uuid)) != 0 || le64toh(head.kept) != 1)
+        return 0;
+    return le64toh(head.written_ns);
+}
+
 int varve_intent_drop(struct varve_world *w, const struct varve_paths *p, struct varve_err *err)
 {
     char path[PATH_MAX];

@@ -466,6 +466,16 @@ int varve_intent_flush(struct varve_intent *l, struct varve_err *err)
     return r;
 }
 
+bool varve_intent_is_kept(struct varve_intent *l)
+{
+    bool kept;
+
+    pthread_mutex_lock(&l->lock);
+    kept = !l->off && !l->failed;
+    pthread_mutex_unlock(&l->lock);
+    return kept;
+}
+
 bool varve_intent_wants(struct varve_intent *l, uint64_t region)
 {
     bool wants;

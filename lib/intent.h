@@ -34,9 +34,10 @@
 #define VARVE_INTENT_REGIONS        (VARVE_INTENT_SECTOR_REGIONS * (VARVE_INTENT_SECTORS - 1))
 #define VARVE_INTENT_WORDS          (VARVE_INTENT_REGIONS / 64)
 
-/* While something is hot the head is written at least this often, and a log is not believed whose
- * image has been changed so long after it. */
-#define VARVE_INTENT_BEAT_NS  UINT64_C(10000000000)
+/* While something is hot the head is written at least this often (with each step of the flusher), and a
+ * log is not believed whose image has been changed so long after it.  As nothing is written before
+ * something is hot, that is the disk's heartbeat, and an idle disk needs none. */
+#define VARVE_INTENT_BEAT_NS  UINT64_C(4000000000)
 #define VARVE_INTENT_DOUBT_NS UINT64_C(120000000000)
 
 uint32_t varve_intent_shift(const struct varve_geometry *g);
@@ -58,6 +59,11 @@ struct varve_intent_found {
 int varve_intent_read(struct varve_world *w, const struct varve_paths *p, const uint8_t uuid[16],
                       const struct varve_geometry *g, int64_t image_mtime_ns,
                       struct varve_intent_found *found, struct varve_err *err);
+
+/* Until when, in real time, the log's server served the disk, but for the time between two beats.  0: the
+ * log tells nothing: it is not kept, not this disk's, not whole, or not there. */
+uint64_t varve_intent_served_ns(struct varve_world *w, const struct varve_paths *p,
+                                const uint8_t uuid[16]);
 
 /* No log, durably: whoever reads it finds that nobody knows. */
 int varve_intent_drop(struct varve_world *w, const struct varve_paths *p, struct varve_err *err);
@@ -164,6 +170,9 @@ void varve_intent_stick(struct varve_intent *l);
 /* The file tells what has become cold, and that we live; tries to heal a log that failed.  An error
  * means that it has failed, or still does. */
 int varve_intent_flush(struct varve_intent *l, struct varve_err *err);
+
+/* Whether the log is kept, so that its time is the disk's heartbeat.  Any thread. */
+bool varve_intent_is_kept(struct varve_intent *l);
 
 /* Whether the log says, or is about to say, that the region is hot.  For tests and queries. */
 bool varve_intent_wants(struct varve_intent *l, uint64_t region);

@@ -248,7 +248,7 @@ int varve_tracker_heartbeat(struct varve_tracker *t, struct varve_err *err)
     struct varve_stat st;
 
     varve_tracker_beat(t);
-    if (t->image_fd < 0 || t->wit.kind != VARVE_WITNESS_SERVED)
+    if (t->image_fd < 0 || t->wit.kind != VARVE_WITNESS_SERVED || varve_intent_is_kept(t->intent))
         return 0;
     if (!t->wit.look.block && t->w->stat(t->w, t->image_fd, &st) == 0)
         t->wit.look.mtime_ns = st.mtime_ns;

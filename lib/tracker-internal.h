@@ -280,7 +280,7 @@ int varve_tracker_doubt(struct varve_tracker *t, struct varve_err *err);
 /* At a clean stop, with no writer left: the image is durable, and how it looks is written down. */
 int varve_tracker_leave_image(struct varve_tracker *t, struct varve_err *err);
 
-/* Says durably that the image is still served. */
+/* Says durably that the image is still served, unless the intent log does. */
 int varve_tracker_heartbeat(struct varve_tracker *t, struct varve_err *err);
 
 /* --- tracker-preserve.c --- */

@@ -449,6 +449,56 @@ static void the_flusher_takes_no_error_of_the_guests_for_its_own(void **state)
     assert_int_equal(separate, 1);
 }
 
+/* --- a disk that is idle ------------------------------------------------------------------------------ */
+
+static void nothing_of_an_idle_disk_is_written(void **state)
+{
+    (void)state;
+    write_block(0, 'a');
+    cool();
+    fault_disarm(&c.fault); /* counts from 0 */
+    for (unsigned i = 0; i < 12; i++)
+        assert_int_equal(varve_tracker_flush(c.t, i % 6 == 0, &why), 0);
+    assert_int_equal(fault_calls(&c.fault, FAULT_SYNC), 0);
+    assert_int_equal(fault_calls(&c.fault, FAULT_PWRITE), 0);
+    write_block(0, 'b');
+    assert_true(fault_calls(&c.fault, FAULT_SYNC) > 0);
+}
+
+#define HOUR_NS UINT64_C(3600000000000)
+
+static _Atomic uint64_t ago_ns;
+
+static uint64_t some_time_ago(struct varve_world *w)
+{
+    return varve_world_posix()->realtime_ns(w) - ago_ns;
+}
+
+/* Nothing was written down for an hour; the guest writes, and the host goes down: the log's own time
+ * says that it was served.  Where no log is kept the witness says so at each step. */
+static void a_write_after_a_long_pause_is_not_taken_for_anothers(void **state)
+{
+    (void)state;
+    for (unsigned process = 0; process < 2; process++) {
+        teardown(NULL);
+        core_init(&c, SIZE, BLOCK);
+        held_init(&c);
+        c.machine.realtime_ns = some_time_ago;
+        c.cfg.durable_process = process;
+        ago_ns = HOUR_NS;
+        core_start(&c);
+        cool();
+        ago_ns = 0;
+        if (process)
+            flush();
+        write_block(0, 'a');
+        core_host_crash(&c);
+        core_start(&c);
+        assert_int_equal(varve_tracker_epoch(c.t), 1);
+        assert_null(strstr(c.notes, "somebody else"));
+    }
+}
+
 #define TEST(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
 
 int main(void)
@@ -464,6 +514,8 @@ int main(void)
         TEST(an_image_that_failed_makes_its_hot_regions_dirty_and_lost_and_they_stay_hot),
         TEST(the_guests_own_error_does_the_same),
         TEST(the_flusher_takes_no_error_of_the_guests_for_its_own),
+        TEST(nothing_of_an_idle_disk_is_written),
+        TEST(a_write_after_a_long_pause_is_not_taken_for_anothers),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);
