@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: BSD-3-Clause
  *
- * What test-crash has found, told as the few steps that it takes.
+ * What test-crash has found, told as the few steps that it takes.  It is long because each is a test of
+ * its own.
  */
 #include "tests/sim/crash-life.h"
 
