@@ -62,6 +62,7 @@ extern const struct varve_verb varve_job_verbs[];
 extern const struct varve_verb varve_map_verbs[];
 extern const struct varve_verb varve_pull_verbs[];
 extern const struct varve_verb varve_apply_verbs[];
+extern const struct varve_verb varve_push_verbs[];
 extern const struct varve_verb varve_qmp_verbs[];
 extern const struct varve_verb varve_watch_verbs[];
 extern const struct varve_verb varve_metrics_verbs[];

@@ -151,16 +151,17 @@ static enum kind kind_of(const struct line *l, const char *option, const char *w
 
     if (is(word, "DISK"))
         return KIND_DISK;
-    if (is(word, "FILE") || is(word, "PATH") || is(word, "REFERENCE"))
+    if (is(word, "FILE") || is(word, "PATH") || is(word, "REFERENCE") ||
+        is(word, "COPY"))
         return KIND_FILE;
     if (is(word, "BITMAP"))
         return KIND_BITMAP;
-    if (is(verb, "job") || is(verb, "diff"))
+    if (is(verb, "job") || is(verb, "diff") || (is(verb, "push") && is(option, "id")))
         return KIND_NONE;
     if (is(word, "ID"))
         return is(sub, "begin") ? KIND_NONE : KIND_BACKUP; /* there it is a new one */
     if (is(option, "since"))
-        return is(verb, "backup") ? KIND_CHECKPOINT : KIND_BASE;
+        return is(verb, "backup") || is(verb, "push") ? KIND_CHECKPOINT : KIND_BASE;
     if (is(option, "bitmap"))
         return KIND_BITMAP;
     if (option)

@@ -31,6 +31,7 @@ bin_PROGRAMS += %D%/varve
 	%D%/pull-delta.c \
 	%D%/pull.c \
 	%D%/pull.h \
+	%D%/push.c \
 	%D%/qmp.c \
 	%D%/sink-data.c \
 	%D%/sink-marker.c \

@@ -346,6 +346,17 @@ struct varve_cat_job *varve_catalogue_job(const struct varve_catalogue *c, const
     return NULL;
 }
 
+struct varve_cat_job *varve_catalogue_job_of_backup(const struct varve_catalogue *c, const char *id)
+{
+    for (size_t i = 0; i < c->njobs; i++) {
+        struct varve_cat_job *j = &c->jobs[i];
+
+        if (varve_cat_job_open(j) && strcmp(j->backup, id) == 0)
+            return j;
+    }
+    return NULL;
+}
+
 struct varve_cat_job *varve_catalogue_job_of_bitmap(const struct varve_catalogue *c,
                                                     const uint8_t uuid[16], const char *bitmap)
 {

@@ -196,6 +196,9 @@ struct varve_cat_job *varve_catalogue_job(const struct varve_catalogue *c, const
 struct varve_cat_job *varve_catalogue_job_of_bitmap(const struct varve_catalogue *c,
                                                     const uint8_t uuid[16], const char *bitmap);
 
+/* The open job that copies the backup; NULL: there is none, its clients do. */
+struct varve_cat_job *varve_catalogue_job_of_backup(const struct varve_catalogue *c, const char *id);
+
 /* Neither completed nor failed. */
 bool varve_cat_backup_open(const struct varve_cat_backup *b);
 /* Running or aborting. */

@@ -61,7 +61,8 @@ static bool export_is_taken(const struct varve_tx *tx, const char *name)
         const struct varve_cat_backup *b = &tx->draft->backups[i];
 
         for (size_t k = 0; varve_cat_backup_open(b) && k < b->ndisks; k++) {
-            if (strcmp(b->disks[k].export, name) == 0)
+            if (!varve_catalogue_job_of_backup(tx->draft, b->id) &&
+                strcmp(b->disks[k].export, name) == 0)
                 return true;
         }
     }
@@ -73,6 +74,8 @@ static int check_export_name(const struct varve_tx *tx, const struct varve_backu
 {
     const char *name = plan->disks[index].export;
 
+    if (plan->push)
+        return 0;
     if (export_is_taken(tx, name))
         return varve_err_set(err, EEXIST,
                              "Export '%s' exists already: end the backup that offers it, or give "
@@ -432,8 +435,8 @@ static int begin_views(struct varve_daemon *d, struct begin *b, struct varve_err
     return 0;
 }
 
-static int begin_parse(struct varve_daemon *d, json_t *data, struct varve_action **out,
-                       struct varve_err *err)
+static int begin_new(struct varve_daemon *d, json_t *data, bool push, struct varve_action **out,
+                     struct varve_err *err)
 {
     struct begin *b = calloc(1, sizeof(*b));
     int rc;
@@ -442,6 +445,7 @@ static int begin_parse(struct varve_daemon *d, json_t *data, struct varve_action
         return varve_err_set(err, ENOMEM, "no memory for a backup");
     rc = varve_backup_parse_plan(d, data, &b->plan, err);
     if (rc == 0) {
+        b->plan.push = push;
         b->id_given = b->plan.id[0] != '\0';
         b->work = calloc(b->plan.ndisks, sizeof(*b->work));
         rc =
@@ -453,6 +457,32 @@ static int begin_parse(struct varve_daemon *d, json_t *data, struct varve_action
     }
     *out = &b->a;
     return 0;
+}
+
+static int begin_parse(struct varve_daemon *d, json_t *data, struct varve_action **out,
+                       struct varve_err *err)
+{
+    return begin_new(d, data, false, out, err);
+}
+
+int varve_backup_begin_push(struct varve_daemon *d, json_t *data, struct varve_action **out,
+                            struct varve_err *err)
+{
+    int rc = begin_new(d, data, true, out, err);
+
+    if (rc == 0)
+        (*out)->ops = &varve_backup_begin_ops;
+    return rc;
+}
+
+const char *varve_backup_begin_id(const struct varve_action *a)
+{
+    return ((const struct begin *)a)->plan.id;
+}
+
+const struct varve_plan_disk *varve_backup_begin_disk(const struct varve_action *a)
+{
+    return &((const struct begin *)a)->plan.disks[0];
 }
 
 static json_t *begin_result(struct varve_daemon *d, struct varve_action *a)

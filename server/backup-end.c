@@ -311,40 +311,6 @@ static void draft_free_checkpoint(struct varve_catalogue *draft, const struct va
     }
 }
 
-static int draft_end(struct varve_daemon *d, struct varve_catalogue *draft, const char *id,
-                     bool success, const char *reason, struct varve_err *err)
-{
-    const struct varve_backup *b = varve_backups_find(d, id);
-    struct varve_cat_backup *cb;
-
-    varve_catalogue_trim(
-        draft); /* as long as this one is open: whatever the clock says, it stays */
-    cb = varve_catalogue_backup(draft, id);
-    for (size_t i = 0; b && i < cb->ndisks; i++) {
-        struct varve_backup_counts n;
-
-        varve_backup_count(&b->disks[i], &n);
-        cb->disks[i].bytes_read = n.bytes_read;
-        cb->disks[i].bytes_released = n.released_bytes;
-    }
-    cb->ended_ns = d->w->realtime_ns(d->w);
-    if (success) {
-        int rc = draft_succeed(draft, cb, b, err);
-
-        if (rc < 0)
-            return rc;
-        draft_free_checkpoint(draft, cb);
-        cb->state = VARVE_BACKUP_COMPLETED;
-    } else {
-        draft_fail(draft, cb, b);
-        draft_drop_checkpoint(draft, cb);
-        cb->state = VARVE_BACKUP_FAILED;
-        if (!cb->reason[0])
-            varve_backup_set_reason(cb, reason);
-    }
-    return 0;
-}
-
 /* Success is believed only of views that can be read to the end. */
 static int end_check(struct varve_daemon *d, const struct varve_cat_backup *cb,
                      struct varve_err *err)
@@ -367,6 +333,42 @@ static int end_check(struct varve_daemon *d, const struct varve_cat_backup *cb,
             return varve_err_set(err, EINVAL,
                                  "Backup '%s' is broken (disk '%s': %s): end it with success false",
                                  cb->id, bd->disk->name, why.msg);
+    }
+    return 0;
+}
+
+int varve_backup_draft_end(struct varve_daemon *d, struct varve_catalogue *draft, const char *id,
+                           bool success, const char *reason, struct varve_err *err)
+{
+    const struct varve_backup *b = varve_backups_find(d, id);
+    struct varve_cat_backup *cb = varve_catalogue_backup(draft, id);
+    int rc = success ? end_check(d, cb, err) : 0;
+
+    if (rc < 0)
+        return rc;
+    varve_catalogue_trim(
+        draft); /* as long as this one is open: whatever the clock says, it stays */
+    cb = varve_catalogue_backup(draft, id);
+    for (size_t i = 0; b && i < cb->ndisks; i++) {
+        struct varve_backup_counts n;
+
+        varve_backup_count(&b->disks[i], &n);
+        cb->disks[i].bytes_read = n.bytes_read;
+        cb->disks[i].bytes_released = n.released_bytes;
+    }
+    cb->ended_ns = d->w->realtime_ns(d->w);
+    if (success) {
+        rc = draft_succeed(draft, cb, b, err);
+        if (rc < 0)
+            return rc;
+        draft_free_checkpoint(draft, cb);
+        cb->state = VARVE_BACKUP_COMPLETED;
+    } else {
+        draft_fail(draft, cb, b);
+        draft_drop_checkpoint(draft, cb);
+        cb->state = VARVE_BACKUP_FAILED;
+        if (!cb->reason[0])
+            varve_backup_set_reason(cb, reason);
     }
     return 0;
 }
@@ -404,6 +406,17 @@ static void end_clean_up(struct varve_daemon *d, const char *id)
     }
 }
 
+void varve_backup_ended(struct varve_daemon *d, const char *id)
+{
+    const struct varve_cat_backup *cb = varve_catalogue_backup(d->catalogue, id);
+    const char *how = cb->state == VARVE_BACKUP_COMPLETED ? "completed" : "failed";
+
+    end_clean_up(d, id);
+    varve_log("Backup '%s' has %s%s%s", id, how, cb->reason[0] ? ": " : "", cb->reason);
+    varve_events_send(d->events, "BACKUP_COMPLETED",
+                      json_pack("{s:s, s:s, s:s}", "id", id, "state", how, "reason", cb->reason));
+}
+
 int varve_backup_end(struct varve_daemon *d, const char *id, bool success, const char *reason,
                      struct varve_err *err)
 {
@@ -416,13 +429,10 @@ int varve_backup_end(struct varve_daemon *d, const char *id, bool success, const
             err, ENOENT, "There is no backup '%.100s': query-backups lists those there are", id);
     if (!varve_cat_backup_open(cb))
         return end_again(cb, success, err);
-    rc = success ? end_check(d, cb, err) : 0;
-    if (rc < 0)
-        return rc;
     draft = varve_daemon_draft(d, err);
     if (!draft)
         return -ENOMEM;
-    rc = draft_end(d, draft, id, success, reason, err);
+    rc = varve_backup_draft_end(d, draft, id, success, reason, err);
     if (rc < 0) {
         varve_catalogue_free(draft);
         return rc;
@@ -430,12 +440,6 @@ int varve_backup_end(struct varve_daemon *d, const char *id, bool success, const
     rc = varve_daemon_commit(d, draft, err);
     if (rc < 0)
         return rc;
-    end_clean_up(d, id);
-    cb = varve_catalogue_backup(d->catalogue, id);
-    varve_log("Backup '%s' has %s%s%s", id, success ? "completed" : "failed",
-              cb->reason[0] ? ": " : "", cb->reason);
-    varve_events_send(d->events, "BACKUP_COMPLETED",
-                      json_pack("{s:s, s:s, s:s}", "id", id, "state",
-                                success ? "completed" : "failed", "reason", cb->reason));
+    varve_backup_ended(d, id);
     return 0;
 }

@@ -285,7 +285,7 @@ int varve_backup_new(struct varve_daemon *d, const struct varve_catalogue *c,
             rc = varve_err_set(err, ENOMEM, "no memory for backup '%s'", cb->id);
         else
             bd->gone = false;
-        if (rc == 0)
+        if (rc == 0 && !varve_catalogue_job_of_backup(c, cb->id))
             rc = backup_disk_exports(bd, c, &cb->disks[i], err);
     }
     if (rc < 0) {

@@ -12,6 +12,7 @@
 #include "server/changes.h"
 #include "server/daemon.h"
 #include "server/disk.h"
+#include "server/transaction.h"
 #include "server/served-view.h"
 #include "server/view-export.h"
 
@@ -47,6 +48,7 @@ struct varve_backup_plan {
     bool freeze; /* run the freeze hook around the boundary */
     uint64_t speed; /* bytes per second; 0: no limit */
     bool adaptive;
+    bool push; /* it is for a job of the daemon: without exports */
     size_t ndisks;
     struct varve_plan_disk {
         struct varve_disk *disk;
@@ -74,8 +76,23 @@ int varve_backup_plan_base(const struct varve_catalogue *c, const struct varve_p
 int varve_backup_parse_plan(struct varve_daemon *d, json_t *args, struct varve_backup_plan *plan,
                             struct varve_err *err);
 
+/* The action backup-begin with these arguments; data is the caller's to keep as long. */
+int varve_backup_begin_push(struct varve_daemon *d, json_t *data, struct varve_action **out,
+                            struct varve_err *err);
+/* Its id, once it was applied. */
+const char *varve_backup_begin_id(const struct varve_action *a);
+/* The only one of its disks. */
+const struct varve_plan_disk *varve_backup_begin_disk(const struct varve_action *a);
+
 /* What backup-begin returns of it. */
 json_t *varve_backup_begun(const struct varve_cat_backup *cb);
+
+/* What an end does to the draft, after all checks: for who commits it with something else.  reason
+ * as below.  -EINVAL: it cannot succeed; the draft is spoilt then. */
+int varve_backup_draft_end(struct varve_daemon *d, struct varve_catalogue *draft, const char *id,
+                           bool success, const char *reason, struct varve_err *err);
+/* After that commit. */
+void varve_backup_ended(struct varve_daemon *d, const char *id);
 
 /* Ends it; the same end again is no error.  reason: why it failed, "" if asked to. */
 int varve_backup_end(struct varve_daemon *d, const char *id, bool success, const char *reason,

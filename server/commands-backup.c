@@ -190,6 +190,7 @@ json_t *varve_backup_begun(const struct varve_cat_backup *cb)
 json_t *varve_command_backup_end(struct varve_daemon *d, json_t *args, struct varve_err *err)
 {
     static const char *const known[] = {"id", "success", NULL};
+    const struct varve_cat_job *job;
     const char *id;
     bool success;
 
@@ -197,6 +198,13 @@ json_t *varve_command_backup_end(struct varve_daemon *d, json_t *args, struct va
         varve_args_string(args, "id", true, &id, err) < 0 ||
         varve_args_bool(args, "success", true, &success, err) < 0)
         return NULL;
+    job = varve_catalogue_job_of_backup(d->catalogue, id);
+    if (job) {
+        varve_err_set(err, EBUSY,
+                      "Backup '%s' is what job '%s' copies, and ends with it: job-cancel ends both",
+                      id, job->id);
+        return NULL;
+    }
     varve_disks_refresh(d);
     if (varve_backup_end(d, id, success, "ended with success false", err) < 0)
         return NULL;

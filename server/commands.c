@@ -7,6 +7,7 @@ static const struct varve_command commands[] = {
     {"backup-begin", varve_command_backup_begin},
     {"backup-end", varve_command_backup_end},
     {"backup-estimate", varve_command_backup_estimate},
+    {"backup-push", varve_command_backup_push},
     {"block-dirty-bitmap-add", varve_command_bitmap_add},
     {"block-dirty-bitmap-clear", varve_command_bitmap_clear},
     {"block-dirty-bitmap-copy", varve_command_bitmap_copy},

@@ -305,12 +305,17 @@ static int file_run(struct varve_endpoint_pool *p, struct varve_endpoint_req *re
     abort();
 }
 
+/* Of a file on the net that writes what is left. */
+static void file_close(struct varve_endpoint_pool *p)
+{
+    if (of(p)->fd >= 0)
+        close(of(p)->fd);
+}
+
 static void file_free(struct varve_endpoint *e)
 {
     struct file *f = (struct file *)e;
 
-    if (f->fd >= 0)
-        close(f->fd);
     pthread_mutex_destroy(&f->lock);
     free(f);
 }
@@ -340,6 +345,7 @@ int varve_endpoint_open_file(uv_loop_t *loop, const char *path, int fd,
     pthread_mutex_init(&f->lock, NULL);
     f->p.open = file_open;
     f->p.run = file_run;
+    f->p.close = file_close;
     varve_endpoint_pool_begin(&f->p);
     *out = &f->p.e;
     return 0;

@@ -8,10 +8,26 @@
 
 static void pool_turns(struct varve_endpoint_pool *p);
 
+static void pool_on_close(uv_work_t *work)
+{
+    struct varve_endpoint_pool *p = work->data;
+
+    if (p->close)
+        p->close(p);
+}
+
+static void pool_on_closed(uv_work_t *work, int status)
+{
+    (void)status; /* nobody cancels it */
+    varve_endpoint_gone(&((struct varve_endpoint_pool *)work->data)->e);
+}
+
 static void pool_maybe_gone(struct varve_endpoint_pool *p)
 {
-    if (p->stopping && p->nworks == 0)
-        varve_endpoint_gone(&p->e);
+    if (!p->stopping || p->nworks > 0 || p->closing.data)
+        return;
+    p->closing.data = p;
+    uv_queue_work(p->e.loop, &p->closing, pool_on_close, pool_on_closed);
 }
 
 static void req_on_work(uv_work_t *work)

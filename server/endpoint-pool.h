@@ -11,12 +11,14 @@
 
 struct varve_endpoint_pool {
     struct varve_endpoint e; /* first */
-    /* In a pool thread; sets info, or err.  NULL: there is nothing to do. */
+    /* In a pool thread; sets info, or err. */
     int (*open)(struct varve_endpoint_pool *p, struct varve_endpoint_info *info,
                 struct varve_err *err);
     /* In pool threads, several at once; sets req->err and the results. */
     int (*run)(struct varve_endpoint_pool *p, struct varve_endpoint_req *req);
-    uv_work_t opening;
+    /* In a pool thread, last of all: what closing files may wait for.  NULL: nothing. */
+    void (*close)(struct varve_endpoint_pool *p);
+    uv_work_t opening, closing;
     struct varve_endpoint_info info; /* of open, until it has ended */
     struct varve_err open_err;
     int open_rc;

@@ -9,6 +9,7 @@
 
 #include <errno.h>
 #include <stdlib.h>
+#include <string.h>
 
 struct view_endpoint {
     struct varve_endpoint_pool p; /* first */
@@ -70,7 +71,11 @@ static int view_extents(struct varve_endpoint_pool *p, struct varve_endpoint_req
 
 static int view_run(struct varve_endpoint_pool *p, struct varve_endpoint_req *req)
 {
-    return req->op == VARVE_ENDPOINT_READ ? view_read(p, req) : view_extents(p, req);
+    int rc = req->op == VARVE_ENDPOINT_READ ? view_read(p, req) : view_extents(p, req);
+
+    if (rc < 0 && rc != -ECANCELED && strncmp(req->err.msg, "Disk '", 6) != 0)
+        varve_err_prefix(&req->err, "Disk '%s'", req->e->name);
+    return rc;
 }
 
 static void view_free(struct varve_endpoint *e)

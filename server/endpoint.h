@@ -41,8 +41,9 @@ enum varve_endpoint_op {
 
 /* Flags of an extent.  Neither: data, or nobody knows. */
 #define VARVE_ENDPOINT_IS_ZERO 1u /* reads as zeroes */
-#define VARVE_ENDPOINT_IS_HOLE 2u /* takes no space, which alone says nothing of what it reads as  \
-                                   */
+#define VARVE_ENDPOINT_IS_HOLE                                                                     \
+    2u /* takes no space, which alone says nothing of what it reads as                             \
+        */
 
 struct varve_endpoint_extent {
     uint64_t len;

@@ -35,6 +35,6 @@ void varve_jobs_settle(struct varve_daemon *d);
 
 /* --- the types, by file --------------------------------------------------------------------- */
 
-extern const struct varve_runner_ops varve_diff_ops;
+extern const struct varve_runner_ops varve_diff_ops, varve_push_ops;
 
 #endif

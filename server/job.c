@@ -28,6 +28,7 @@
 
 static const struct varve_runner_ops *const types[] = {
     &varve_diff_ops,
+    &varve_push_ops,
 };
 
 const struct varve_runner_ops *varve_jobs_type(const char *type)

@@ -134,6 +134,11 @@ server_libvarved_la_SOURCES = \
 	%D%/options.h \
 	%D%/peer.c \
 	%D%/peer.h \
+	%D%/push-run.c \
+	%D%/push-target.c \
+	%D%/push-target.h \
+	%D%/push.c \
+	%D%/push.h \
 	%D%/quiet-io.c \
 	%D%/quiet-io.h \
 	%D%/release.c \

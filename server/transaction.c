@@ -64,6 +64,7 @@ static const struct varve_action_ops abort_ops = {
 static const struct varve_action_ops *const table[] = {
     &abort_ops,
     &varve_backup_begin_ops,
+    &varve_backup_push_ops,
     &varve_bitmap_add_ops,
     &varve_bitmap_clear_ops,
     &varve_bitmap_copy_ops,

@@ -107,7 +107,7 @@ struct varve_cat_disk *varve_tx_disk(struct varve_tx *tx, struct varve_disk *dis
 /* --- the actions, by file ------------------------------------------------------------------- */
 
 extern const struct varve_action_ops varve_checkpoint_create_ops, varve_checkpoint_delete_ops,
-    varve_checkpoint_import_ops, varve_backup_begin_ops, varve_bitmap_add_ops, varve_bitmap_remove_ops, varve_bitmap_clear_ops,
+    varve_checkpoint_import_ops, varve_backup_begin_ops, varve_backup_push_ops, varve_bitmap_add_ops, varve_bitmap_remove_ops, varve_bitmap_clear_ops,
     varve_bitmap_enable_ops, varve_bitmap_disable_ops, varve_bitmap_merge_ops,
     varve_bitmap_copy_ops, varve_bitmap_diff_ops;
 

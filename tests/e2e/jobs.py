@@ -2,10 +2,11 @@
 """Jobs of the daemon: begin one, wait for what becomes of it; and copies of a disk behind NBD servers
 that can be held."""
 import os
+import pty
 import socket
 import subprocess
 
-from harness import WAIT, can_connect, wait_for
+from harness import VARVE, WAIT, can_connect, wait_for
 
 
 def job(q, ident):
@@ -119,3 +120,32 @@ def sparse_copy(source, target):
                 data = os.pread(a.fileno(), min(end - at, 1 << 20), at)
                 os.pwrite(b.fileno(), data, at)
                 at += len(data)
+
+
+class OnTerminal:
+    """varve with a terminal for its standard error; what it draws is kept."""
+
+    def __init__(self, s, *args, session=False):
+        self.master, slave = pty.openpty()
+        self.process = subprocess.Popen([VARVE, "--control", s.control, *args], stdin=slave,
+                                        stdout=subprocess.PIPE, stderr=slave, start_new_session=session)
+        os.close(slave)
+        self.drawn = b""
+
+    def draw_until(self, text):
+        while text not in self.drawn:
+            self.drawn += os.read(self.master, 4096)
+
+    def end(self):
+        try:
+            while True:
+                more = os.read(self.master, 4096)
+                if not more:
+                    break
+                self.drawn += more
+        except OSError:  # nobody has the other end
+            pass
+        out = self.process.stdout.read().decode()
+        os.close(self.master)
+        self.process.stdout.close()
+        return self.process.wait(WAIT), out

@@ -3,7 +3,6 @@
 """varve diff and varve job, as people use them: on a terminal, on a pipe, interrupted, left alone."""
 import json
 import os
-import pty
 import shutil
 import signal
 import subprocess
@@ -11,7 +10,7 @@ import subprocess
 import bitmaps
 from bitmaps import SIZE, Disk
 from harness import M, VARVE, WAIT, wait_for
-from jobs import Held, concluded, job
+from jobs import Held, OnTerminal, concluded, job
 from tap import main, test
 
 
@@ -21,35 +20,6 @@ def full(s, c):
     path = s.path("copy.img")
     shutil.copyfile(s.path("vda.img"), path)
     return path
-
-
-class OnTerminal:
-    """varve with a terminal for its standard error; what it draws is kept."""
-
-    def __init__(self, s, *args, session=False):
-        self.master, slave = pty.openpty()
-        self.process = subprocess.Popen([VARVE, "--control", s.control, *args], stdin=slave,
-                                        stdout=subprocess.PIPE, stderr=slave, start_new_session=session)
-        os.close(slave)
-        self.drawn = b""
-
-    def draw_until(self, text):
-        while text not in self.drawn:
-            self.drawn += os.read(self.master, 4096)
-
-    def end(self):
-        try:
-            while True:
-                more = os.read(self.master, 4096)
-                if not more:
-                    break
-                self.drawn += more
-        except OSError:  # nobody has the other end
-            pass
-        out = self.process.stdout.read().decode()
-        os.close(self.master)
-        self.process.stdout.close()
-        return self.process.wait(WAIT), out
 
 
 @test

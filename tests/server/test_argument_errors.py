@@ -305,6 +305,32 @@ ROWS = {
          ({"freeze": True}, "no freeze hook.*--freeze-hook")],
         optional=("id", "ttl", "speed", "adaptive", "release", "preserve", "freeze", "checkpoint"),
         action=True),
+    "backup-push": Row(
+        {"job-id": "new", "disk": "vda", "target": "/nowhere/new", "bitmap": "b",
+         "bitmap-mode": "never", "speed": 0, "checkpoint": "new", "freeze": False,
+         "overwrite": False},
+        {"job-id": "string", "disk": "string", "target": "string", "bitmap": "string",
+         "bitmap-mode": "string", "speed": "integer", "checkpoint": "string", "freeze": "boolean",
+         "overwrite": "boolean"},
+        bad_disks("disk") + bad_names("job-id") + bad_names("checkpoint") + old_bitmap("bitmap") +
+        [({"checkpoint": "a", "target": "nbd:"}, "Disk 'vda' has a checkpoint 'a' already"),
+         ({"since": "a"}, "'since' and 'bitmap' exclude each other"),
+         ({"since": "no", "bitmap": KeyError, "bitmap-mode": KeyError},
+          "Disk 'vda' has no checkpoint 'no'"),
+         ({"bitmap": KeyError}, "without a bitmap"),
+         ({"bitmap-mode": "Never"}, "'bitmap-mode' does not accept.*'Never'"),
+         ({"speed": -1}, "'speed' must not be negative"),
+         ({"freeze": True, "target": "nbd:"}, "no freeze hook.*--freeze-hook"),
+         ({}, "the folder of /nowhere/new: No such file"),
+         ({"target": "/" + LONG_NAME}, "'?/n*: File name too long"),
+         ({"target": "/" + "n" * 4096}, "'target' must be an absolute path or an NBD URI"),
+         ({"target": "nbd:///" + "n" * 4096}, "'target' must be an absolute path or an NBD URI"),
+         ({"target": "/dev/zero"}, "neither a regular file nor a block device"),
+         ({"target": "/"}, "is no name of a file|Is a directory")] +
+        [({"target": name}, "'target' must be an absolute path or an NBD URI.*'%s" % name)
+         for name in ("", "copy.img", "./copy.img", "http://a/b")],
+        optional=("job-id", "bitmap", "bitmap-mode", "speed", "checkpoint", "freeze", "overwrite"),
+        action=True),
     "backup-end": Row(
         {"id": "one", "success": True}, {"id": "string", "success": "boolean"},
         [({"id": name}, "There is no backup '%s.*query-backups" % name[:9])
