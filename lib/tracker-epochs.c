@@ -238,7 +238,7 @@ int varve_tracked_epoch_adopt(struct varve_tracker *t, uint64_t number, struct v
             return r;
         }
         if (r == 0) {
-            atomic_store(&e->preserve, !(atomic_load(&e->slot->flags) & VARVE_EPOCH_GAVE_WAY));
+            atomic_store(&e->preserve, !(atomic_load(&e->slot->flags) & VARVE_EPOCH_BROKEN));
             atomic_fetch_add(&t->scratch_used, atomic_load(&e->slot->scratch_bytes));
         } else {
             atomic_fetch_or(&e->slot->flags, VARVE_EPOCH_BROKEN);
@@ -266,9 +266,9 @@ void varve_tracked_epoch_disarm(struct varve_tracker *t, struct varve_tracked_ep
 
     if (!(atomic_load(&e->slot->flags) & VARVE_EPOCH_ARMED))
         return;
-    /* What was kept does not count any more where the guest needed the space. */
+    /* What a broken one kept may not count any more. */
     big = atomic_load(&e->slot->scratch_bytes) > VARVE_SCRATCH_STEP ||
-          atomic_load(&e->slot->flags) & VARVE_EPOCH_GAVE_WAY;
+          atomic_load(&e->slot->flags) & VARVE_EPOCH_BROKEN;
     atomic_fetch_and(&e->slot->flags, ~(uint64_t)VARVE_EPOCH_ARMED);
     atomic_store(&e->preserve, false);
     epoch_uncount(t, e);

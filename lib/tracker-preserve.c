@@ -130,8 +130,10 @@ static void preserve_failed(struct varve_tracker *t, struct varve_tracked_epoch 
         newly += !varve_abits_test(e->lost, blk);
     /* Said before the bit: whoever finds the bit finds this (I2). */
     varve_abits_set(e->lost, from, to);
-    if (t->on_scratch_full == VARVE_SCRATCH_BREAK)
+    if (t->on_scratch_full == VARVE_SCRATCH_BREAK) { /* housekeeping frees what it has kept */
         atomic_fetch_or(&e->slot->flags, VARVE_EPOCH_BROKEN);
+        atomic_store(&e->preserve, false);
+    }
     atomic_fetch_add_explicit(&e->slot->lost_blks, newly, memory_order_relaxed);
     atomic_fetch_add_explicit(&t->ctl->lost_blks, newly, memory_order_relaxed);
 }

@@ -34,6 +34,16 @@ void varve_tracker_check_scratch(struct varve_tracker *t, struct varve_tracked_e
         atomic_fetch_or(&e->slot->flags, VARVE_EPOCH_BROKEN | VARVE_EPOCH_BAD_SCRATCH);
 }
 
+/* What a broken epoch has kept is read by nobody, and nothing more is kept in it.  That it is broken was
+ * said before.  True: there is more. */
+static bool free_broken(struct varve_tracker *t, struct varve_tracked_epoch *e)
+{
+    atomic_store(&e->preserve, false);
+    varve_tracker_uncount(t, e, UINT64_MAX);
+    atomic_thread_fence(memory_order_seq_cst);
+    return varve_scratch_empty(t->w, e->scratch_fd, VARVE_SCRATCH_STEP) == 1;
+}
+
 int varve_tracker_housekeep(struct varve_tracker *t)
 {
     bool armed = false, more = false;
@@ -45,8 +55,8 @@ int varve_tracker_housekeep(struct varve_tracker *t)
             continue;
         armed = armed || atomic_load(&e->slot->flags) & VARVE_EPOCH_ARMED;
         varve_tracker_check_scratch(t, e);
-        if (atomic_load(&e->slot->flags) & VARVE_EPOCH_GAVE_WAY)
-            more = varve_scratch_empty(t->w, e->scratch_fd, VARVE_SCRATCH_STEP) == 1 || more;
+        if (atomic_load(&e->slot->flags) & VARVE_EPOCH_BROKEN)
+            more = free_broken(t, e) || more;
     }
     if (t->unfreed)
         varve_tracker_free_unneeded(t, 0, t->id.geometry.nblks);

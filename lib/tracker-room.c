@@ -134,25 +134,27 @@ void varve_tracker_wait_for_room(struct varve_tracker *t)
     nanosleep(&ts, NULL);
 }
 
+#define LIVES ((uint64_t)(VARVE_EPOCH_ENTERED | VARVE_EPOCH_ARMED))
+
 /* Its preimages take space that the image could have. */
 static bool takes_space(struct varve_tracker *t, const struct varve_tracked_epoch *e, uint64_t dev)
 {
     struct varve_stat st;
 
     return e && e->scratch_fd >= 0 &&
-           atomic_load(&e->slot->flags) == (VARVE_EPOCH_ENTERED | VARVE_EPOCH_ARMED) &&
+           (atomic_load(&e->slot->flags) & LIVES) == LIVES &&
            t->w->stat(t->w, e->scratch_fd, &st) == 0 && st.dev == dev;
 }
 
 /* The guest waits for one step of each, and no more. */
-static void empty_those_that_gave_way(struct varve_tracker *t)
+static void empty_those_that_are_broken(struct varve_tracker *t)
 {
     for (unsigned i = 0; i < VARVE_CTL_EPOCHS; i++) {
         struct varve_tracked_epoch *e = t->epochs[i];
 
-        if (!e || e->scratch_fd < 0 || !(atomic_load(&e->slot->flags) & VARVE_EPOCH_GAVE_WAY))
+        if (!e || e->scratch_fd < 0 || !(atomic_load(&e->slot->flags) & VARVE_EPOCH_BROKEN))
             continue;
-        atomic_fetch_sub(&t->scratch_used, atomic_exchange(&e->slot->scratch_bytes, 0));
+        varve_tracker_uncount(t, e, UINT64_MAX);
         varve_scratch_empty(t->w, e->scratch_fd, VARVE_SCRATCH_STEP);
     }
     varve_scratch_reap(t->w, &t->paths, VARVE_SCRATCH_STEP);
@@ -179,6 +181,6 @@ void varve_tracker_make_room(struct varve_tracker *t)
         atomic_store(&e->preserve, false);
     }
     atomic_thread_fence(memory_order_seq_cst); /* said before it is done */
-    empty_those_that_gave_way(t);
+    empty_those_that_are_broken(t);
     pthread_mutex_unlock(&t->epochs_lock);
 }

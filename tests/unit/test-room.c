@@ -623,6 +623,56 @@ static void what_gave_way_goes_in_steps_while_its_backup_is_still_there(void **s
     assert_true(punched_most <= VARVE_SCRATCH_STEP);
 }
 
+/* Breaks at the last block, with all the others kept. */
+static void begin_broken(void)
+{
+    core_fini(&c);
+    init(BIG, BLOCK);
+    c.cfg.on_scratch_full = VARVE_SCRATCH_BREAK;
+    c.cfg.scratch_max = BIG - BLOCK;
+    begin();
+    core_fill(&c, 0, BIG, 'a');
+    assert_error(0, -ESTALE);
+}
+
+static void what_a_broken_backup_has_kept_goes_in_steps_while_it_is_still_there(void **state)
+{
+    (void)state;
+    begin_broken();
+    assert_int_equal(punched_sum, 0); /* the guest's write was not held up */
+    while (varve_tracker_housekeep(c.t) == 100)
+        assert_true(punched_sum <= BIG);
+    assert_int_equal(on_disk(v.boundary, "scratch"), 0);
+    assert_true(punched_most <= VARVE_SCRATCH_STEP);
+    assert_error(0, -ESTALE);
+
+    /* And the next one has all of scratch-max, the broken one never ended. */
+    v = (struct varve_view){.id = 6, .boundary = core_boundary(&c, 6)};
+    core_fetch(&c);
+    core_fill(&c, 0, BIG - BLOCK, 'b');
+    assert_block(0, 'a');
+    assert_block(BIG / BLOCK - 1, 'a');
+    assert_int_equal(kept_bytes(), BIG - BLOCK);
+}
+
+static void a_broken_backup_stays_freed_after_a_kill_on_the_way(void **state)
+{
+    (void)state;
+    begin_broken();
+    varve_tracker_housekeep(c.t);
+    core_kill(&c);
+    core_start(&c);
+    core_fill(&c, 0, BIG, 'c'); /* keeps nothing more for it */
+    while (varve_tracker_housekeep(c.t) == 100)
+        assert_true(punched_sum <= BIG);
+    assert_int_equal(on_disk(v.boundary, "scratch"), 0);
+    assert_int_equal(varve_tracker_end_view(c.t, 5, &why), 0);
+    v = (struct varve_view){.id = 6, .boundary = core_boundary(&c, 6)};
+    core_open_source(&c);
+    core_fill(&c, 0, BIG - BLOCK, 'd');
+    assert_block(1, 'c');
+}
+
 int main(void)
 {
 #define ROOM_TEST(f) cmocka_unit_test_setup_teardown(f, setup, teardown)
@@ -647,6 +697,8 @@ int main(void)
         ROOM_TEST(what_a_server_left_of_a_big_scratch_its_successor_frees),
         ROOM_TEST(scratch_of_before_a_host_crash_goes_in_steps),
         ROOM_TEST(what_gave_way_goes_in_steps_while_its_backup_is_still_there),
+        ROOM_TEST(what_a_broken_backup_has_kept_goes_in_steps_while_it_is_still_there),
+        ROOM_TEST(a_broken_backup_stays_freed_after_a_kill_on_the_way),
     };
 
     cmocka_set_test_filter(getenv("TEST_FILTER"));
