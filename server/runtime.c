@@ -22,7 +22,8 @@
 #define MMAP_BYTES (1 << 20)
 #define TRIM_BYTES (16 << 20)
 
-/* The folder is there, or is made; and files can be made in it. */
+/* The folder is there, or is made; and files can be made in it.  Its name is not durable by that: who makes or
+ * takes a disk in it sees to that first (tracker-attach.c), and without one there is nothing to lose. */
 static int prepare_dir(const char *what, const char *path, struct varve_err *err)
 {
     struct stat st;
