@@ -3,6 +3,8 @@ pages = \
 	%D%/nbdkit-varve-plugin.1 \
 	%D%/varve.1 \
 	%D%/varve-qmp.7 \
+	%D%/varve-protocol.7 \
+	%D%/varve-recipes.7 \
 	%D%/varve-security.7 \
 	%D%/varved.8
 EXTRA_DIST += %D%/to-html.pl $(addsuffix .pod,$(basename $(pages)))

@@ -37,6 +37,7 @@ e2e_tests = \
 	%D%/test_push.py \
 	%D%/test_queries.py \
 	%D%/test_races.py \
+	%D%/test_recipes.py \
 	%D%/test_release.py \
 	%D%/test_restore.py \
 	%D%/test_scratch.py \
