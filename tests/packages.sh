@@ -18,10 +18,12 @@ mkdir -p "$1"
 dir=$(cd "$1" && pwd)
 
 # From what a tarball holds, so that what is missing in one is missed.
-mkdir "$dir/work"
-"$src/tests/build.sh" "$dir/work/build" >/dev/null
-make -C "$dir/work/build" dist >/dev/null
-tar -C "$dir/work" -xf "$dir"/work/build/varve-*.tar.xz
+mkdir "$dir/work" "$dir/work/dist"
+if [ ! -x "$src/configure" ] || [ "$src/configure.ac" -nt "$src/configure" ]; then
+    (cd "$src" && mkdir -p m4 && autoreconf -fi)
+fi
+(cd "$dir/work/dist" && "$src/configure" --silent && make dist >/dev/null)
+tar -C "$dir/work" -xf "$dir"/work/dist/varve-*.tar.xz
 cd "$dir"/work/varve-*/
 dpkg-buildpackage --no-sign --jobs="$(nproc)" >"$dir/build.log" 2>&1 || {
     tail -n 60 "$dir/build.log" >&2
