@@ -39,6 +39,15 @@ static inline bool varve_range_ok(const struct varve_geometry *g, uint64_t off, 
     return off <= g->size && len <= g->size - off;
 }
 
+/* The first block of which nothing is known after the disk's size went from one to the other, either way:
+ * what is behind it was not there, or is another area now, and a last block that was not whole counts
+ * among it. */
+static inline uint64_t varve_resized_from(const struct varve_geometry *g, uint64_t size1,
+                                          uint64_t size2)
+{
+    return (size1 < size2 ? size1 : size2) >> g->shift;
+}
+
 /* First byte behind block blk, at most the disk's size. */
 static inline uint64_t varve_block_end(const struct varve_geometry *g, uint64_t blk)
 {

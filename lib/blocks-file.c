@@ -88,18 +88,47 @@ static int blocks_version_check(const char *path, const char *buf, struct varve_
                          path, version, BLOCKS_VERSION);
 }
 
+/* The disk's geometry when the file was written, as far as its head, which need not be true, makes sense;
+ * else today's. */
+static int geometry_then(struct varve_world *w, const char *path, const struct varve_geometry *g,
+                         struct varve_geometry *then, struct varve_err *err)
+{
+    struct blocks_head head;
+    int fd = w->open(w, path, O_RDONLY, 0);
+    ssize_t got;
+
+    if (fd == -ENOENT)
+        return unusable(path, "is missing", err);
+    if (fd < 0)
+        return varve_err_sys(err, -fd, "cannot open %s", path);
+    got = w->pread(w, fd, &head, sizeof(head), 0);
+    w->close(w, fd);
+    if (got < 0)
+        return varve_err_sys(err, (int)-got, "cannot read %s", path);
+    if ((size_t)got < sizeof(head) ||
+        varve_geometry_init(then, head.size, varve_block_size(g), NULL) < 0)
+        *then = *g;
+    return 0;
+}
+
 int varve_blocks_load(struct varve_world *w, const struct varve_paths *p, const uint8_t uuid[16],
                       const struct varve_geometry *g, const uint8_t digest[VARVE_DIGEST_LEN],
                       struct varve_bitmap *into, struct varve_err *err)
 {
-    struct blocks_head head = head_make(uuid, g);
-    size_t want = sizeof(head) + (size_t)varve_map_bytes(g), len;
     uint8_t found[VARVE_DIGEST_LEN];
+    struct varve_geometry then;
+    struct blocks_head head;
     char path[PATH_MAX], *buf;
+    size_t want, len;
     int rc;
 
     assert(into->nbits == g->nblks);
     varve_path_blocks(p, digest, path);
+    rc = geometry_then(w, path, g, &then, err);
+    if (rc < 0)
+        return rc;
+    head = head_make(uuid, &then);
+    want = sizeof(head) + (size_t)varve_map_bytes(&then);
     rc = varve_whole_file_read(w, path, want, &buf, &len, err);
     if (rc == -ENOENT)
         return unusable(path, "is missing", err);
@@ -115,16 +144,15 @@ int varve_blocks_load(struct varve_world *w, const struct varve_paths *p, const 
         rc = blocks_version_check(path, buf, err);
     if (rc == 0 && memcmp(buf, &head, sizeof(head)) != 0)
         rc = unusable(path, "is of another disk", err);
-    for (size_t i = 0; rc == 0 && i < varve_bitmap_nwords(into); i++) {
+    for (size_t i = 0; rc == 0 && i < varve_map_bytes(&then) / 8; i++) {
         uint64_t word;
 
         memcpy(&word, buf + sizeof(head) + 8 * i, 8);
-        into->words[i] |= word;
+        varve_bitmap_or_words_cut(into, i, &word, 1);
     }
     free(buf);
-    /* A writer's rest bits are 0; this is for one that had another idea. */
-    if (rc == 0 && into->nbits % 64 != 0)
-        into->words[into->nbits / 64] &= ((uint64_t)1 << (into->nbits % 64)) - 1;
+    if (rc == 0 && then.size != g->size)
+        varve_bitmap_set(into, varve_resized_from(g, then.size, g->size), into->nbits);
     return rc;
 }
 

@@ -6,8 +6,9 @@
  * be others.  They never say to whom the blocks belong: the catalogue does.
  *
  * STATE/NAME/blocks-HEX.map, HEX being the first half of the digest; little-endian:
- *     0     64-byte head: magic "varveset", version, block shift, disk uuid, size of the disk,
- * zeroes 64    bits, one a block, least significant first, in whole 64-bit words
+ *     0     64-byte head: magic "varveset", version, block shift, disk uuid, size of the disk then,
+ *           zeroes
+ *     64    bits, one a block, least significant first, in whole 64-bit words
  */
 #ifndef VARVE_LIB_BLOCKS_FILE_H
 #define VARVE_LIB_BLOCKS_FILE_H
@@ -24,7 +25,8 @@ int varve_blocks_write(struct varve_world *w, const struct varve_paths *p, const
                        const struct varve_geometry *g, const struct varve_bitmap *bits,
                        uint8_t digest[VARVE_DIGEST_LEN], struct varve_err *err);
 
-/* ORs the map into `into`.  On error it is unchanged.  -EUCLEAN: missing, damaged or of another
+/* ORs the map into `into`; if the disk had another size when it was written, all from the smaller size on
+ * counts as set.  On error `into` is unchanged.  -EUCLEAN: missing, damaged or of another
  * disk. */
 int varve_blocks_load(struct varve_world *w, const struct varve_paths *p, const uint8_t uuid[16],
                       const struct varve_geometry *g, const uint8_t digest[VARVE_DIGEST_LEN],

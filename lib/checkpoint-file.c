@@ -307,6 +307,7 @@ struct in {
     uint8_t *buf;
     size_t at, len;
     struct varve_digest digest;
+    struct varve_geometry then; /* the disk's when it was exported */
 };
 
 static int damaged(const char *path, const char *how, struct varve_err *err)
@@ -362,9 +363,10 @@ static bool name_get(const char from[NAME_LEN], char to[VARVE_NAME_MAX + 1])
 
 /* Whose it is: a file that is whole but does not fit the disk. */
 static int head_fits(const struct head *head, const char *path, const uint8_t uuid[16],
-                     const struct varve_geometry *g, struct varve_err *err)
+                     const struct varve_geometry *g, struct varve_geometry *then,
+                     struct varve_err *err)
 {
-    uint64_t size = le64toh(head->size), block = (uint64_t)1 << (le32toh(head->shift) & 63);
+    uint64_t block = (uint64_t)1 << (le32toh(head->shift) & 63);
 
     if (memcmp(head->uuid, uuid, sizeof(head->uuid)) != 0)
         return varve_err_set(
@@ -374,26 +376,22 @@ static int head_fits(const struct head *head, const char *path, const uint8_t uu
             "%02x%02x%02x%02x",
             path, head->disk, head->uuid[0], head->uuid[1], head->uuid[2], head->uuid[3], uuid[0],
             uuid[1], uuid[2], uuid[3]);
-    if (size != g->size)
-        return varve_err_set(err, EINVAL,
-                             "%.200s was exported when the disk had %" PRIu64 " bytes, now it has "
-                             "%" PRIu64,
-                             path, size, g->size);
     if (block != varve_block_size(g))
         return varve_err_set(err, EINVAL,
                              "%.200s has blocks of %" PRIu64 " bytes, the disk's have %" PRIu64,
                              path, block, varve_block_size(g));
+    if (varve_geometry_init(then, le64toh(head->size), block, NULL) < 0)
+        return damaged(path, "it is of no size that a disk can have", err);
     return 0;
 }
 
 /* Fields of a head whose digest is right: who made them wrong was no varve. */
-static int head_take(const struct head *head, const char *path, const struct varve_geometry *g,
+static int head_take(const struct head *head, const char *path, const struct varve_geometry *then,
                      struct varve_checkpoint_file *f, struct varve_err *err)
 {
     memcpy(f->uuid, head->uuid, sizeof(f->uuid));
     memcpy(f->epoch_id, head->epoch_id, sizeof(f->epoch_id));
     memcpy(f->known_id, head->known_id, sizeof(f->known_id));
-    f->geometry = *g;
     f->time_ns = le64toh(head->time_ns);
     f->exported_ns = le64toh(head->exported_ns);
     f->epoch = le64toh(head->epoch);
@@ -405,7 +403,7 @@ static int head_take(const struct head *head, const char *path, const struct var
     if (f->epoch < 1 || f->epoch > f->known || f->known >= INT64_MAX ||
         is_zero(f->known_id, sizeof(f->known_id)))
         return damaged(path, "its epochs make no sense", err);
-    if (le64toh(head->nranges) > VARVE_RANGES_MAX || le64toh(head->nchunks) > chunks_of(g) ||
+    if (le64toh(head->nranges) > VARVE_RANGES_MAX || le64toh(head->nchunks) > chunks_of(then) ||
         (f->epoch == f->known && head->nchunks != 0))
         return damaged(path, "it says that it holds more than there can be", err);
     return 0;
@@ -435,8 +433,9 @@ static int head_read(struct in *in, const uint8_t uuid[16], const struct varve_g
         return rc;
     if (memcmp(check, head->check, sizeof(check)) != 0)
         return damaged(in->path, "the checksum of its head does not match", err);
-    rc = head_fits(head, in->path, uuid, g, err);
-    return rc < 0 ? rc : head_take(head, in->path, g, f, err);
+    f->geometry = *g;
+    rc = head_fits(head, in->path, uuid, g, &in->then, err);
+    return rc < 0 ? rc : head_take(head, in->path, &in->then, f, err);
 }
 
 static int ranges_read(struct in *in, size_t n, struct varve_checkpoint_file *f,
@@ -455,7 +454,7 @@ static int ranges_read(struct in *in, size_t n, struct varve_checkpoint_file *f,
             return rc;
         off = le64toh(range[0]);
         len = le64toh(range[1]);
-        if (len == 0 || off < end || !varve_range_ok(&f->geometry, off, len))
+        if (len == 0 || off < end || !varve_range_ok(&in->then, off, len))
             return damaged(in->path, "its ranges make no sense", err);
         f->ranges[f->nranges++] = (struct varve_cat_range){off, len};
         end = off + len;
@@ -463,10 +462,14 @@ static int ranges_read(struct in *in, size_t n, struct varve_checkpoint_file *f,
     return 0;
 }
 
-static int chunks_read(struct in *in, uint64_t n, struct varve_checkpoint_file *f,
+/* The blocks of then that the disk has now; *nset: how many there are in the file. */
+static int chunks_read(struct in *in, uint64_t n, struct varve_checkpoint_file *f, uint64_t *nset,
                        struct varve_err *err)
 {
+    size_t nwords = (size_t)(varve_map_bytes(&in->then) / 8);
     uint64_t next = 0;
+
+    *nset = 0;
 
     f->blocks = varve_bitmap_new(f->geometry.nblks);
     if (!f->blocks)
@@ -481,19 +484,20 @@ static int chunks_read(struct in *in, uint64_t n, struct varve_checkpoint_file *
         if (rc < 0)
             return rc;
         number = le64toh(number);
-        if (number < next || number >= chunks_of(&f->geometry) || is_zero(words, sizeof(words)))
+        if (number < next || number >= chunks_of(&in->then) || is_zero(words, sizeof(words)))
             return damaged(in->path, "its chunks make no sense", err);
         next = number + 1;
         at = (size_t)number * (CHUNK / 8);
-        room = varve_bitmap_nwords(f->blocks) - at;
+        room = nwords - at;
         for (size_t k = 0; k < CHUNK / 8; k++) {
-            uint64_t word = le64toh(words[k]), rest = f->geometry.nblks % 64;
+            uint64_t word = le64toh(words[k]), rest = in->then.nblks % 64;
 
             if (word == 0)
                 continue;
             if (k >= room || (k + 1 == room && rest != 0 && word >> rest != 0))
                 return damaged(in->path, "it has blocks behind the disk's end", err);
-            f->blocks->words[at + k] = word;
+            varve_bitmap_or_words_cut(f->blocks, at + k, &word, 1);
+            *nset += (unsigned)__builtin_popcountll(word);
         }
     }
     return 0;
@@ -504,7 +508,7 @@ static int contents_read(struct in *in, const uint8_t uuid[16], const struct var
                          struct varve_checkpoint_file *f, struct varve_err *err)
 {
     struct head head;
-    uint64_t want;
+    uint64_t want, nset;
     int rc = head_read(in, uuid, g, &head, f, err);
 
     if (rc < 0)
@@ -518,9 +522,11 @@ static int contents_read(struct in *in, const uint8_t uuid[16], const struct var
                              in->path, in->size, want);
     rc = ranges_read(in, (size_t)le64toh(head.nranges), f, err);
     if (rc == 0)
-        rc = chunks_read(in, le64toh(head.nchunks), f, err);
-    if (rc == 0 && varve_bitmap_count(f->blocks) != le64toh(head.nset))
+        rc = chunks_read(in, le64toh(head.nchunks), f, &nset, err);
+    if (rc == 0 && nset != le64toh(head.nset))
         rc = damaged(in->path, "it has not as many blocks as it says", err);
+    if (rc == 0 && in->then.size != g->size)
+        varve_bitmap_set(f->blocks, varve_resized_from(g, in->then.size, g->size), g->nblks);
     return rc;
 }
 

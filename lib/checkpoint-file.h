@@ -74,9 +74,10 @@ int varve_checkpoint_file_stage(struct varve_world *w, const char *path,
 int varve_checkpoint_file_publish(struct varve_world *w, const char *path, struct varve_err *err);
 void varve_checkpoint_file_discard(struct varve_world *w, const char *path);
 
-/* Reads a checkpoint of that disk; *f is the caller's to fini after success.  Takes no more memory
+/* Reads a checkpoint of that disk; *f is the caller's to fini after success, and is of the disk's size
+ * now: if it was exported at another, all from the smaller one on counts as written.  Takes no more memory
  * than a map of the disk, whatever the file says, and waits for no FIFO's other end.
- * -EINVAL: it is no such file, or of another disk, size or granularity; -ENOTSUP: of a newer
+ * -EINVAL: it is no such file, or of another disk or granularity; -ENOTSUP: of a newer
  * version; -EUCLEAN: it is damaged; err names the file. */
 int varve_checkpoint_file_read(struct varve_world *w, const char *path, const uint8_t uuid[16],
                                const struct varve_geometry *g, struct varve_checkpoint_file *f,

@@ -88,7 +88,9 @@ static int list_look(struct varve_world *w, const struct varve_paths *p, const u
         int rc = varve_epoch_file_info(w, p, uuid, g, f->first, f->last, f, &why);
 
         if (rc == 0) {
-            list->files[kept++] = *f;
+            /* What was live when a state folder came back from a copy of another size: not any more. */
+            if (f->state == VARVE_EPOCH_FILE_SEALED || f->size == g->size)
+                list->files[kept++] = *f;
         } else if (rc == -ENOENT) {
             return -EAGAIN;
         } else if (!is_damage(rc)) {
@@ -206,6 +208,17 @@ static size_t find_last(const struct varve_timeline *tl, size_t before, uint64_t
     return before;
 }
 
+/* The disk's size went from one to the other between two epochs. */
+static void resized(const struct varve_geometry *g, uint64_t size1, uint64_t size2,
+                    struct varve_bitmap *into, uint64_t *added)
+{
+    uint64_t had = added ? varve_bitmap_count(into) : 0;
+
+    varve_bitmap_set(into, varve_resized_from(g, size1, size2), into->nbits);
+    if (added)
+        *added += varve_bitmap_count(into) - had;
+}
+
 int varve_timeline_union_counting(struct varve_world *w, const struct varve_paths *p,
                                   const uint8_t uuid[16], const struct varve_geometry *g,
                                   const struct varve_timeline *tl, uint64_t first, uint64_t end,
@@ -246,6 +259,8 @@ int varve_timeline_union_counting(struct varve_world *w, const struct varve_path
             return missing(p, prev, err);
         if (rc < 0)
             return rc;
+        if (into && f->size != tl->files[at].size)
+            resized(g, f->size, tl->files[at].size, into, added);
         at = before;
     }
     return 0;
@@ -363,14 +378,15 @@ static int parts_remove(const struct tidy *t, const struct varve_epoch_file *who
 }
 
 /* Writes files[0, nfiles) as one, bits being their union, and removes them. */
-static int merge(const struct tidy *t, const struct varve_epoch_file *files, size_t nfiles,
+static int merge(const struct tidy *t, const struct varve_geometry *g,
+                 const struct varve_epoch_file *files, size_t nfiles,
                  const struct varve_bitmap *bits, struct varve_err *err)
 {
     int rc;
 
     if (nfiles < 2)
         return 0;
-    rc = varve_epoch_file_write_merged(t->w, t->p, t->uuid, t->g, files[0].first,
+    rc = varve_epoch_file_write_merged(t->w, t->p, t->uuid, g, files[0].first,
                                        files[nfiles - 1].last, files[0].prev, files[0].id, bits,
                                        err);
     for (size_t i = 0; i < nfiles && rc == 0; i++)
@@ -383,32 +399,37 @@ static int merge(const struct tidy *t, const struct varve_epoch_file *files, siz
 static int run_merge(struct tidy *t, const struct varve_epoch_file *files, size_t nfiles,
                      struct varve_err *err)
 {
+    struct varve_geometry g; /* the disk's in these epochs */
     struct varve_bitmap *bits;
     size_t from = 0;
     int rc = 0;
 
     if (nfiles < 2)
         return 0;
-    bits = varve_bitmap_new(t->g->nblks);
+    rc = varve_geometry_init(&g, files[0].size, varve_block_size(t->g), err);
+    if (rc < 0)
+        return rc;
+    bits = varve_bitmap_new(g.nblks);
     if (!bits)
         return varve_err_sys(err, ENOMEM, "cannot tidy %s", t->p->state);
     for (size_t i = 0; i < nfiles && rc == 0; i++) {
-        rc = varve_epoch_file_load(t->w, t->p, t->uuid, t->g, files[i].first, files[i].last, bits,
+        rc = varve_epoch_file_load(t->w, t->p, t->uuid, &g, files[i].first, files[i].last, bits,
                                    err);
         if (is_damage(rc)) {
             damage_noted(t, rc, err);
-            rc = merge(t, files + from, i - from, bits, err);
+            rc = merge(t, &g, files + from, i - from, bits, err);
             from = i + 1;
             memset(bits->words, 0, varve_bitmap_nwords(bits) * 8);
         }
     }
     if (rc == 0)
-        rc = merge(t, files + from, nfiles - from, bits, err);
+        rc = merge(t, &g, files + from, nfiles - from, bits, err);
     free(bits);
     return rc;
 }
 
-/* Sealed files[0, nfiles): merges each run of neighbours that no needed boundary separates. */
+/* Sealed files[0, nfiles): merges each run of neighbours that neither a needed boundary nor another size
+ * separates. */
 static int runs_merge(struct tidy *t, const struct varve_epoch_file *files, size_t nfiles,
                       struct varve_err *err)
 {
@@ -416,7 +437,8 @@ static int runs_merge(struct tidy *t, const struct varve_epoch_file *files, size
 
     for (size_t from = 0, to; from < nfiles && rc == 0; from = to) {
         for (to = from + 1; to < nfiles; to++) {
-            if (files[to].prev != files[to - 1].last || boundary_needed(t, files[to].first))
+            if (files[to].prev != files[to - 1].last || boundary_needed(t, files[to].first) ||
+                files[to].size != files[to - 1].size)
                 break;
         }
         rc = run_merge(t, files + from, to - from, err);

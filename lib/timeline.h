@@ -3,6 +3,11 @@
  * The timeline of a disk: its epoch files, which the directory itself tells, in order and without
  * gaps or overlaps.  For the reader that answers "what changed between these boundaries" and for the
  * housekeeper that frees and merges; one thread at a time.  It never looks at the live epoch's bits.
+ *
+ * Each epoch is of one size of the disk: whoever changes that makes a boundary (lib/tracker-resize.c).
+ * Where the sizes of neighbours differ, all from the smaller size on counts as written between them,
+ * whatever their maps say: so a sealed map needs not to change when the disk is resized, and an area that
+ * was cut off and came back is dirty to all who knew it before.
  */
 #ifndef VARVE_LIB_TIMELINE_H
 #define VARVE_LIB_TIMELINE_H
@@ -18,7 +23,7 @@ struct varve_timeline {
 };
 
 /* Reads the directory.  Files that are damaged, unreadable or of another disk are left out (a hole
- * in the timeline is found by union).  -ENOTSUP: one is of a newer format.  Fini after success. */
+ * in the timeline is found by union), and so are unsealed ones of another size than the disk has.  -ENOTSUP: one is of a newer format.  Fini after success. */
 int varve_timeline_scan(struct varve_world *w, const struct varve_paths *p, const uint8_t uuid[16],
                         const struct varve_geometry *g, struct varve_timeline *tl,
                         struct varve_err *err);
@@ -45,7 +50,8 @@ int varve_timeline_union_counting(struct varve_world *w, const struct varve_path
 const struct varve_epoch_file *varve_timeline_at(const struct varve_timeline *tl, uint64_t first);
 
 /* Frees sealed epochs before the oldest of the boundaries that are needed (numbers of the epochs
- * that follow them, any order), and merges sealed neighbours that no needed boundary separates.
+ * that follow them, any order), and merges sealed neighbours that neither a needed boundary nor a change
+ * of the disk's size separates.
  * None needed: all sealed ones go.  Dying anywhere leaves a timeline that says the same.  May run
  * while the disk's server makes, seals and opens epochs: open and clean files are never touched.
  * -EUCLEAN, -EIO: a damaged file was in the way and left where it is, all else was done. */

@@ -66,6 +66,28 @@ static void what_was_written_is_ored_in(void **state)
     free(m);
 }
 
+static void blocks_of_another_size_count_as_set_from_the_smaller_size_on(void **state)
+{
+    static const uint64_t sizes[] = {1, 100 * 4096, 150 * 4096 + 7, 1 << 20, 1 << 30};
+    struct disk_fixture *d = *state;
+    uint64_t had = d->geometry.size;
+    uint8_t a[32];
+
+    assert_int_equal(blocks_write(d, 100, 200, a), 0);
+    for (size_t i = 0; i < sizeof(sizes) / sizeof(sizes[0]); i++) {
+        struct varve_bitmap *m;
+        uint64_t from = (sizes[i] < had ? sizes[i] : had) / 4096;
+
+        assert_int_equal(varve_geometry_init(&d->geometry, sizes[i], 4096, NULL), 0);
+        m = map_of(d, 0, 0);
+        assert_int_equal(blocks_load(d, a, m), 0);
+        for (uint64_t b = 0; b < m->nbits; b++)
+            assert_int_equal(varve_bitmap_test(m, b), b >= from || (b >= 100 && b < 200));
+        free(m);
+    }
+    assert_int_equal(varve_geometry_init(&d->geometry, had, 4096, NULL), 0);
+}
+
 /* Dying at every call, and the power with it: a digest that was returned finds its blocks. */
 static void what_was_returned_survives_the_power(void **state)
 {
@@ -221,6 +243,7 @@ static int teardown(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
+        TEST(blocks_of_another_size_count_as_set_from_the_smaller_size_on),
         TEST(what_was_written_is_ored_in),  TEST(what_was_returned_survives_the_power),
         TEST(an_error_at_any_call_is_told), TEST(damage_is_found),
         TEST(only_what_nobody_keeps_goes),

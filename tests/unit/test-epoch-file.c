@@ -325,8 +325,9 @@ static void another_disks_file_is_refused(void **state)
     assert_int_equal(varve_epoch_file_create(d.w, &d.paths, other, &d.geometry, 7, 5, NULL),
                      -EUCLEAN);
     assert_int_equal(varve_geometry_init(&grown, DISK_SIZE + 4096, 4096, NULL), 0);
-    assert_int_equal(varve_epoch_file_info(d.w, &d.paths, d.uuid, &grown, 7, 7, &f, &err),
-                     -EUCLEAN);
+    assert_int_equal(varve_epoch_file_info(d.w, &d.paths, d.uuid, &grown, 7, 7, &f, &err), 0);
+    assert_int_equal(f.size, DISK_SIZE);
+    assert_int_equal(varve_epoch_file_open_flush(d.w, &d.paths, &grown, 7, NULL), -EUCLEAN);
     assert_int_equal(varve_epoch_file_finish(d.w, &d.paths, &grown, 7, bits_a->words,
                                              VARVE_EPOCH_FILE_SEALED, NULL),
                      -EUCLEAN);
@@ -336,6 +337,36 @@ static void another_disks_file_is_refused(void **state)
     assert_int_equal(rename(from, to), 0);
     assert_int_equal(varve_epoch_file_info(d.w, &d.paths, d.uuid, &d.geometry, 8, 8, &f, &err),
                      -EUCLEAN);
+}
+
+/* A sealed map stays as it is when the disk is resized; its readers have other sizes. */
+static void a_map_of_another_size_is_read_as_far_as_both_go(void **state)
+{
+    static const uint64_t sizes[] = {0, 1, 4096, 63 * 4096, 64 * 4096 + 1, DISK_SIZE - 1,
+                                     DISK_SIZE + 4096, 3 * DISK_SIZE};
+
+    (void)state;
+    assert_int_equal(create(), 0);
+    assert_int_equal(varve_epoch_file_finish(d.w, &d.paths, &d.geometry, 7, bits_a->words,
+                                             VARVE_EPOCH_FILE_SEALED, NULL),
+                     0);
+    for (size_t i = 0; i < sizeof(sizes) / sizeof(sizes[0]); i++) {
+        struct varve_geometry g;
+        struct varve_bitmap *into;
+        uint64_t added = 0;
+
+        assert_int_equal(varve_geometry_init(&g, sizes[i], 4096, NULL), 0);
+        into = varve_bitmap_new(g.nblks);
+        assert_non_null(into);
+        assert_int_equal(varve_epoch_file_load_counting(d.w, &d.paths, d.uuid, &g, 7, 7, into,
+                                                        &added, NULL),
+                         0);
+        for (uint64_t b = 0; b < g.nblks; b++)
+            assert_int_equal(varve_bitmap_test(into, b),
+                             b < bits_a->nbits && varve_bitmap_test(bits_a, b));
+        assert_int_equal(added, varve_bitmap_count(into));
+        free(into);
+    }
 }
 
 static void newer_format_is_refused_with_its_number(void **state)
@@ -654,6 +685,7 @@ int main(void)
         cmocka_unit_test_setup(disk_without_blocks_has_epochs_too, fresh),
         cmocka_unit_test_setup(nonsense_of_the_caller_is_refused, fresh),
         cmocka_unit_test_setup(another_disks_file_is_refused, fresh),
+        cmocka_unit_test_setup(a_map_of_another_size_is_read_as_far_as_both_go, fresh),
         cmocka_unit_test_setup(newer_format_is_refused_with_its_number, fresh),
         cmocka_unit_test_setup(no_flipped_bit_passes_the_checksum, fresh),
         cmocka_unit_test_setup(file_cut_anywhere_is_refused, fresh),

@@ -405,6 +405,70 @@ static void scan_while_another_process_merges_sees_a_whole_timeline(void **state
     }
 }
 
+/* Epochs 1 to 3 of 1000 blocks, 4 and 5 of `blks` and a byte, 6 and the live 7 of 1000 again. */
+static void make_resized(uint64_t blks)
+{
+    struct varve_geometry was = d.geometry;
+
+    truth_forget();
+    disk_fixture_reset(&d);
+    for (uint64_t number = 1; number <= 7; number++) {
+        uint64_t size = number == 4 || number == 5 ? blks * 4096 + 1 : was.size;
+
+        assert_int_equal(varve_geometry_init(&d.geometry, size, 4096, NULL), 0);
+        assert_int_equal(prepare(number), 0);
+        truth.epochs[truth.nepochs].number = number;
+        truth.epochs[truth.nepochs].bits = varve_bitmap_new(d.geometry.nblks);
+        varve_bitmap_set(truth.epochs[truth.nepochs++].bits, number * 10, number * 10 + 1);
+        if (number < 7)
+            seal(truth.nepochs - 1);
+    }
+    d.geometry = was;
+}
+
+/* The live one has the size of the last sealed one. */
+static void assert_resized(uint64_t first, uint64_t end, uint64_t from)
+{
+    struct varve_bitmap *want = varve_bitmap_new(d.geometry.nblks);
+    struct varve_bitmap *got = varve_bitmap_new(d.geometry.nblks);
+    struct varve_timeline tl = scanned();
+    uint64_t added = 0;
+
+    for (uint64_t e = first; e < end; e++)
+        varve_bitmap_set(want, e * 10, e * 10 + 1);
+    varve_bitmap_set(want, from, want->nbits);
+    assert_int_equal(varve_timeline_union_counting(d.w, &d.paths, d.uuid, &d.geometry, &tl, first,
+                                                   end, got, &added, NULL),
+                     0);
+    assert_memory_equal(got->words, want->words, varve_bitmap_nwords(want) * 8);
+    assert_int_equal(added, varve_bitmap_count(want));
+    varve_timeline_fini(&tl);
+    free(want);
+    free(got);
+}
+
+static void a_change_of_size_dirties_all_behind_the_smaller_for_who_knew_it_before(void **state)
+{
+    static const uint64_t blks[] = {500, 2000};
+
+    (void)state;
+    for (unsigned i = 0; i < 2; i++) {
+        uint64_t from = blks[i] < 1000 ? blks[i] : 1000;
+
+        make_resized(blks[i]);
+        for (unsigned merged = 0; merged < 2; merged++) {
+            assert_resized(1, 7, from);
+            assert_resized(4, 7, from); /* knew it before it came back */
+            assert_resized(6, 7, 1000); /* and after */
+            assert_int_equal(tidy((uint64_t[]){1, 4, 6}, 3, NULL), 0);
+            FILES("epoch-1-3.map", "epoch-4-5.map", "epoch-6-6.map", "epoch-7-7.map");
+        }
+        assert_int_equal(tidy((uint64_t[]){1}, 1, NULL), 0); /* sizes separate, too */
+        FILES("epoch-1-3.map", "epoch-4-5.map", "epoch-6-6.map", "epoch-7-7.map");
+        assert_resized(1, 7, from);
+    }
+}
+
 /* --- housekeeping ----------------------------------------------------------------------------- */
 
 static void tidy_keeps_what_needed_boundaries_separate(void **state)
@@ -726,6 +790,8 @@ int main(void)
         cmocka_unit_test_setup(file_of_a_newer_format_stops_the_scan, fresh),
         cmocka_unit_test_setup(lack_of_descriptors_is_no_damage, fresh),
         cmocka_unit_test_setup(scan_while_another_process_merges_sees_a_whole_timeline, fresh),
+        cmocka_unit_test_setup(a_change_of_size_dirties_all_behind_the_smaller_for_who_knew_it_before,
+                               fresh),
         cmocka_unit_test_setup(tidy_keeps_what_needed_boundaries_separate, fresh),
         cmocka_unit_test_setup(merged_file_that_spans_the_oldest_boundary_is_kept, fresh),
         cmocka_unit_test_setup(nothing_needed_frees_all_that_is_sealed, fresh),
