@@ -5,6 +5,7 @@
 #include "client/cli.h"
 #include "client/control.h"
 #include "client/out.h"
+#include "lib/parse.h"
 
 #include <stdio.h>
 
@@ -42,6 +43,21 @@ static int disk_adopt(const struct varve_cli *cli, const struct varve_args *args
         args->words[0], err);
 }
 
+static int disk_resize(const struct varve_cli *cli, const struct varve_args *args,
+                       struct varve_err *err)
+{
+    uint64_t bytes;
+    char done[64];
+
+    if (varve_parse_size(args->words[1], &bytes, NULL) < 0 || bytes > INT64_MAX)
+        return varve_cli_usage(err, "'%s' is no size: say bytes, with a suffix as in 20G",
+                               args->words[1]);
+    snprintf(done, sizeof(done), " has %llu bytes", (unsigned long long)bytes);
+    return disk_say(cli, "disk-resize",
+                    json_pack("{s:s, s:I}", "disk", args->words[0], "size", (json_int_t)bytes), done,
+                    args->words[0], err);
+}
+
 static int disk_forget(const struct varve_cli *cli, const struct varve_args *args,
                        struct varve_err *err)
 {
@@ -65,6 +81,13 @@ const struct varve_verb varve_disk_verbs[] = {
      .words_min = 1,
      .words_max = 1,
      .run = disk_adopt},
+    {.name = "disk",
+     .sub = "resize",
+     .synopsis = "DISK SIZE",
+     .summary = "Gives the image of a disk that nobody serves another size, and the tracking with it",
+     .words_min = 2,
+     .words_max = 2,
+     .run = disk_resize},
     {.name = "disk",
      .sub = "forget",
      .synopsis = "DISK",

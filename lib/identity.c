@@ -57,6 +57,23 @@ static int damaged(const char *path, const char *why, struct varve_err *err)
                          path, why);
 }
 
+/* What an older varve leaves alone, it does not serve an image of another size. */
+static int resize_decode(json_t *resize, const char *path, struct varve_resize *r,
+                         struct varve_err *err)
+{
+    json_t *size = json_object_get(resize, "size"), *time = json_object_get(resize, "time");
+
+    *r = (struct varve_resize){0, 0};
+    if (!resize)
+        return 0;
+    if (!json_is_integer(size) || json_integer_value(size) < 0 || !json_is_integer(time) ||
+        json_integer_value(time) <= 0)
+        return damaged(path, "no valid resize", err);
+    r->size = (uint64_t)json_integer_value(size);
+    r->time_ns = (uint64_t)json_integer_value(time);
+    return 0;
+}
+
 static int identity_decode(json_t *root, const char *path, struct varve_identity *id,
                            struct varve_err *err)
 {
@@ -87,7 +104,7 @@ static int identity_decode(json_t *root, const char *path, struct varve_identity
         varve_geometry_init(&id->geometry, (uint64_t)json_integer_value(size),
                             (uint64_t)json_integer_value(block_size), NULL) < 0)
         return damaged(path, "no valid block size", err);
-    return 0;
+    return resize_decode(json_object_get(root, "resize"), path, &id->resize, err);
 }
 
 int varve_identity_read(struct varve_world *w, const struct varve_paths *p,
@@ -132,6 +149,13 @@ int varve_identity_write(struct varve_world *w, const struct varve_paths *p,
     root = json_pack("{s:i, s:s, s:o, s:I, s:I}", "format", VARVE_STATE_FORMAT, "uuid", uuid,
                      "image", image, "size", (json_int_t)id->geometry.size, "block-size",
                      (json_int_t)varve_block_size(&id->geometry));
+    if (root && id->resize.time_ns != 0 &&
+        json_object_set_new(root, "resize",
+                            json_pack("{s:I, s:I}", "size", (json_int_t)id->resize.size, "time",
+                                      (json_int_t)id->resize.time_ns)) < 0) {
+        json_decref(root);
+        root = NULL;
+    }
     text = root ? json_dumps(root, JSON_INDENT(2)) : NULL;
     json_decref(root);
     varve_path_identity(p, path);

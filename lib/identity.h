@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: BSD-3-Clause
  *
  * Who a disk is: the small JSON file that makes a folder of the state directory a disk.
- * Written once, by the first server of the disk; read by everyone.  It says nothing that changes
- * while the disk is served.
+ * Written by the first server of the disk, and again when an operator moves or resizes it; read by
+ * everyone.  It says nothing that changes while the disk is served.
  */
 #ifndef VARVE_LIB_IDENTITY_H
 #define VARVE_LIB_IDENTITY_H
@@ -16,10 +16,17 @@
 
 #define VARVE_STATE_FORMAT 1
 
+/* A change of the image's size that was begun (lib/tracker-resize.c). */
+struct varve_resize {
+    uint64_t size;    /* bytes that the image is to have */
+    uint64_t time_ns; /* real time when it was begun; 0: none was */
+};
+
 struct varve_identity {
     uint8_t uuid[16];
     char image[PATH_MAX]; /* absolute */
     struct varve_geometry geometry;
+    struct varve_resize resize;
 };
 
 /* -ENOENT: there is none; -ENOTSUP: of another format version; -EUCLEAN: damaged. */

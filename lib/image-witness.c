@@ -353,6 +353,25 @@ static enum varve_verdict judge_crashed(const struct varve_judge *j, bool same_b
     return VARVE_IMAGE_PROVED;
 }
 
+/* Whether the image has the size that we were giving it. */
+static bool is_resized(const struct varve_judge *j)
+{
+    return j->resize.time_ns != 0 && j->look.size == j->resize.size &&
+           j->look.size != j->wit->look.size;
+}
+
+/* What there was to be judged before that was judged when it was begun. */
+static enum varve_verdict judge_resized(const struct varve_judge *j, char why[VARVE_WITNESS_TEXT])
+{
+    char when[VARVE_TIME_TEXT], then[VARVE_TIME_TEXT];
+    int64_t mtime = j->look.mtime_ns, begun = (int64_t)j->resize.time_ns;
+
+    if (mtime >= begun - (int64_t)TICK_NS && mtime <= begun + (int64_t)HEARTBEAT_LATE_NS)
+        return VARVE_IMAGE_PROVED;
+    return changed(why, "somebody else wrote to it: its time is %s, but it was resized at %s",
+                   varve_time_text((uint64_t)mtime, when), varve_time_text((uint64_t)begun, then));
+}
+
 static enum varve_verdict judge_file(const struct varve_judge *j, bool same_boot,
                                      char why[VARVE_WITNESS_TEXT])
 {
@@ -362,6 +381,8 @@ static enum varve_verdict judge_file(const struct varve_judge *j, bool same_boot
     /* Some file systems have other device numbers after each start of the machine. */
     if (is->ino != was->ino || (same_boot && is->dev != was->dev))
         return changed(why, "it is another file than the one that was served last");
+    if (is_resized(j))
+        return judge_resized(j, why);
     if (is->size != was->size)
         return changed(why, "it has %llu bytes, but had %llu when it was served last",
                        (unsigned long long)is->size, (unsigned long long)was->size);
@@ -386,7 +407,7 @@ static enum varve_verdict judge_device(const struct varve_judge *j, bool same_bo
 {
     const struct varve_image_look *was = &j->wit->look, *is = &j->look;
 
-    if (is->size != was->size)
+    if (is->size != was->size && !is_resized(j))
         return changed(why, "it has %llu bytes, but had %llu when it was served last",
                        (unsigned long long)is->size, (unsigned long long)was->size);
     if (!same_boot)
@@ -429,13 +450,13 @@ int varve_judge_init(struct varve_world *w, struct varve_judge *j, struct varve_
     return 0;
 }
 
-int varve_witness_check(struct varve_world *w, const struct varve_paths *p, const uint8_t uuid[16],
-                        int fd, struct varve_witness *wit, enum varve_verdict *verdict,
+int varve_witness_check(struct varve_world *w, const struct varve_paths *p,
+                        const struct varve_identity *id, int fd, struct varve_witness *wit, enum varve_verdict *verdict,
                         char why[VARVE_WITNESS_TEXT], struct varve_err *err)
 {
-    struct varve_judge j = {.wit = wit};
+    struct varve_judge j = {.wit = wit, .resize = id->resize};
     struct varve_beat_copy beat;
-    int r = varve_witness_read(w, p, uuid, wit, err);
+    int r = varve_witness_read(w, p, id->uuid, wit, err);
 
     if (r == -EIO) { /* that it cannot be read is all that is known */
         memset(wit, 0, sizeof(*wit));
@@ -447,9 +468,9 @@ int varve_witness_check(struct varve_world *w, const struct varve_paths *p, cons
         r = varve_image_look(w, fd, &j.look, err);
     if (r < 0)
         return r;
-    if (varve_beat_read(w, p, j.boot_id, uuid, &beat))
+    if (varve_beat_read(w, p, j.boot_id, id->uuid, &beat))
         j.beat = &beat;
-    j.served_ns = varve_intent_served_ns(w, p, uuid);
+    j.served_ns = varve_intent_served_ns(w, p, id->uuid);
     *verdict = varve_judge_image(&j, why);
     return 0;
 }

@@ -13,6 +13,7 @@
 #define VARVE_LIB_IMAGE_WITNESS_H
 
 #include "lib/err.h"
+#include "lib/identity.h"
 #include "lib/image-beat.h"
 #include "lib/paths.h"
 #include "lib/world.h"
@@ -84,6 +85,7 @@ enum varve_verdict {
 struct varve_judge {
     const struct varve_witness *wit;
     const struct varve_beat_copy *beat; /* NULL: there is none */
+    struct varve_resize resize; /* ours, that was begun: another size and time may be its doing */
     struct varve_image_look look;
     uint8_t boot_id[16];
     uint64_t now_ns;  /* real time */
@@ -91,7 +93,7 @@ struct varve_judge {
     uint64_t served_ns; /* real time up to which the intent log says that it was served; 0: it does not */
 };
 
-/* Fills in boot id and clocks.  wit, beat and look are the caller's. */
+/* Fills in boot id and clocks.  wit, beat, resize and look are the caller's. */
 int varve_judge_init(struct varve_world *w, struct varve_judge *j, struct varve_err *err);
 
 /* why: a part of a sentence about the image; empty if it is proved. */
@@ -99,8 +101,8 @@ enum varve_verdict varve_judge_image(const struct varve_judge *j, char why[VARVE
 
 /* For the clerk of a disk that nobody serves: reads witness and beat, and judges the image behind
  * fd. *wit as it was read. */
-int varve_witness_check(struct varve_world *w, const struct varve_paths *p, const uint8_t uuid[16],
-                        int fd, struct varve_witness *wit, enum varve_verdict *verdict,
+int varve_witness_check(struct varve_world *w, const struct varve_paths *p,
+                        const struct varve_identity *id, int fd, struct varve_witness *wit, enum varve_verdict *verdict,
                         char why[VARVE_WITNESS_TEXT], struct varve_err *err);
 
 /* "2026-11-27 12:00:00.000 UTC" */

@@ -79,6 +79,7 @@ lib_libvarve_la_SOURCES = \
 	%D%/scratch.h \
 	%D%/tracker-reap.c \
 	%D%/tracker-release.c \
+	%D%/tracker-resize.c \
 	%D%/tracker-room.c \
 	%D%/tracker.c \
 	%D%/tracker.h \

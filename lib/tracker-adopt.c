@@ -207,9 +207,13 @@ int varve_tracker_adopt(struct varve_tracker *t, const uint8_t boot_id[16], stru
 
         r = varve_epoch_file_info(t->w, &t->paths, t->id.uuid, &t->id.geometry, live, live, &info,
                                   err);
+        /* No live epoch of this disk: of a state folder that came back from a copy. */
+        if (r == 0 &&
+            (info.state == VARVE_EPOCH_FILE_SEALED || info.size != t->id.geometry.size))
+            r = varve_err_set(err, EUCLEAN, "the map of the live epoch is sealed, or of another size");
         t->found_clean = r == 0 && info.state == VARVE_EPOCH_FILE_CLEAN;
         /* Also if it reads as open: who took the mark off may have died before that was durable. */
-        t->clean_mark = r == 0 && info.state != VARVE_EPOCH_FILE_SEALED;
+        t->clean_mark = r == 0;
         if (r < 0) {
             varve_tracker_forget(t);
             varve_gate_fini(&t->gate);

@@ -103,11 +103,18 @@ static int identity_fits(struct varve_tracker *t, const struct varve_tracker_con
                              "disk %s belongs to image %s, not to %s: give this image another "
                              "name=, or, if it was moved, say disk-adopt",
                              cfg->name, t->id.image, cfg->image);
-    if (cfg->image && cfg->size != t->id.geometry.size)
+    return 0;
+}
+
+static int size_fits(struct varve_tracker *t, const struct varve_tracker_config *cfg, uint64_t size,
+                     struct varve_err *err)
+{
+    if (cfg->image && size != t->id.geometry.size)
         return varve_err_set(err, EINVAL,
-                             "image %s has %" PRIu64 " bytes, but disk %s was created with %" PRIu64
-                             ": give it its size back, or another name=",
-                             cfg->image, cfg->size, cfg->name, t->id.geometry.size);
+                             "image %s has %" PRIu64 " bytes, but disk %s has %" PRIu64
+                             ": if it was resized, say disk-resize to its new size; else give it "
+                             "its size back, or another name=",
+                             cfg->image, size, cfg->name, t->id.geometry.size);
     return 0;
 }
 
@@ -202,31 +209,39 @@ static struct varve_tracker *tracker_alloc(struct varve_world *w,
     return t;
 }
 
-/* Adopts, or rebuilds, and makes it so that writers may come.  Nothing is held on error. */
-static int take_over(struct varve_tracker *t, const struct varve_tracker_config *cfg,
-                     const uint8_t boot_id[16], bool new_disk, char notes[256],
-                     struct varve_err *err)
+int varve_tracker_take_epochs(struct varve_tracker *t, const uint8_t boot_id[16], bool new_disk,
+                              const char **found, char notes[256], struct varve_err *err)
 {
-    const char *found = "";
     int r = -ENOENT;
 
-    notes[0] = '\0';
     t->runtime_failed = false;
     if (!t->private_why[0])
         r = varve_tracker_adopt(t, boot_id, err);
     if (r == 0)
-        found = atomic_load(&t->ctl->served) ? "its server was killed, all was taken over as it was"
-                                             : "its server had stopped";
-    if (r < 0 && r != -ENOENT && r != -EUCLEAN)
+        *found = atomic_load(&t->ctl->served)
+                     ? "its server was killed, all was taken over as it was"
+                     : "its server had stopped";
+    if (r != -ENOENT && r != -EUCLEAN)
         return r;
-    if (r < 0) {
-        r = varve_tracker_rebuild(t, boot_id, new_disk, notes, err);
-        found = new_disk ? "a new disk" : notes[0] ? "" : "its server had stopped";
-    }
-    if (r < 0) {
+    r = varve_tracker_rebuild(t, boot_id, new_disk, notes, err);
+    *found = new_disk ? "a new disk" : notes[0] ? "" : "its server had stopped";
+    if (r < 0)
         varve_tracker_close_control(t);
+    return r;
+}
+
+/* Has them, and makes it so that writers may come.  Nothing is held on error. */
+static int take_over(struct varve_tracker *t, const struct varve_tracker_config *cfg,
+                     const uint8_t boot_id[16], bool new_disk, char notes[256],
+                     struct varve_err *err)
+{
+    const char *found;
+    int r;
+
+    notes[0] = '\0';
+    r = varve_tracker_take_epochs(t, boot_id, new_disk, &found, notes, err);
+    if (r < 0)
         return r;
-    }
     r = varve_tracker_take_image(t, boot_id, found, notes, err);
     if (r == 0)
         r = varve_tracker_start_intent(t, cfg, new_disk, notes, err);
@@ -250,6 +265,7 @@ int varve_tracker_attach(struct varve_world *w, const struct varve_tracker_confi
     struct varve_err *why;
     struct varve_geometry asked;
     struct varve_identity before;
+    uint64_t size = cfg->size;
     uint8_t boot_id[16];
     bool new_disk;
     int r;
@@ -271,6 +287,10 @@ int varve_tracker_attach(struct varve_world *w, const struct varve_tracker_confi
     r = identity_take(t, cfg, err);
     if (r == 0 && (r = w->boot_id(w, boot_id)) < 0)
         varve_err_sys(err, -r, "cannot tell this boot of the machine from others");
+    if (r == 0)
+        r = varve_tracker_resize(t, cfg, boot_id, &size, notes, err);
+    if (r == 0)
+        r = size_fits(t, cfg, size, err);
     if (r < 0)
         goto err_after_alloc;
     t->may_clone = on_one_file_system(t);

@@ -75,7 +75,7 @@ static void leave_word(struct varve_tracker *t)
 
 static int judge_image(struct varve_tracker *t, int fd, struct varve_err *err)
 {
-    int r = varve_witness_check(t->w, &t->paths, t->id.uuid, fd, &t->wit, &t->verdict, t->why, err);
+    int r = varve_witness_check(t->w, &t->paths, &t->id, fd, &t->wit, &t->verdict, t->why, err);
 
     return r < 0 ? r : varve_image_look(t->w, fd, &t->look, err);
 }

@@ -165,6 +165,20 @@ uint64_t varve_tracker_oldest_view(struct varve_tracker *t);
 /* Disarms, drops and forgets what no open view needs and what is sealed.  Takes `files`. */
 void varve_tracker_tidy(struct varve_tracker *t);
 
+/* --- tracker-attach.c --- */
+
+/* Learns what is known of all epochs, and has them.  *found: what was found.  On error nothing is had. */
+int varve_tracker_take_epochs(struct varve_tracker *t, const uint8_t boot_id[16], bool new_disk,
+                              const char **found, char notes[256], struct varve_err *err);
+
+/* --- tracker-resize.c --- */
+
+/* Finishes a resize that was begun, and does the one that is asked for; the disk's lock is held, and no
+ * epoch is had.  *size: of the image, before and after. */
+int varve_tracker_resize(struct varve_tracker *t, const struct varve_tracker_config *cfg,
+                         const uint8_t boot_id[16], uint64_t *size, char notes[256],
+                         struct varve_err *err);
+
 /* --- tracker-adopt.c --- */
 
 /* -ENOENT, -EUCLEAN: there is nothing to adopt, or it is not ours: rebuild.  The control page is

@@ -48,10 +48,11 @@ struct varve_tracker_config {
     const char *role; /* "nbdkit" or "varved": what a message about the lock calls us */
     const char *distrust; /* a reason to take the image for changed by others; NULL: none but it */
     bool existing_only; /* -ENOENT instead of making a new disk */
+    const uint64_t *resize; /* bytes that image and disk are to have, with image_fd -1; NULL: as they are */
 };
 
-/* Takes the disk: locks it, makes or checks its state, adopts the runtime files in place if they are
- * this boot's, else rebuilds them.  Where they cannot be made, a guest's server goes on without (see
+/* Takes the disk: locks it, makes or checks its state, finishes a resize that was begun, adopts the
+ * runtime files in place if they are this boot's, else rebuilds them.  Where they cannot be made, a guest's server goes on without (see
  * varve_tracker_private).  What it found stands in `notes` (one line, may be empty).
  * -EBUSY: another process serves it (its pid is in err).  -EINVAL: granularity or size do not fit;
  * -ENOTSUP: state of another format; others as of the world. */

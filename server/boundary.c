@@ -126,11 +126,11 @@ static int step_offline(struct varve_boundary_disk *b, enum varve_link_type type
 
 int varve_offline_attach(struct varve_disk *disk, struct varve_tracker **t, struct varve_err *err)
 {
-    return varve_offline_attach_as(disk, NULL, t, err);
+    return varve_offline_attach_as(disk, NULL, NULL, t, err);
 }
 
-int varve_offline_attach_as(struct varve_disk *disk, const char *distrust, struct varve_tracker **t,
-                            struct varve_err *err)
+int varve_offline_attach_as(struct varve_disk *disk, const char *distrust, const uint64_t *resize,
+                            struct varve_tracker **t, struct varve_err *err)
 {
     const struct varve_options *o = disk->daemon->options;
     struct varve_world *w = disk->daemon->w;
@@ -146,6 +146,7 @@ int varve_offline_attach_as(struct varve_disk *disk, const char *distrust, struc
         .role = "varved",
         .existing_only = true,
         .distrust = distrust,
+        .resize = resize,
     };
     struct varve_stat st;
     char notes[256] = "";

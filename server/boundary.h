@@ -46,8 +46,10 @@ int varve_boundary_probe(struct varve_disk *disk, struct varve_err *err);
 /* Takes a disk that nobody serves, for a moment; -EBUSY: somebody does.  Detaching logs what goes
  * wrong. */
 int varve_offline_attach(struct varve_disk *disk, struct varve_tracker **t, struct varve_err *err);
-/* The same; distrust, if not NULL: a reason to doubt the image, whatever it looks like. */
-int varve_offline_attach_as(struct varve_disk *disk, const char *distrust, struct varve_tracker **t,
+/* The same; distrust, if not NULL: a reason to doubt the image, whatever it looks like; resize, if not
+ * NULL: bytes that image and disk are to have, after which the disk object is of another size. */
+int varve_offline_attach_as(struct varve_disk *disk, const char *distrust, const uint64_t *resize,
+                            struct varve_tracker **t,
                             struct varve_err *err);
 void varve_offline_detach(struct varve_disk *disk, struct varve_tracker *t);
 

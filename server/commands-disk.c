@@ -1,8 +1,10 @@
 /* SPDX-License-Identifier: BSD-3-Clause
  *
- * disk-adopt, disk-forget: what an operator says of a disk as a whole.
+ * disk-adopt, disk-resize, disk-forget: what an operator says of a disk as a whole.
  *
- * Adopting fills the gaps between eras (lib/epoch-era.h) that others' writes have left, each with
+ * Resizing is lib/tracker-resize.c's; afterwards the daemon's disk is another object, as all that reads
+ * the old one knows its size.  A running backup stands in the way, also of growing: its view has the
+ * disk's size.  Adopting fills the gaps between eras (lib/epoch-era.h) that others' writes have left, each with
  * one durable file.  Forgetting renames the disk's folder, which is the instant at which it is none
  * any more, and then empties it.
  */
@@ -124,7 +126,7 @@ static int move_disk(struct varve_disk **disk, const char *image, struct varve_e
 static int take_once(struct varve_disk *disk, const char *distrust, struct varve_err *err)
 {
     struct varve_tracker *t;
-    int rc = varve_offline_attach_as(disk, distrust, &t, err);
+    int rc = varve_offline_attach_as(disk, distrust, NULL, &t, err);
 
     if (rc == 0)
         varve_offline_detach(disk, t);
@@ -188,6 +190,54 @@ json_t *varve_command_disk_adopt(struct varve_daemon *d, json_t *args, struct va
     if (adopt(disk, trust, err) < 0)
         return NULL;
     varve_disks_refresh(d);
+    return json_object();
+}
+
+/* --- resize --------------------------------------------------------------------------------------
+ */
+
+static int resize(struct varve_disk *disk, uint64_t size, struct varve_err *err)
+{
+    struct varve_daemon *d = disk->daemon;
+    uint64_t before = disk->identity.geometry.size;
+    char name[VARVE_NAME_MAX + 1];
+    struct varve_tracker *t;
+    int rc = varve_offline_attach_as(disk, NULL, &size, &t, err);
+
+    if (rc < 0)
+        return rc;
+    varve_offline_detach(disk, t);
+    if (size == before)
+        return 0;
+    varve_log("Disk '%s': resized from %llu to %llu bytes, because an operator said so", disk->name,
+              (unsigned long long)before, (unsigned long long)size);
+    snprintf(name, sizeof(name), "%s", disk->name);
+    varve_disks_renew(disk);
+    varve_disks_refresh(d);
+    return varve_disks_find(d, name, &disk, err);
+}
+
+json_t *varve_command_disk_resize(struct varve_daemon *d, json_t *args, struct varve_err *err)
+{
+    static const char *const known[] = {"disk", "size", NULL};
+    struct varve_disk *disk;
+    uint64_t size;
+
+    if (varve_args_check(args, known, NULL, err) < 0)
+        return NULL;
+    if (!json_object_get(args, "size")) {
+        varve_err_set(err, EINVAL, "Parameter 'size' is missing");
+        return NULL;
+    }
+    if (varve_args_u63(args, "size", 0, &size, err) < 0 || find_disk(d, args, &disk, err) < 0 ||
+        refuse_live(disk, err) < 0)
+        return NULL;
+    if (size == 0) {
+        varve_err_set(err, EINVAL, "Disk '%s': 'size' must be at least 1", disk->name);
+        return NULL;
+    }
+    if (resize(disk, size, err) < 0)
+        return NULL;
     return json_object();
 }
 

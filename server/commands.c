@@ -24,6 +24,7 @@ static const struct varve_command commands[] = {
     {"nbd-server-start", varve_command_nbd_server_start},
     {"nbd-server-stop", varve_command_nbd_server_stop},
     {"disk-adopt", varve_command_disk_adopt},
+    {"disk-resize", varve_command_disk_resize},
     {"disk-forget", varve_command_disk_forget},
     {"job-cancel", varve_command_job_cancel},
     {"job-dismiss", varve_command_job_dismiss},

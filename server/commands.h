@@ -69,6 +69,7 @@ json_t *varve_command_query_backups(struct varve_daemon *d, json_t *args, struct
 json_t *varve_command_backup_push(struct varve_daemon *d, json_t *args, struct varve_err *err);
 /* commands-disk.c */
 json_t *varve_command_disk_adopt(struct varve_daemon *d, json_t *args, struct varve_err *err);
+json_t *varve_command_disk_resize(struct varve_daemon *d, json_t *args, struct varve_err *err);
 json_t *varve_command_disk_forget(struct varve_daemon *d, json_t *args, struct varve_err *err);
 /* commands-estimate.c */
 json_t *varve_command_backup_estimate(struct varve_daemon *d, json_t *args, struct varve_err *err);

@@ -123,7 +123,7 @@ void varve_disk_check_image(struct varve_disk *disk)
         close(fd);
         return;
     }
-    rc = varve_witness_check(w, &disk->paths, disk->identity.uuid, fd, &wit, &verdict, why, NULL);
+    rc = varve_witness_check(w, &disk->paths, &disk->identity, fd, &wit, &verdict, why, NULL);
     close(fd);
     if (rc < 0 || (uint64_t)st.st_size != disk->identity.geometry.size)
         return;
@@ -142,6 +142,29 @@ void varve_disk_check_image(struct varve_disk *disk)
         disk->still_mtime_ns = wit.look.mtime_ns;
         disk->still = true;
     }
+}
+
+bool varve_disk_finish_resize(struct varve_disk *disk)
+{
+    if (!disk->known || disk->peer || disk->identity.resize.time_ns == 0)
+        return false;
+    varve_disk_note_change(disk);
+    return true;
+}
+
+bool varve_disk_size_differs(struct varve_disk *disk, const struct stat *image, char *why,
+                             size_t size)
+{
+    unsigned long long has = (unsigned long long)image->st_size;
+    unsigned long long had = (unsigned long long)disk->identity.geometry.size;
+
+    if (!S_ISREG(image->st_mode) || has == had)
+        return false;
+    snprintf(why, size,
+             "its image %.200s has %llu bytes, but the disk has %llu: say disk-resize to its new "
+             "size, or give it its size back",
+             disk->identity.image, has, had);
+    return true;
 }
 
 int varve_disk_check_still(struct varve_disk *disk, struct varve_source *source,

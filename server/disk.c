@@ -437,6 +437,8 @@ void varve_disk_refresh(struct varve_disk *disk)
     else if (stat(disk->identity.image, &st) < 0) {
         varve_err_sys(&err, errno, "cannot find its image %s", disk->identity.image);
         disk_set_state(disk, VARVE_DISK_MISSING, err.msg, degraded);
+    } else if (varve_disk_size_differs(disk, &st, doubt, sizeof(doubt))) {
+        disk_set_state(disk, VARVE_DISK_INCONSISTENT, doubt, degraded);
     } else {
         disk_set_state(disk, VARVE_DISK_OFFLINE, disk->link_error, degraded);
     }

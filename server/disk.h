@@ -40,7 +40,7 @@ struct varve_disk {
     /* constant once known is true; any thread may read them then */
     char name[VARVE_NAME_MAX + 1];
     struct varve_paths paths;
-    struct varve_identity identity;
+    struct varve_identity identity; /* identity.resize is the clerk's own */
     bool known; /* the identity was read */
 
     bool gone;   /* its folder is no longer there, or is another disk's now */
@@ -176,6 +176,12 @@ void varve_disk_check_image(struct varve_disk *disk);
 /* Any thread, after a read of the source's image: -ESTALE: somebody else wrote to it. */
 int varve_disk_check_still(struct varve_disk *disk, struct varve_source *source,
                            struct varve_err *err);
+/* Of a disk that nobody serves, whose resize was begun and not finished: finishes it; true: its folder may
+ * tell another size now. */
+bool varve_disk_finish_resize(struct varve_disk *disk);
+/* Of such a disk, or one whose image has another size than it: says so.  false: neither. */
+bool varve_disk_size_differs(struct varve_disk *disk, const struct stat *image, char *why,
+                             size_t size);
 /* What the last doubt was about, if it was found at `since_ns` or later. */
 bool varve_disk_doubt(struct varve_disk *disk, uint64_t since_ns, char *text, size_t size);
 /* Sets the error for who needs what was written before it; -EUCLEAN.  Any thread. */

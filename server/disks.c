@@ -31,21 +31,28 @@ static void disks_insert(struct varve_daemon *d, struct varve_disk *disk)
     *at = disk;
 }
 
-/* Whether the folder's identity is the disk's (or, if not same, another's).  Neither: it cannot be
- * read. */
-static bool disk_identity_is(struct varve_disk *disk, bool same)
+enum identity { IDENTITY_UNKNOWN, IDENTITY_SAME, IDENTITY_OTHER };
+
+/* Whose the folder is.  One of another size is another's: all that reads the disk knows its size. */
+static enum identity disk_identity(struct varve_disk *disk)
 {
     struct varve_identity now;
 
-    return disk->known && varve_identity_read(disk->daemon->w, &disk->paths, &now, NULL) == 0 &&
-           (memcmp(now.uuid, disk->identity.uuid, sizeof(now.uuid)) == 0) == same;
+    if (!disk->known || varve_identity_read(disk->daemon->w, &disk->paths, &now, NULL) < 0)
+        return IDENTITY_UNKNOWN;
+    if (memcmp(now.uuid, disk->identity.uuid, sizeof(now.uuid)) != 0 ||
+        now.geometry.size != disk->identity.geometry.size)
+        return IDENTITY_OTHER;
+    disk->identity.resize = now.resize;
+    return IDENTITY_SAME;
 }
 
 /* One whose folder was away, and is there again. */
 static struct varve_disk *disks_returned(struct varve_daemon *d, const char *name)
 {
     for (struct varve_disk *disk = d->disks; disk; disk = disk->next) {
-        if (disk->gone && !disk->renewed && strcmp(disk->name, name) == 0 && disk_identity_is(disk, true))
+        if (disk->gone && !disk->renewed && strcmp(disk->name, name) == 0 &&
+            disk_identity(disk) == IDENTITY_SAME)
             return disk;
     }
     return NULL;
@@ -79,7 +86,7 @@ static int disks_see(void *arg, const char *name)
         return 0;
     disk = disks_by_name(d, name);
     /* A folder that was removed and made anew is another disk. */
-    if (disk && disk_identity_is(disk, false)) {
+    if (disk && disk_identity(disk) == IDENTITY_OTHER) {
         disk_leaves(disk);
         disk = NULL;
     }
@@ -98,17 +105,30 @@ static int disks_see(void *arg, const char *name)
     return 0;
 }
 
-void varve_disks_refresh(struct varve_daemon *d)
+static int disks_look(struct varve_daemon *d)
 {
     int rc;
 
     for (struct varve_disk *disk = d->disks; disk; disk = disk->next)
         disk->seen = false;
     rc = d->w->list(d->w, d->options->state_dir, disks_see, d);
-    if (rc < 0) {
+    if (rc < 0)
         varve_log("cannot read %s: %s", d->options->state_dir, strerror(-rc));
+    return rc;
+}
+
+void varve_disks_refresh(struct varve_daemon *d)
+{
+    bool resized = false;
+
+    if (disks_look(d) < 0)
         return;
+    for (struct varve_disk *disk = d->disks; disk; disk = disk->next) {
+        if (!disk->gone && disk->seen && varve_disk_finish_resize(disk))
+            resized = true;
     }
+    if (resized && disks_look(d) < 0)
+        return;
     for (struct varve_disk *disk = d->disks; disk; disk = disk->next) {
         if (!disk->seen && !disk->gone) {
             disk_leaves(disk);

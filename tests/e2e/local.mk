@@ -39,6 +39,7 @@ e2e_tests = \
 	%D%/test_races.py \
 	%D%/test_recipes.py \
 	%D%/test_release.py \
+	%D%/test_resize.py \
 	%D%/test_restore.py \
 	%D%/test_scratch.py \
 	%D%/test_service.py \

@@ -186,6 +186,12 @@ ROWS = {
                           ({"image": "/"}, "Disk 'vdb': / is neither"),
                           ({"image": "/" + "n" * 4096}, "Disk 'vdb'.*absolute")],
                       optional=("image",)),
+    "disk-resize": Row({"disk": "vdb", "size": 1 << 20}, {"disk": "string", "size": "integer"},
+                       bad_disks("disk") + [
+                           ({"disk": "vda"}, "Disk 'vda' is served by process.*stop"),
+                           ({"size": 0}, "Disk 'vdb': 'size' must be at least 1"),
+                           ({"size": -1}, "'size' must not be negative"),
+                           ({"size": (1 << 63) - 1}, "Disk 'vdb': the map of .*free")]),
     "disk-forget": Row({"disk": "vda"}, {"disk": "string"}, bad_disks("disk") + [
         ({"disk": "vda"}, "Disk 'vda' is served by process.*stop")]),
     # One that cannot be used can be asked for.

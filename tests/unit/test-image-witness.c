@@ -591,6 +591,46 @@ static void a_block_device_is_proved_within_a_boot_only(void **state)
     assert_int_equal(judge_device(&j), VARVE_IMAGE_CHANGED);
 }
 
+/* Ours that was begun: the size, and the time of a file, are its doing; anything else is not. */
+static void another_size_is_ours_only_where_a_resize_was_begun(void **state)
+{
+    const int64_t s = INT64_C(1000000000);
+    struct varve_witness wit = {
+        .kind = VARVE_WITNESS_CLEAN,
+        .boot_id = {1},
+        .look = {.dev = 7, .ino = 8, .size = SIZE, .mtime_ns = 1000 * s}};
+    struct varve_judge j = {.wit = &wit, .look = wit.look, .boot_id = {1}};
+
+    (void)state;
+    j.look.size = 2 * SIZE;
+    j.look.mtime_ns = 5000 * s + 1;
+    assert_int_equal(judge_device(&j), VARVE_IMAGE_CHANGED);
+    j.resize = (struct varve_resize){2 * SIZE, 5000 * (uint64_t)s};
+    assert_int_equal(judge_device(&j), VARVE_IMAGE_PROVED);
+    j.look.mtime_ns = 5060 * s; /* somebody wrote when it was done */
+    assert_int_equal(judge_device(&j), VARVE_IMAGE_CHANGED);
+    j.look.mtime_ns = 4990 * s; /* it had that size before */
+    assert_int_equal(judge_device(&j), VARVE_IMAGE_CHANGED);
+    j.look.mtime_ns = 5001 * s;
+    j.look.ino++;
+    assert_int_equal(judge_device(&j), VARVE_IMAGE_CHANGED);
+    j.look.ino--;
+    j.look.size++;
+    assert_int_equal(judge_device(&j), VARVE_IMAGE_CHANGED);
+    j.look.size = SIZE; /* it was not done: nothing of ours has touched it */
+    assert_int_equal(judge_device(&j), VARVE_IMAGE_CHANGED);
+    j.look.mtime_ns = wit.look.mtime_ns;
+    assert_int_equal(judge_device(&j), VARVE_IMAGE_PROVED);
+
+    wit.look = (struct varve_image_look){
+        .block = true, .dev = 7, .size = SIZE, .diskseq = 3, .sectors = 100};
+    j.look = wit.look;
+    j.look.size = 2 * SIZE;
+    assert_int_equal(judge_device(&j), VARVE_IMAGE_PROVED);
+    j.look.sectors++;
+    assert_int_equal(judge_device(&j), VARVE_IMAGE_CHANGED);
+}
+
 int main(void)
 {
 #define WITNESS_TEST(f) cmocka_unit_test_setup_teardown(f, setup, teardown)
@@ -619,6 +659,7 @@ int main(void)
         WITNESS_TEST(the_epoch_before_a_doubt_keeps_its_bits),
         WITNESS_TEST(a_damaged_witness_is_not_believed),
         WITNESS_TEST(a_block_device_is_proved_within_a_boot_only),
+        WITNESS_TEST(another_size_is_ours_only_where_a_resize_was_begun),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);
