@@ -4,7 +4,7 @@ check_PROGRAMS += %D%/busy %D%/pause %D%/walk
 %C%_busy_SOURCES = %D%/busy.c %D%/peer.c %D%/peer.h
 %C%_pause_SOURCES = %D%/pause.c %D%/peer.c %D%/peer.h
 %C%_walk_SOURCES = %D%/walk.c %D%/peer.c %D%/peer.h
-EXTRA_DIST += %D%/bench.py %D%/load.py %D%/peers.py %D%/plots.py %D%/rows_pull.py %D%/rows_read.py \
+EXTRA_DIST += %D%/bench.py %D%/durability_cost.py %D%/load.py %D%/peers.py %D%/plots.py %D%/rows_pull.py %D%/rows_read.py \
 	%D%/rows_scale.py %D%/rows_write.py %D%/write_cost.py
 
 .PHONY: bench
