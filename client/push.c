@@ -6,12 +6,8 @@
 #include "client/out.h"
 #include "lib/parse.h"
 
-#include <errno.h>
-#include <inttypes.h>
+#include <limits.h>
 #include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-#include <unistd.h>
 
 enum {
     PUSH_SINCE,
@@ -42,38 +38,19 @@ static const struct varve_option push_options[] = {
     {NULL, NULL, NULL},
 };
 
-/* The daemon is somewhere else: paths are made absolute.  A new string; NULL: no memory. */
-static char *push_target(const char *word)
-{
-    char *cwd, *path = NULL;
-
-    if (word[0] == '/' || strncmp(word, "nbd:", 4) == 0 || strncmp(word, "nbds:", 5) == 0 ||
-        strncmp(word, "nbd+", 4) == 0 || strncmp(word, "nbds+", 5) == 0)
-        return strdup(word);
-    cwd = getcwd(NULL, 0);
-    if (!cwd || asprintf(&path, "%s/%s", cwd, word) < 0)
-        path = NULL;
-    free(cwd);
-    return path;
-}
-
 static int push_arguments(const struct varve_args *args, json_t **arguments, struct varve_err *err)
 {
     const char *rate = args->option[PUSH_SPEED];
     uint64_t speed = 0;
-    char *target;
+    char path[PATH_MAX];
 
     if (rate && (varve_parse_size(rate, &speed, NULL) < 0 || speed > INT64_MAX))
         return varve_cli_usage(err, "--speed %s: not a number of bytes such as 50M", rate);
-    target = push_target(args->words[1]);
-    if (!target)
-        return varve_err_set(err, ENOMEM, "no memory for %.200s", args->words[1]);
-    *arguments = json_pack("{s:s, s:s, s:s*, s:s*, s:s*, s:s*, s:s*, s:I}", "disk", args->words[0],
-                           "target", target, "since", args->option[PUSH_SINCE], "bitmap",
-                           args->option[PUSH_BITMAP], "bitmap-mode", args->option[PUSH_BITMAP_MODE],
-                           "checkpoint", args->option[PUSH_CHECKPOINT], "job-id",
-                           args->option[PUSH_ID], "speed", (json_int_t)speed);
-    free(target);
+    *arguments = json_pack(
+        "{s:s, s:s, s:s*, s:s*, s:s*, s:s*, s:s*, s:I}", "disk", args->words[0], "target",
+        varve_job_path(args->words[1], path), "since", args->option[PUSH_SINCE], "bitmap",
+        args->option[PUSH_BITMAP], "bitmap-mode", args->option[PUSH_BITMAP_MODE], "checkpoint",
+        args->option[PUSH_CHECKPOINT], "job-id", args->option[PUSH_ID], "speed", (json_int_t)speed);
     if (!*arguments)
         return varve_cli_usage(err, "names and targets must be UTF-8");
     if (args->option[PUSH_OVERWRITE])

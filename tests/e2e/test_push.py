@@ -13,6 +13,7 @@ import threading
 
 import backups
 import nbdclient
+import smallfs
 from bitmaps import Disk, G64, SIZE, add, frozen, refused
 from harness import K, M, run, wait_for
 from jobs import Held, OnTerminal, Peer, concluded, job, nbdkit
@@ -305,6 +306,22 @@ def a_push_that_fails_gives_everything_back():
         assert b["state"] == "failed" and "No space left" in b["reason"], b
         c.write(0, b"x" * M)
         wait_for("nothing is kept", lambda: s.disk_info("vda")["scratch"]["used"] == 0)
+
+
+@test
+def a_full_file_system_fails_the_push_and_the_marker_stays():
+    """And with room again the same push makes a whole copy of what is there."""
+    smallfs.enter()     # before the daemon begins: it is to see what is mounted
+    with Disk() as (s, c, q):
+        fill(c)
+        with smallfs.tmpfs(s.path("small"), 4 * M) as small:
+            target = os.path.join(small, "t.img")
+            failed(q, push(q, target, checkpoint="a"), target, "No space left on device")
+            assert marker(target)["kind"] == "full" and q.cmd("query-checkpoints") == []
+            smallfs.run("mount", "-o", "remount,size=100M", small)
+            pushed(q, target, checkpoint="a")
+            same(target, instant(s, c))
+            assert is_whole(target)
 
 
 @test
