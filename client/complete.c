@@ -10,6 +10,7 @@
 #include "client/cli.h"
 #include "client/control.h"
 #include "client/out.h"
+#include "lib/parse.h"
 
 #include <signal.h>
 #include <stdio.h>
@@ -18,7 +19,7 @@
 #include <sys/time.h>
 #include <unistd.h>
 
-/* How long the daemon may take for all that is asked. */
+/* How long the daemon may take for all that is asked; $VARVE_COMPLETION_TIME says otherwise. */
 #define PATIENCE_MS 700
 
 /* A command line up to the word that is being typed. */
@@ -68,9 +69,16 @@ static void on_alarm(int number)
 
 static json_t *ask_disks(const char *control)
 {
-    struct itimerval patience = {.it_value.tv_usec = PATIENCE_MS * 1000};
+    const char *time = getenv("VARVE_COMPLETION_TIME");
     struct varve_err err = VARVE_ERR_INIT;
+    struct itimerval patience = {.it_value = {0, 0}};
+    unsigned ms = PATIENCE_MS;
     json_t *disks = NULL;
+
+    if (time && (varve_parse_time_ms(time, &ms, &err) < 0 || ms == 0))
+        ms = PATIENCE_MS;
+    patience.it_value.tv_sec = ms / 1000;
+    patience.it_value.tv_usec = ms % 1000 * 1000;
 
     fflush(stdout); /* what is known already is not lost */
     signal(SIGALRM, on_alarm);

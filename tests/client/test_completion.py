@@ -28,8 +28,8 @@ os.rename(%r, %r)
 """
 
 
-def proposed(*words, control="/nowhere"):
-    out = good("complete", "--", *words, env={"VARVE_CONTROL": control})
+def proposed(*words, control="/nowhere", **env):
+    out = good("complete", "--", *words, env={"VARVE_CONTROL": control, **env})
     return [line.split("\t")[0] for line in out.splitlines()]
 
 
@@ -83,7 +83,7 @@ def options_are_those_of_help():
 def names_are_what_the_place_wants():
     with Daemon() as d:
         def names(*words):
-            return proposed(*words, control=d.control)
+            return proposed(*words, control=d.control, VARVE_COMPLETION_TIME="100s")
         assert names("status", "") == ["vda", "vdb"]
         assert names("backup", "begin", "vda", "") == ["vda", "vdb"]
         assert names("backup", "begin", "--since", "", "vda")[:1] == ["vda"]
@@ -115,7 +115,7 @@ def a_daemon_that_cannot_be_asked_costs_nothing():
         with Daemon(nonsense) as d:
             proposed("checkpoint", "delete", "", control=d.control)
     with Daemon([{"name": "a\tb"}, {"name": "c\x1b[31m"}, {"name": "good"}]) as d:
-        assert proposed("status", "", control=d.control) == ["good"]
+        assert proposed("status", "", control=d.control, VARVE_COMPLETION_TIME="100s") == ["good"]
 
 
 def typed(command, ready, keys):
@@ -130,6 +130,7 @@ def typed(command, ready, keys):
         pid, fd = pty.fork()
         if pid == 0:
             os.environ.update(PATH=d.path + ":" + os.environ["PATH"], VARVE_CONTROL=d.control,
+                              VARVE_COMPLETION_TIME="100s",
                               TERM="dumb", HOME=d.path, LC_ALL="C.UTF-8")
             os.chdir(d.path)
             os.execvp(command[0], command)
