@@ -1,6 +1,8 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 #include "tests/sim/crash-life.h"
 
+#include "lib/epoch-era.h"
+
 #include <errno.h>
 #include <inttypes.h>
 #include <stdlib.h>
@@ -105,4 +107,35 @@ void check_disk(struct life *l)
     }
     varve_timeline_fini(&tl);
     free(live);
+}
+
+void check_foreign(struct life *l)
+{
+    struct varve_world *w = sim_of(&l->sim, SIM_TEST);
+    struct varve_ctl_view_copy views[VARVE_CTL_VIEWS];
+    struct varve_bitmap *bits = varve_bitmap_new(l->g.nblks);
+    uint64_t live = varve_tracker_epoch(l->t);
+    struct varve_timeline tl;
+
+    if (varve_era(live) == varve_era(l->live))
+        broken(l, "somebody else wrote to the image, and nobody has found out");
+    if (varve_timeline_scan(w, &l->paths, l->id.uuid, &l->g, &tl, NULL) < 0)
+        broken(l, "the timeline cannot be read");
+    for (unsigned i = 0; i < CHAINS; i++) {
+        uint64_t base = l->chains[i].base;
+
+        if (base && varve_timeline_union(w, &l->paths, l->id.uuid, &l->g, &tl, base, live, bits,
+                                         NULL) == 0)
+            broken(l, "what is dirty since epoch %" PRIu64 " is told across a foreign write", base);
+    }
+    varve_timeline_fini(&tl);
+    free(bits);
+    if (!sim_peek(&l->sim, RUNTIME "/vda/control", views, offsetof(struct varve_ctl, views),
+                  sizeof(views)))
+        broken(l, "there is no control page");
+    for (unsigned i = 0; i < VARVE_CTL_VIEWS; i++) {
+        if (views[i].state == VARVE_VIEW_OPEN)
+            broken(l, "view %" PRIu64 " is open over a foreign write", views[i].id);
+    }
+    l->found_foreign++;
 }

@@ -149,7 +149,7 @@ void doubt_after_power(struct life *l)
     uint32_t blocks;
     bool tight;
 
-    if (l->clean)
+    if (l->clean || l->foreign)
         return;
     tight = blocks_in_doubt(l, &blocks);
     for (uint64_t e = l->sealed_to; e <= to; e++) {

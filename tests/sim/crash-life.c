@@ -149,6 +149,10 @@ static void compare_live(struct life *l, bool faults)
 {
     uint64_t live = live_of(l->t), was = l->live;
 
+    if (l->foreign) {
+        check_foreign(l);
+        longjmp(l->over, 1);
+    }
     /* A number of another era: somebody had doubts, as after a fault he may. */
     if (live >= EPOCHS && l->sim.faults > 0)
         longjmp(l->over, 1);

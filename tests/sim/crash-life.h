@@ -108,6 +108,7 @@ struct life {
     bool born, clean;    /* has started once; was stopped in peace and not touched since */
     uint64_t live, next; /* next: a boundary to it may have happened, 0: none */
     struct view *opening;
+    bool foreign;        /* somebody else has written to the image, and who comes must find out */
     uint64_t faults_at_start;
     jmp_buf over; /* where to go when the life is one that the model cannot follow */
     uint64_t sealed_to; /* epochs before it are durably sealed */
@@ -129,6 +130,7 @@ struct life {
     unsigned nmaybe;
     struct chain chains[CHAINS];
 
+    uint64_t found_foreign;
     uint64_t tight_checks, cooled; /* an over-estimate was within less than all; looks for quiet regions */
     uint64_t kills, powers, boundaries, backups, incrementals, chain_checks, view_reads, steps;
 };
@@ -244,5 +246,7 @@ void catalogue_came_back(struct life *l);
 
 /* What the disk says of its epochs against the model, and the chains, if it is served. */
 void check_disk(struct life *l);
+/* After somebody else has written: nothing can be told across that, and no view is open. */
+void check_foreign(struct life *l);
 
 #endif

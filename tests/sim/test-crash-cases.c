@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: BSD-3-Clause
  *
- * What test-crash has found, told as the few steps that it takes.  It is long because each is a test of
- * its own.
+ * What test-crash has found, told as the few steps that it takes.  It is long because each is a
+ * test of its own.
  */
 #include "tests/sim/crash-life.h"
 
@@ -266,8 +266,7 @@ static void an_error_that_only_the_guests_flush_has_seen_outlives_the_server(voi
  * clean power      fails: the file of epoch 3 is back plugin B   cannot read that of epoch 2: it
  * must not enter 3, which follows a clean one power      fails: who finds 2 marked clean must see
  * that others came behind it */
-static void
-an_epoch_that_was_only_prepared_is_not_entered_behind_one_that_cannot_be_read(void **state)
+static void a_prepared_epoch_is_not_entered_behind_one_that_cannot_be_read(void **state)
 {
     uint64_t epoch;
 
@@ -606,8 +605,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(
             an_error_that_only_the_guests_flush_has_seen_outlives_the_server, begin, end),
         cmocka_unit_test_setup_teardown(
-            an_epoch_that_was_only_prepared_is_not_entered_behind_one_that_cannot_be_read, begin,
-            end),
+            a_prepared_epoch_is_not_entered_behind_one_that_cannot_be_read, begin, end),
         cmocka_unit_test_setup_teardown(a_logs_name_is_durable_before_the_log_is_believed, begin,
                                         end),
         cmocka_unit_test_setup_teardown(parts_stay_until_the_name_of_the_whole_is_durable, begin,

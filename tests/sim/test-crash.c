@@ -13,6 +13,7 @@
 #include "tests/sim/crash-life.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <inttypes.h>
 #include <setjmp.h>
 #include <signal.h>
@@ -63,6 +64,8 @@ static void plan_crash(void)
         sim_crash_in(&l.sim, 1 + rnd(&l, within[rnd(&l, 4)]), rnd(&l, 2));
 }
 
+/* Not: that the log can be neither written nor durably removed.  Nothing durable can tell then that it
+ * is not kept, until the image is two minutes newer (lib/intent-file.c, rule 2). */
 static void plan_fault(void)
 {
     static const struct {
@@ -81,7 +84,6 @@ static void plan_fault(void)
         {EIO, 1u << SIM_PUNCH | 1u << SIM_TRUNCATE | 1u << SIM_STAT | 1u << SIM_SEEK, NULL},
         {EIO, 1u << SIM_SYNC, IMAGE},
         {EIO, 1u << SIM_SYNC, "intent.log"},
-        {EIO, 1u << SIM_PWRITE | 1u << SIM_UNLINK | 1u << SIM_SYNC_DIR, "/vda"},
         {ENOSPC, 1u << SIM_PWRITE | 1u << SIM_RENAME | 1u << SIM_OPEN, "intent.log"},
     };
     unsigned i = (unsigned)rnd(&l, sizeof(kinds) / sizeof(kinds[0]));
@@ -188,16 +190,54 @@ static void step(void)
     reap(&l);
 }
 
-/* All comes back, and each chain gets a last backup. */
-static void conclude(void)
+static void calm_down(void)
 {
-    uint64_t live;
-
     sim_crash_in(&l.sim, 0, false);
     l.sim.crash_at.count = 0;
     l.sim.fault.count = 0;
     l.faulty = 0;
     reap(&l);
+}
+
+/* The disk has no server any more, and somebody else writes to the image.  Whoever comes next finds out,
+ * however often he dies on the way; the life ends there. */
+static void foreign_write(void)
+{
+    struct varve_world *w = sim_of(&l.sim, SIM_TEST);
+    uint64_t off = disk_off((uint32_t)rnd(&l, BLKS) * BLOCK);
+    int fd;
+
+    calm_down();
+    if (l.t && rnd(&l, 2))
+        server_stop(&l);
+    else if (rnd(&l, 2))
+        sim_power_fail(&l.sim);
+    sim_kill(&l.sim, SIM_PLUGIN);
+    sim_kill(&l.sim, SIM_DAEMON);
+    reap(&l);
+    l.sim.now_ns += UINT64_C(3600000000000);
+    fd = w->open(w, IMAGE, O_RDWR, 0);
+    w->pwrite(w, fd, "foreign", 7, off);
+    w->close(w, fd);
+    trace(&l, "somebody else writes");
+    l.foreign = true;
+    for (unsigned tries = 0; tries < 5; tries++) {
+        sim_crash_in(&l.sim, tries < 4 ? 1 + rnd(&l, 150) : 0, rnd(&l, 8) == 0);
+        if (rnd(&l, 3))
+            plugin_start(&l);
+        else
+            offline_start(&l);
+        reap(&l);
+    }
+    broken(&l, "nobody has looked at the image");
+}
+
+/* All comes back, and each chain gets a last backup. */
+static void conclude(void)
+{
+    uint64_t live;
+
+    calm_down();
     if (!l.store)
         daemon_start(&l);
     live = l.live;
@@ -226,7 +266,7 @@ static void conclude(void)
 
 static struct {
     uint64_t kills, powers, boundaries, backups, incrementals, chain_checks, view_reads, faults;
-    uint64_t tight_checks, cooled;
+    uint64_t tight_checks, cooled, found_foreign;
     uint64_t calls;
 } sum;
 
@@ -242,6 +282,7 @@ static void count(void)
     sum.faults += l.sim.faults;
     sum.tight_checks += l.tight_checks;
     sum.cooled += l.cooled;
+    sum.found_foreign += l.found_foreign;
     sum.calls += l.sim.calls;
 }
 
@@ -252,8 +293,9 @@ static void tell(const char *what)
            " incremental), %" PRIu64 " chains compared, %" PRIu64 " reads of views\n",
            what, sum.kills, sum.powers, sum.calls, sum.faults, sum.boundaries, sum.backups,
            sum.incrementals, sum.chain_checks, sum.view_reads);
-    printf("# %" PRIu64 " looks for quiet regions, %" PRIu64 " over-estimates within the intent log\n",
-           sum.cooled, sum.tight_checks);
+    printf("# %" PRIu64 " looks for quiet regions, %" PRIu64 " over-estimates within the intent log, "
+           "%" PRIu64 " foreign writes found\n",
+           sum.cooled, sum.tight_checks, sum.found_foreign);
 }
 
 /* A life takes milliseconds.  One that does not end tells which it is. */
@@ -283,6 +325,8 @@ static uint64_t live_once(uint64_t seed, uint64_t crashes)
                 plan_crash();
             }
         }
+        if (l.born && l.sim.faults == 0 && rnd(&l, 4) == 0)
+            foreign_write();
         conclude();
     }
     count();
