@@ -93,6 +93,7 @@ check_LTLIBRARIES += %D%/die.la
 %C%_die_la_LIBADD = -ldl
 THREAD_TESTS += \
 	%D%/test_daemon_kill.py \
+	%D%/test_jobs.py \
 	%D%/test_point_in_time.py \
 	%D%/test_races.py \
 	%D%/test_two_disks.py
