@@ -19,6 +19,9 @@
 #include <string.h>
 #include <time.h>
 
+/* What could not be sealed is tried again by housekeeping so much later. */
+#define SEAL_AGAIN_NS UINT64_C(5000000000)
+
 /* A number that was taken and will not be entered.  Its slot keeps it, without flags: readers that
  * walk over it must know that it never was. */
 static void tracker_never_was(struct varve_tracker *t, uint64_t number)
@@ -219,6 +222,7 @@ int varve_tracker_seal(struct varve_tracker *t, struct varve_err *err)
             r = sealed;
         pthread_mutex_unlock(&t->files);
     }
+    t->seal_again_ns = r < 0 ? t->w->monotonic_ns(t->w) + SEAL_AGAIN_NS : 0;
     varve_tracker_tidy(t);
     return r;
 }

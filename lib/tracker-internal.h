@@ -100,6 +100,7 @@ struct varve_tracker {
     _Atomic uint64_t full_since_ns;   /* monotonic: when room ran out; 0: there is some */
     _Atomic uint64_t waits;           /* how often a write has waited for it */
     bool dead;    /* scratch files to be reaped are left */
+    uint64_t seal_again_ns; /* monotonic: then what could not be sealed is tried again; 0: all is */
     bool unfreed; /* and, maybe, preimages that no view needs */
 
     /* The image before we came (tracker-doubt.c); the flusher's, once it has begun. */

@@ -58,9 +58,13 @@ int varve_tracker_housekeep(struct varve_tracker *t)
         if (atomic_load(&e->slot->flags) & VARVE_EPOCH_BROKEN)
             more = free_broken(t, e) || more;
     }
+    if (t->seal_again_ns != 0 && t->w->monotonic_ns(t->w) >= t->seal_again_ns)
+        varve_tracker_seal(t, NULL);
     if (t->unfreed)
         varve_tracker_free_unneeded(t, 0, t->id.geometry.nblks);
     if (t->dead)
         t->dead = varve_scratch_reap(t->w, &t->paths, VARVE_SCRATCH_STEP) == 1;
-    return t->dead || t->unfreed || more ? REAP_MS : armed ? CHECK_MS : -1;
+    if (t->dead || t->unfreed || more)
+        return REAP_MS;
+    return armed || t->seal_again_ns != 0 ? CHECK_MS : -1;
 }
