@@ -88,26 +88,13 @@ static int checkpoint_delete(const struct varve_cli *cli, const struct varve_arg
     return rc;
 }
 
-/* The daemon's working directory is another one.  *out is the caller's to free. */
-static int file_absolute(const char *file, char **out, struct varve_err *err)
-{
-    char *cwd = file[0] == '/' ? NULL : getcwd(NULL, 0);
-    int n;
-
-    if (file[0] != '/' && !cwd)
-        return varve_err_sys(err, errno, "cannot tell the working directory");
-    n = cwd ? asprintf(out, "%s/%s", cwd, file) : asprintf(out, "%s", file);
-    free(cwd);
-    return n < 0 ? varve_err_set(err, ENOMEM, "no memory") : 0;
-}
-
 /* NAME DISK FILE */
 static int checkpoint_file(const struct varve_cli *cli, const char *command,
                            const struct varve_args *args, json_t **value, struct varve_err *err)
 {
     json_t *arguments;
     char *file;
-    int rc = file_absolute(args->words[2], &file, err);
+    int rc = varve_control_absolute(args->words[2], &file, err);
 
     if (rc < 0)
         return rc;

@@ -59,6 +59,7 @@ extern const struct varve_verb varve_bitmap_verbs[];
 extern const struct varve_verb varve_disk_verbs[];
 extern const struct varve_verb varve_diff_verbs[];
 extern const struct varve_verb varve_job_verbs[];
+extern const struct varve_verb varve_disk_move_verbs[];
 extern const struct varve_verb varve_map_verbs[];
 extern const struct varve_verb varve_pull_verbs[];
 extern const struct varve_verb varve_apply_verbs[];

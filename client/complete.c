@@ -159,8 +159,8 @@ static enum kind kind_of(const struct line *l, const char *option, const char *w
 
     if (is(word, "DISK"))
         return KIND_DISK;
-    if (is(word, "FILE") || is(word, "PATH") || is(word, "REFERENCE") ||
-        is(word, "COPY"))
+    if (is(word, "FILE") || is(word, "DIR") || is(word, "IMAGE") || is(word, "PATH") ||
+        is(word, "REFERENCE") || is(word, "COPY"))
         return KIND_FILE;
     if (is(word, "BITMAP"))
         return KIND_BITMAP;
@@ -291,9 +291,9 @@ static void line_take(struct line *l, const char *word)
 /* Once for each name, whatever the families' sizes. */
 static void propose_verbs(const struct line *l, const char *typed)
 {
-    for (size_t t = 0; varve_verb_tables[t]; t++) {
-        const char *before = NULL;
+    const char *before = NULL;
 
+    for (size_t t = 0; varve_verb_tables[t]; t++) {
         for (const struct varve_verb *v = varve_verb_tables[t]; v->name; v++) {
             if (l->verb && is(l->verb, v->name) && v->sub)
                 propose(v->sub, v->summary, typed);

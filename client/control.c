@@ -5,6 +5,7 @@
 #include <fcntl.h>
 #include <poll.h>
 #include <stdbool.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
@@ -246,4 +247,20 @@ int varve_control_once(const char *path, const char *command, json_t *arguments,
     rc = varve_control_execute(c, command, arguments, value, err);
     varve_control_close(c);
     return rc;
+}
+
+int varve_control_absolute(const char *file, char **out, struct varve_err *err)
+{
+    char *cwd = file[0] == '/' ? NULL : getcwd(NULL, 0);
+    int n;
+
+    *out = NULL;
+    if (file[0] != '/' && !cwd)
+        return varve_err_sys(err, errno, "cannot tell the working directory");
+    n = cwd ? asprintf(out, "%s/%s", cwd, file) : asprintf(out, "%s", file);
+    free(cwd);
+    if (n >= 0)
+        return 0;
+    *out = NULL;
+    return varve_err_set(err, ENOMEM, "no memory");
 }

@@ -35,6 +35,10 @@ int varve_control_receive(struct varve_control *c, int timeout_ms, json_t **out,
 int varve_control_execute(struct varve_control *c, const char *command, json_t *arguments,
                           json_t **value, struct varve_err *err);
 
+/* A file's name as the daemon understands it, whose working directory is another one.  *out is the
+ * caller's to free. */
+int varve_control_absolute(const char *file, char **out, struct varve_err *err);
+
 /* Opens, executes one command, closes. */
 int varve_control_once(const char *path, const char *command, json_t *arguments, json_t **value,
                        struct varve_err *err);

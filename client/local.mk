@@ -13,6 +13,7 @@ bin_PROGRAMS += %D%/varve
 	%D%/deltas.c \
 	%D%/deltas.h \
 	%D%/diff.c \
+	%D%/disk-move.c \
 	%D%/disk.c \
 	%D%/job.c \
 	%D%/job.h \

@@ -73,6 +73,15 @@ void varve_catalogue_free(struct varve_catalogue *c)
     free(c);
 }
 
+void varve_catalogue_drop_work(struct varve_catalogue *c)
+{
+    for (size_t i = 0; i < c->nbackups; i++)
+        backup_fini(&c->backups[i]);
+    for (size_t i = 0; i < c->njobs; i++)
+        job_fini(&c->jobs[i]);
+    c->nbackups = c->njobs = 0;
+}
+
 struct varve_catalogue *varve_catalogue_clone(const struct varve_catalogue *c)
 {
     struct varve_catalogue *copy = NULL;

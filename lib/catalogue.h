@@ -249,6 +249,9 @@ bool varve_catalogue_remove_job(struct varve_catalogue *c, const char *id);
 /* Forgets those of the ended jobs beyond VARVE_CATALOGUE_JOBS_MAX that ended first. */
 void varve_catalogue_trim_jobs(struct varve_catalogue *c);
 
+/* Forgets all backups and jobs. */
+void varve_catalogue_drop_work(struct varve_catalogue *c);
+
 /* As JSON text; free() it.  NULL: no memory. */
 char *varve_catalogue_dump(const struct varve_catalogue *c);
 /* -EUCLEAN: the text is not what dump makes. */

@@ -42,6 +42,8 @@ lib_libvarve_la_SOURCES = \
 	%D%/identity.h \
 	%D%/image-beat.c \
 	%D%/image-beat.h \
+	%D%/image-digest.c \
+	%D%/image-digest.h \
 	%D%/image-witness.c \
 	%D%/image-witness.h \
 	%D%/intent-file.c \

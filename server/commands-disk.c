@@ -165,6 +165,14 @@ static int adopt(struct varve_disk *disk, bool trust, struct varve_err *err)
     return 0;
 }
 
+int varve_disk_adopt_all_written(struct varve_daemon *d, const char *name, struct varve_err *err)
+{
+    struct varve_disk *disk;
+    int rc = varve_disks_find(d, name, &disk, err);
+
+    return rc == 0 ? adopt(disk, false, err) : rc;
+}
+
 json_t *varve_command_disk_adopt(struct varve_daemon *d, json_t *args, struct varve_err *err)
 {
     static const char *const known[] = {"disk", "image", "trust", NULL};
@@ -244,8 +252,7 @@ json_t *varve_command_disk_resize(struct varve_daemon *d, json_t *args, struct v
 /* --- forget --------------------------------------------------------------------------------------
  */
 
-/* A folder without folders in it. */
-static void remove_folder(const char *path)
+void varve_folder_remove(const char *path)
 {
     DIR *dir = opendir(path);
     struct dirent *entry;
@@ -266,9 +273,9 @@ static int forget_begun(void *arg, const char *name)
     struct varve_daemon *d = arg;
     char path[PATH_MAX];
 
-    if (strncmp(name, ".forgotten-", 11) == 0 &&
+    if ((strncmp(name, ".forgotten-", 11) == 0 || strncmp(name, ".importing-", 11) == 0) &&
         snprintf(path, sizeof(path), "%s/%s", d->options->state_dir, name) < (int)sizeof(path))
-        remove_folder(path);
+        varve_folder_remove(path);
     return 0;
 }
 
@@ -289,7 +296,7 @@ static int forget(struct varve_disk *disk, struct varve_err *err)
     if (fd < 0)
         return fd;
     snprintf(aside, sizeof(aside), "%s/.forgotten-%s", d->options->state_dir, disk->name);
-    remove_folder(aside);
+    varve_folder_remove(aside);
     rc = d->w->rename(d->w, disk->paths.state, aside);
     if (rc == 0)
         rc = d->w->sync_dir(d->w, d->options->state_dir);
@@ -305,10 +312,10 @@ static int forget(struct varve_disk *disk, struct varve_err *err)
         varve_catalogue_free(draft);
     if (other.msg[0])
         varve_log("Disk '%s' is forgotten, but not its names: %s", disk->name, other.msg);
-    remove_folder(disk->paths.runtime);
+    varve_folder_remove(disk->paths.runtime);
     if (strcmp(disk->paths.scratch, disk->paths.state) != 0)
-        remove_folder(disk->paths.scratch);
-    remove_folder(aside);
+        varve_folder_remove(disk->paths.scratch);
+    varve_folder_remove(aside);
     d->w->close(d->w, fd);
     varve_log("Disk '%s' is forgotten, because an operator said so", disk->name);
     return 0;

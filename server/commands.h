@@ -71,6 +71,13 @@ json_t *varve_command_backup_push(struct varve_daemon *d, json_t *args, struct v
 json_t *varve_command_disk_adopt(struct varve_daemon *d, json_t *args, struct varve_err *err);
 json_t *varve_command_disk_resize(struct varve_daemon *d, json_t *args, struct varve_err *err);
 json_t *varve_command_disk_forget(struct varve_daemon *d, json_t *args, struct varve_err *err);
+/* Of a disk that nobody serves: as disk-adopt with trust false. */
+int varve_disk_adopt_all_written(struct varve_daemon *d, const char *name, struct varve_err *err);
+/* A folder without folders in it, which may not be there.  Logs what goes wrong. */
+void varve_folder_remove(const char *path);
+/* commands-move.c */
+json_t *varve_command_disk_export(struct varve_daemon *d, json_t *args, struct varve_err *err);
+json_t *varve_command_disk_import(struct varve_daemon *d, json_t *args, struct varve_err *err);
 /* commands-estimate.c */
 json_t *varve_command_backup_estimate(struct varve_daemon *d, json_t *args, struct varve_err *err);
 

@@ -90,6 +90,10 @@ void varve_disk_check_folder(struct varve_disk *disk)
     disk->older = folder_is_older(disk, &note);
     if (!disk->older) {
         disk->doubt_noted = false;
+        /* One that was left by others, such as by the import of a disk that is not trusted. */
+        if (!disk->peer && !disk->link_error[0] &&
+            varve_doubt_note_read(disk->daemon->w, &disk->paths, &note, NULL) == 1)
+            varve_disk_note_change(disk);
         return;
     }
     if (!disk->doubt_noted &&

@@ -79,6 +79,7 @@ server_libvarved_la_SOURCES = \
 	%D%/commands-disk.c \
 	%D%/commands-estimate.c \
 	%D%/commands-job.c \
+	%D%/commands-move.c \
 	%D%/commands-nbd.c \
 	%D%/commands-query.c \
 	%D%/commands.c \
@@ -99,6 +100,8 @@ server_libvarved_la_SOURCES = \
 	%D%/dirt-rate.h \
 	%D%/disk-changes.c \
 	%D%/disk-image.c \
+	%D%/disk-move.c \
+	%D%/disk-move.h \
 	%D%/disk-older.c \
 	%D%/disk-scratch.c \
 	%D%/disk-trouble.c \

@@ -31,6 +31,7 @@ e2e_tests = \
 	%D%/test_model.py \
 	%D%/test_no_runtime.py \
 	%D%/test_older_folder.py \
+	%D%/test_move.py \
 	%D%/test_oracle.py \
 	%D%/test_point_in_time.py \
 	%D%/test_programs.py \

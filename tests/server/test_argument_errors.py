@@ -163,6 +163,15 @@ NONE = Row({}, {})
 FILE = {"disk": "string", "name": "string", "file": "string"}
 BAD_FILES = [({"file": name}, "'file' must be an absolute path") for name in ("", "a", "./a")] + [
     ({"file": "/a\n"}, "'file' holds a control character")]
+BAD_DIGESTS = [({"digest": text}, "'digest' is no SHA-256") for text in ("", "0", "G" * 64, "0" * 65)]
+
+
+def bad_paths(key):
+    return [({key: name}, "'%s' must be an absolute path" % key)
+            for name in ("", "a", "./a", "/", "/" + "n" * 4096)] + [
+        ({key: "/a\n"}, "'%s' holds a control character" % key)]
+
+
 ROWS = {
     "query-version": NONE,
     "query-commands": NONE,
@@ -186,6 +195,22 @@ ROWS = {
                           ({"image": "/"}, "Disk 'vdb': / is neither"),
                           ({"image": "/" + "n" * 4096}, "Disk 'vdb'.*absolute")],
                       optional=("image",)),
+    "disk-export": Row({"disk": "vda", "directory": "/no/such", "digest": "0" * 64},
+                       {"disk": "string", "directory": "string", "digest": "string"},
+                       bad_disks("disk") + bad_paths("directory") + BAD_DIGESTS + [
+                           ({"disk": "vda"}, "Disk 'vda' is served by process.*stop"),
+                           ({"disk": "vdb"}, "/no/such is no folder that disk-export made"),
+                           ({"disk": "vdb", "directory": "/no/such/folder", "digest": KeyError},
+                            "cannot make /no/such/folder.tmp")],
+                       optional=("digest",)),
+    "disk-import": Row({"directory": "/no/such", "image": "/no/such", "disk": "new", "digest": "0" * 64,
+                        "mtime-ns": 1, "trust": True},
+                       {"directory": "string", "image": "string", "disk": "string",
+                        "digest": "string", "mtime-ns": "integer", "trust": "boolean"},
+                       bad_paths("directory") + bad_paths("image") + BAD_DIGESTS + bad_names("disk") + [
+                           ({"mtime-ns": -1}, "'mtime-ns'"),
+                           ({"disk": "new"}, "/no/such is no folder that disk-export made")],
+                       optional=("disk", "digest", "mtime-ns", "trust")),
     "disk-resize": Row({"disk": "vdb", "size": 1 << 20}, {"disk": "string", "size": "integer"},
                        bad_disks("disk") + [
                            ({"disk": "vda"}, "Disk 'vda' is served by process.*stop"),
