@@ -1,6 +1,7 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: BSD-3-Clause
 """How backups end, and how the daemon bears disks whose plugin, image or runtime folder goes."""
+import errno
 import os
 import re
 import shutil
@@ -9,7 +10,8 @@ import sys
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "e2e"))
 import backups  # noqa: E402
-from harness import K, M, VARVED, Stack, can_connect, run, wait_for  # noqa: E402
+from failing import Failing  # noqa: E402
+from harness import K, M, Stack, wait_for  # noqa: E402
 from nbdclient import NBDError  # noqa: E402
 from qmpclient import QMPError  # noqa: E402
 from tap import main, test  # noqa: E402
@@ -259,10 +261,10 @@ def a_runtime_folder_that_goes_breaks_the_backup_and_nothing_is_believed():
 @test
 def what_could_not_go_on_never_succeeds_and_fails_as_soon_as_that_can_be_noted():
     """The machine was started anew, so the views are gone, and nothing can be written to the
-    catalogue (no file may be longer than 4 KiB): the backup cannot be noted as failed.  Success is
+    catalogue (to its slot that is next): the backup cannot be noted as failed.  Success is
     refused all the same; once the catalogue can be written it has failed by itself, its checkpoint
     is gone and the bitmap has what it had."""
-    with Stack() as s:
+    with Failing() as s:
         disk = s.start("vda", SIZE, **GRAIN)
         with disk.connect() as guest, s.qmp() as q:
             q.cmd("block-dirty-bitmap-add", node="vda", name="b")
@@ -272,19 +274,18 @@ def what_could_not_go_on_never_succeeds_and_fails_as_soon_as_that_can_be_noted()
         s.stop(disk.process)
         s.stop(s.daemon)
         shutil.rmtree(os.path.join(s.runtime, "vda"))
-        s.daemon = s.spawn("varved", [
-            "sh", "-c", "trap '' XFSZ; exec \"$@\"", "sh", "setpriv", "--pdeathsig", "TERM",
-            "prlimit", "--fsize=4096:unlimited", VARVED, "--state-dir", s.state,
-            "--runtime-dir", s.runtime])
-        wait_for("the control socket", lambda: can_connect(s.control), s.daemon)
+        slots = [os.path.join(s.state, name) for name in ("catalogue-0", "catalogue-1")]
+        following = min(slots, key=lambda p: os.stat(p).st_mtime_ns)
+        with s.orders["varved"].failing(following, errno.EIO, "write"):
+            s.start_daemon()
+            with s.qmp() as q:
+                for _ in range(2):
+                    refused(q, "'x' could not go on when the daemon was started: end it with success "
+                            "false", "backup-end", id="x")
+                    assert state(q, "x")["state"] == "running", state(q, "x")
+                refused(q, "catalogue", "backup-end", id="x", success=False)
+                refused(q, "in use.*end backup 'x'", "block-dirty-bitmap-clear", node="vda", name="b")
         with s.qmp() as q:
-            for _ in range(2):
-                refused(q, "'x' could not go on when the daemon was started: end it with success "
-                        "false", "backup-end", id="x")
-                assert state(q, "x")["state"] == "running", state(q, "x")
-            refused(q, "catalogue", "backup-end", id="x", success=False)
-            refused(q, "in use.*end backup 'x'", "block-dirty-bitmap-clear", node="vda", name="b")
-            run(["prlimit", "--pid", s.daemon.pid, "--fsize=unlimited"])
             wait_for("it has failed", lambda: state(q, "x")["state"] == "failed", s.daemon)
             refused(q, "'x' has ended before, as failed: could not go on", "backup-end", id="x")
             q.cmd("backup-end", id="x", success=False)
