@@ -62,10 +62,12 @@ int varve_link_send(int sock, const struct varve_link_msg *m, const int *fds, un
     return n < 0 ? -errno : 0;
 }
 
-/* Takes the fds out of a received message.  False: there were more than max, which are closed. */
-static bool fds_collect(struct msghdr *hdr, int *fds, unsigned max, unsigned *nfds)
+/* Takes the fds out of a received message.  -EPROTO: there were more than max, which are closed.
+ * -EMFILE: the kernel left some out though there was place: this process may have no more. */
+static int fds_collect(struct msghdr *hdr, int *fds, unsigned max, unsigned *nfds)
 {
-    bool fit = !(hdr->msg_flags & MSG_CTRUNC);
+    bool cut = hdr->msg_flags & MSG_CTRUNC, fit = true;
+    size_t came = 0;
 
     for (struct cmsghdr *cmsg = CMSG_FIRSTHDR(hdr); cmsg; cmsg = CMSG_NXTHDR(hdr, cmsg)) {
         size_t count;
@@ -73,6 +75,7 @@ static bool fds_collect(struct msghdr *hdr, int *fds, unsigned max, unsigned *nf
         if (cmsg->cmsg_level != SOL_SOCKET || cmsg->cmsg_type != SCM_RIGHTS)
             continue;
         count = (cmsg->cmsg_len - CMSG_LEN(0)) / sizeof(int);
+        came += count;
         for (size_t i = 0; i < count; i++) {
             int fd;
 
@@ -85,7 +88,9 @@ static bool fds_collect(struct msghdr *hdr, int *fds, unsigned max, unsigned *nf
             }
         }
     }
-    return fit;
+    if (cut && came < (sizeof(union fd_control) - CMSG_LEN(0)) / sizeof(int))
+        return -EMFILE;
+    return fit && !cut ? 0 : -EPROTO;
 }
 
 /* Why these n bytes are no message of ours, or NULL. */
@@ -117,7 +122,7 @@ int varve_link_recv(int sock, struct varve_link_msg *m, int *fds, unsigned nfds_
                          .msg_control = control.bytes,
                          .msg_controllen = sizeof(control.bytes)};
     const char *fault;
-    bool fit;
+    int collected;
     ssize_t n;
 
     *nfds = 0;
@@ -131,21 +136,24 @@ int varve_link_recv(int sock, struct varve_link_msg *m, int *fds, unsigned nfds_
     if (n < 0)
         return varve_err_sys(err, errno, "cannot read from the link");
 
-    fit = fds_collect(&hdr, fds, nfds_max, nfds);
+    collected = fds_collect(&hdr, fds, nfds_max, nfds);
     if (n == 0)
         fault = NULL;
-    else if (!fit)
+    else if (collected == -EPROTO)
         fault = "it brings too many files";
     else
         fault = msg_fault(m, (size_t)n);
     if (n > 0 && !fault) {
         m->text[m->text_len] = '\0';
-        return 1;
+        if (collected == 0)
+            return 1;
     }
     while (*nfds > 0)
         close(fds[--*nfds]);
     if (n == 0)
         return 0;
+    if (!fault)
+        return varve_err_sys(err, EMFILE, "cannot take the files that came over the link");
     return varve_err_set(err, EPROTO, "what came over the link is no message of varve's: %s",
                          fault);
 }

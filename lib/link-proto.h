@@ -81,7 +81,8 @@ int varve_link_send(int sock, const struct varve_link_msg *m, const int *fds, un
 
 /* Receives one message without waiting and checks it: size, magic, type, text.  fds beyond nfds_max
  * are closed and make it an error.  *nfds tells how many came (the caller's to close).
- * 1: got one; 0: the peer has closed; -EAGAIN: nothing there; -EPROTO: not our peer, with err. */
+ * 1: got one; 0: the peer has closed; -EAGAIN: nothing there; -EPROTO: not our peer, with err;
+ * -EMFILE, with err: got one without its files, for which this process has no descriptors. */
 int varve_link_recv(int sock, struct varve_link_msg *m, int *fds, unsigned nfds_max,
                     unsigned *nfds, struct varve_err *err);
 

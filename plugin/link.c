@@ -222,11 +222,12 @@ static bool peer_serve(struct varve_link *l, struct peer *p)
 
     if (r == -EAGAIN)
         return true;
-    if (r <= 0)
+    if (r <= 0 && r != -EMFILE)
         return false;
     varve_link_msg_init(&a.msg, rq.type, rq.seq);
     a.nfds = 0;
-    r = link_do(l, p, &rq, map_fd, &a, &err);
+    if (r == 1)
+        r = link_do(l, p, &rq, map_fd, &a, &err);
     if (map_fd >= 0)
         close(map_fd);
     if (r < 0) {

@@ -187,25 +187,36 @@ int varve_disk_open_source(struct varve_disk *disk, struct varve_err *err)
     return disk_use_page(disk, ctl_fd, image_fd, err);
 }
 
-static int disk_open_epoch_files(struct varve_disk *disk, uint64_t number, bool armed, int fds[3])
+/* -ENOENT: they are not all there.  Too few descriptors, or no memory, say nothing of the files. */
+static int disk_open_epoch_files(struct varve_disk *disk, uint64_t number, bool armed, int fds[3],
+                                 struct varve_err *err)
 {
     char path[PATH_MAX];
+    int rc = 0;
 
-    fds[1] = fds[2] = -1;
-    fds[0] = open(varve_path_live(&disk->paths, number, path), O_RDONLY | O_CLOEXEC);
-    if (fds[0] < 0)
-        return -errno;
-    if (!armed)
-        return 0;
-    fds[1] = open(varve_path_lost(&disk->paths, number, path), O_RDONLY | O_CLOEXEC);
-    fds[2] = open(varve_path_scratch(&disk->paths, number, path), O_RDONLY | O_CLOEXEC);
-    if (fds[1] >= 0 && fds[2] >= 0)
-        return 0;
-    for (unsigned i = 0; i < 3; i++) {
+    fds[0] = fds[1] = fds[2] = -1;
+    for (unsigned i = 0; rc == 0 && i < (armed ? 3 : 1); i++) {
+        switch (i) {
+        case 0:
+            varve_path_live(&disk->paths, number, path);
+            break;
+        case 1:
+            varve_path_lost(&disk->paths, number, path);
+            break;
+        default:
+            varve_path_scratch(&disk->paths, number, path);
+        }
+        fds[i] = open(path, O_RDONLY | O_CLOEXEC);
+        if (fds[i] < 0 && (errno == EMFILE || errno == ENFILE || errno == ENOMEM))
+            rc = varve_err_sys(err, errno, "cannot open %s", path);
+        else if (fds[i] < 0)
+            rc = -ENOENT;
+    }
+    for (unsigned i = 0; rc < 0 && i < 3; i++) {
         if (fds[i] >= 0)
             close(fds[i]);
     }
-    return -ENOENT;
+    return rc;
 }
 
 static int disk_fetch_epoch(struct varve_disk *disk, uint64_t number, struct varve_err *err)
@@ -225,7 +236,7 @@ static int disk_fetch_epoch(struct varve_disk *disk, uint64_t number, struct var
         if (rc == 0 && slot.number != number)
             return 0; /* never used, or freed */
         if (rc == 0)
-            rc = disk_open_epoch_files(disk, number, slot.flags & VARVE_EPOCH_ARMED, fds);
+            rc = disk_open_epoch_files(disk, number, slot.flags & VARVE_EPOCH_ARMED, fds, err);
         if (rc == -ENOENT)
             return 0; /* the view that needs it will say so */
     }

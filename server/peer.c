@@ -146,6 +146,10 @@ static int peer_reply(struct varve_peer *peer, unsigned timeout_ms, struct varve
     for (unsigned i = 0; i < VARVE_LINK_FDS_MAX; i++)
         fds[i] = -1;
     rc = peer_receive(peer, timeout_ms, m, fds, nfds, err);
+    if (rc == -EMFILE) { /* a shortage of ours: the link is in step */
+        peer->asked = 0;
+        return varve_err_prefix(err, "Disk '%s'", peer->disk);
+    }
     if (rc < 0)
         return peer_lose(peer, err);
     for (unsigned i = *nfds; i < VARVE_LINK_FDS_MAX; i++)

@@ -29,6 +29,7 @@ e2e_tests = \
 	%D%/test_map.py \
 	%D%/test_maps.py \
 	%D%/test_model.py \
+	%D%/test_no_descriptors.py \
 	%D%/test_no_runtime.py \
 	%D%/test_older_folder.py \
 	%D%/test_move.py \

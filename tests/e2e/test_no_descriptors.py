@@ -1,0 +1,215 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: BSD-3-Clause
+"""Programs that have no file descriptors left: varved with more clients than fit, and nbdkit, under a
+limit that is lowered while they run.  What is open goes on, what needs a file is refused and says why,
+nothing spins, and all of it works again when descriptors are free."""
+import contextlib
+import os
+import resource
+import socket
+import time
+
+import backups
+import nbdclient
+from harness import M, Stack, run, wait_for
+from qmpclient import QMPError
+from releases import BLOCK, GRAIN, SIZE, content, disk_content
+from tap import main, test
+
+CAUSE = "Too many open files"
+
+
+def limit_with(pid, spare):
+    """The RLIMIT_NOFILE that leaves the process so many descriptors that it has not got yet."""
+    used = {int(fd) for fd in os.listdir("/proc/%d/fd" % pid)}
+    limit = 0
+    while limit in used or spare > 0:
+        spare -= limit not in used
+        limit += 1
+    return limit
+
+
+@contextlib.contextmanager
+def short_of_files(process, spare=0):
+    soft, hard = resource.prlimit(process.pid, resource.RLIMIT_NOFILE)
+    resource.prlimit(process.pid, resource.RLIMIT_NOFILE, (limit_with(process.pid, spare), hard))
+    try:
+        yield
+    finally:
+        resource.prlimit(process.pid, resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def refused(q, name, args):
+    try:
+        q.execute(name, args)
+    except QMPError as e:
+        assert CAUSE in e.desc and "\n" not in e.desc, (name, e.desc)
+        return
+    raise AssertionError("%s was not refused" % name)
+
+
+def known(q):
+    """What the daemon has, but for what guests and clocks change."""
+    return ([c["name"] for c in q.cmd("query-checkpoints")],
+            [(b["id"], b["state"]) for b in q.cmd("query-backups")])
+
+
+def heals(s, q, disk, since, base):
+    ident, answer = backups.begin(q, [{"disk": "vda", "since": since}])
+    got = backups.apply(base, backups.pull(s.nbd, "vda"), backups.dirty(s.nbd, "vda", answer["vda"]["context"]))
+    assert backups.first_difference(bytes(got), disk_content(disk)) is None
+    backups.end(q, ident)
+
+
+def first_backup(s, q):
+    ident, _ = backups.begin(q, ["vda"], checkpoint="c1")
+    full = backups.pull(s.nbd, "vda")
+    backups.end(q, ident)
+    return full
+
+
+def cpu_ticks(pid):
+    with open("/proc/%d/stat" % pid) as f:
+        fields = f.read().rsplit(")", 1)[1].split()
+    return int(fields[11]) + int(fields[12])
+
+
+def assert_does_not_spin(process):
+    """One thread that spins takes each tick there is; what waits takes next to none."""
+    began, before = time.monotonic(), cpu_ticks(process.pid)
+    time.sleep(2)
+    ticks = cpu_ticks(process.pid) - before
+    assert ticks < (time.monotonic() - began) * os.sysconf("SC_CLK_TCK") / 4, ticks
+
+
+def knock(path):
+    c = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    c.settimeout(60)
+    c.connect(path)
+    return c
+
+
+def nothing_waits(path):
+    """Whether a new client is greeted."""
+    with contextlib.closing(knock(path)) as c:
+        return c.recv(1)
+
+
+def log_of(process):
+    with open(process.log, errors="replace") as f:
+        return f.read()
+
+
+@test
+def a_daemon_without_descriptors_goes_on_with_what_is_open_and_says_why_it_does_nothing_new():
+    with Stack() as s:
+        disk = s.start("vda", SIZE, content(1), **GRAIN)
+        with s.qmp() as q, disk.connect() as guest:
+            full = first_backup(s, q)
+            old = disk_content(disk)
+            ident, _ = backups.begin(q, [{"disk": "vda", "export": "open"}])
+            with s.connect("open") as view, contextlib.ExitStack() as crowd:
+                before = known(q)
+                with short_of_files(s.daemon):
+                    for _ in range(40):
+                        crowd.callback(knock(s.nbd).close)
+                        crowd.callback(knock(s.control).close)
+                    assert_does_not_spin(s.daemon)
+                    for off in range(0, SIZE, M):
+                        guest.write(off, b"n" * BLOCK)
+                        assert view.read(off, BLOCK) == old[off:off + BLOCK], off
+                    refused(q, "checkpoint-create", {"name": "c2", "disks": ["vda"]})
+                    refused(q, "backup-begin", {"disks": [{"disk": "vda", "export": "new"}]})
+                    assert known(q) == before, (known(q), before)
+                    assert q.cmd("query-disks")[0]["state"] == "live"
+                    assert_does_not_spin(s.daemon)
+                crowd.close()
+                assert "NBD clients wait at" in log_of(s.daemon)
+                assert len(log_of(s.daemon)) < M, "it logs without end"
+                assert view.read(0, BLOCK) == old[:BLOCK]
+            with s.connect("open") as view:
+                assert view.read(M, BLOCK) == old[M:M + BLOCK]
+            backups.end(q, ident)
+            q.cmd("checkpoint-create", name="c2", disks=["vda"])
+            heals(s, q, disk, "c1", full)
+
+
+@test
+def when_clients_that_did_not_fit_leave_all_works_under_the_same_limit():
+    with Stack() as s:
+        disk = s.start("vda", SIZE, content(1), **GRAIN)
+        with s.qmp() as q, disk.connect() as guest:
+            full = first_backup(s, q)
+            with short_of_files(s.daemon, 24):
+                with contextlib.ExitStack() as crowd:
+                    for _ in range(60):
+                        crowd.callback(knock(s.nbd).close)
+                        crowd.callback(knock(s.control).close)
+                    wait_for("they do not fit", lambda: "NBD clients wait at" in log_of(s.daemon))
+                    guest.write(0, b"n" * BLOCK)
+                    refused(q, "checkpoint-create", {"name": "c2", "disks": ["vda"]})
+                wait_for("they have left", lambda: nothing_waits(s.nbd))
+                with s.qmp() as another:
+                    another.cmd("checkpoint-create", name="c2", disks=["vda"])
+                heals(s, q, disk, "c1", full)
+
+
+@test
+def a_plugin_without_descriptors_serves_and_tracks_and_refuses_checkpoints():
+    with Stack() as s:
+        disk = s.start("vda", SIZE, content(1), **GRAIN)
+        with s.qmp() as q, disk.connect() as guest:
+            full = first_backup(s, q)
+            old = disk_content(disk)
+            ident, _ = backups.begin(q, [{"disk": "vda", "export": "open"}])
+            before = known(q)
+            with short_of_files(disk.process):
+                for off in range(0, SIZE, M):
+                    guest.write(off, b"n" * BLOCK)
+                    refused(q, "checkpoint-create", {"name": "c2", "disks": ["vda"]})
+                    refused(q, "backup-begin", {"disks": [{"disk": "vda", "export": "new"}]})
+                guest.flush()
+                assert known(q) == before, (known(q), before)
+                assert q.cmd("query-disks")[0]["state"] == "live"
+            guest.write(M + BLOCK, b"m" * BLOCK)
+            q.cmd("checkpoint-create", name="c2", disks=["vda"])
+            guest.write(2 * M + BLOCK, b"o" * BLOCK)
+            assert backups.first_difference(backups.pull(s.nbd, "open"), old) is None
+            backups.end(q, ident)
+            heals(s, q, disk, "c1", full)
+
+
+@test
+def a_plugin_that_starts_with_too_few_descriptors_says_so_and_takes_nothing_for_lost():
+    """After a kill: maps and scratch of an open backup are there to be adopted."""
+    with Stack() as s:
+        disk = s.start("vda", SIZE, content(1), **GRAIN)
+        with s.qmp() as q:
+            full = first_backup(s, q)
+            old = disk_content(disk)
+            ident, _ = backups.begin(q, [{"disk": "vda", "export": "open"}])
+            with disk.connect() as guest:
+                guest.write(0, b"n" * BLOCK)
+            s.kill(disk.process)
+            s.wait_disk("vda", "offline")
+            few, said = 8, 0
+            os.unlink(disk.sock)
+            while True:
+                r = run(["prlimit", "--nofile=%d" % few] + s.nbdkit_command(disk, **GRAIN)
+                        + ["--run", "exit 0"], check=False, env=s.nbdkit_env())
+                if r.returncode == 0:
+                    break
+                assert CAUSE in r.stderr, (few, r.stderr)
+                said += "varve" in r.stderr
+                few += 1
+                assert few < 100, r.stderr
+            assert said, "the plugin itself was never short"
+            s.serve("vda", disk.image, **GRAIN)
+            s.wait_disk("vda", "live")
+            assert backups.first_difference(backups.pull(s.nbd, "open"), old) is None
+            backups.end(q, ident)
+            heals(s, q, disk, "c1", full)
+
+
+if __name__ == "__main__":
+    main()
