@@ -16,6 +16,7 @@
 
 #include <errno.h>
 #include <inttypes.h>
+#include <stdlib.h>
 #include <string.h>
 #include <time.h>
 
@@ -201,6 +202,27 @@ void varve_tracker_abort(struct varve_tracker *t)
     tracker_drop_prepared(t);
 }
 
+static int seal(struct varve_tracker *t, const struct varve_tracked_epoch *e, struct varve_err *err)
+{
+    struct varve_bitmap *more;
+    int r;
+
+    /* Who takes the disk over seals before it has a log; its live epoch gets what is in doubt. */
+    if (!t->intent || !varve_intent_image_failed(t->intent))
+        return varve_epoch_file_finish(t->w, &t->paths, &t->id.geometry, e->number, e->bits,
+                                       VARVE_EPOCH_FILE_SEALED, err);
+    more = varve_bitmap_new(t->id.geometry.nblks);
+    if (!more)
+        return varve_err_set(err, ENOMEM, "no memory for the map of epoch %" PRIu64, e->number);
+    for (size_t i = 0; i < varve_bitmap_nwords(more); i++)
+        more->words[i] = atomic_load(&e->bits[i]);
+    varve_tracker_add_doubted(t, more);
+    r = varve_epoch_file_finish(t->w, &t->paths, &t->id.geometry, e->number, more->words,
+                                VARVE_EPOCH_FILE_SEALED, err);
+    free(more);
+    return r;
+}
+
 int varve_tracker_seal(struct varve_tracker *t, struct varve_err *err)
 {
     uint64_t live = varve_tracker_epoch(t);
@@ -213,8 +235,7 @@ int varve_tracker_seal(struct varve_tracker *t, struct varve_err *err)
         if (!e || e->sealed || e->number >= live)
             continue;
         pthread_mutex_lock(&t->files); /* what the flusher writes would be of before */
-        sealed = varve_epoch_file_finish(t->w, &t->paths, &t->id.geometry, e->number, e->bits,
-                                         VARVE_EPOCH_FILE_SEALED, err);
+        sealed = seal(t, e, err);
         /* Gone: it was sealed, and has been merged or freed, before we learned that it was. */
         if (sealed == 0 || sealed == -EEXIST || sealed == -ENOENT)
             varve_tracked_epoch_sealed(t, e);

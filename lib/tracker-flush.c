@@ -158,6 +158,19 @@ bool varve_tracker_doubt_image(struct varve_tracker *t)
     return true;
 }
 
+/* What the kernel could not write it may drop whenever it wants to, until the host is started anew.  In
+ * the epoch that was live when it was told views have lost it; in later ones only the file says that it
+ * was written: views read what is there, and the next increment has it again. */
+void varve_tracker_add_doubted(struct varve_tracker *t, struct varve_bitmap *into)
+{
+    uint32_t blks = t->intent->shift - t->id.geometry.shift;
+
+    for (uint64_t i = 0; i < t->intent->nregions; i++) {
+        if (may_be_lost(t, i))
+            varve_bitmap_set(into, i << blks, (i + 1) << blks);
+    }
+}
+
 void varve_tracker_image_failed(struct varve_tracker *t)
 {
     varve_intent_fail_image(t->intent);

@@ -222,6 +222,8 @@ int varve_tracker_start_intent(struct varve_tracker *t, const struct varve_track
 /* If the image has failed and nobody has acted on it yet: what it may have lost counts as written, and
  * as lost to views.  True: so it was. */
 bool varve_tracker_doubt_image(struct varve_tracker *t);
+/* Of an image that has failed: all that it may have lost, or may lose yet. */
+void varve_tracker_add_doubted(struct varve_tracker *t, struct varve_bitmap *into);
 
 /* --- tracker-done.c --- */
 

@@ -81,8 +81,10 @@ static int enter(struct life *l, uint64_t epoch, struct view *v)
         broken(l, "a boundary fails: %s", err.msg);
     l->next = 0;
     l->opening = NULL;
-    if (r == 0)
+    if (r == 0) {
+        note_failed_image(l); /* the file of the one that ends will have what may be lost */
         l->live = epoch;
+    }
     return r;
 }
 

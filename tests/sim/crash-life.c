@@ -219,7 +219,8 @@ void note_failed_image(struct life *l)
                   sizeof(told)) ||
         !(told & VARVE_CTL_IMAGE_FAILED))
         return;
-    l->epochs[l->live].doubt = true;
+    for (uint64_t e = l->sealed_to; e <= l->live; e++) /* those that are not sealed yet */
+        l->epochs[e].doubt = true;
     for (unsigned i = 0; i < VIEWS; i++)
         l->views[i].faults = 0;
 }
