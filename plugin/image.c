@@ -21,6 +21,25 @@ static int image_in_use(const char *path, const char *state_dir, struct varve_er
     return varve_err_set(err, EBUSY, "image %s is in use: another process has it locked", path);
 }
 
+/* Looks at it once it is ours: until then varved may be resizing it. */
+static int image_take(struct varve_image *im, const char *path, const char *state_dir,
+                      struct varve_stat *st, struct varve_err *err)
+{
+    struct varve_world *w = varve_world_posix();
+    int r = w->lock(w, im->fd, im->writable);
+
+    if (r == -EAGAIN)
+        return image_in_use(path, state_dir, err);
+    if (r < 0)
+        return varve_err_sys(err, -r, "cannot lock image %s", path);
+    r = w->stat(w, im->fd, st);
+    if (r < 0)
+        return varve_err_sys(err, -r, "cannot stat image %s", path);
+    if (!S_ISREG(st->mode) && !S_ISBLK(st->mode))
+        return varve_err_set(err, EINVAL, "image %s is neither a file nor a block device", path);
+    return 0;
+}
+
 int varve_image_open(struct varve_image *im, const char *path, const char *state_dir,
                      struct varve_err *err)
 {
@@ -36,18 +55,7 @@ int varve_image_open(struct varve_image *im, const char *path, const char *state
     }
     if (im->fd < 0)
         return varve_err_sys(err, -im->fd, "cannot open image %s", path);
-    r = w->stat(w, im->fd, &st);
-    if (r < 0) {
-        varve_err_sys(err, -r, "cannot stat image %s", path);
-    } else if (!S_ISREG(st.mode) && !S_ISBLK(st.mode)) {
-        r = varve_err_set(err, EINVAL, "image %s is neither a file nor a block device", path);
-    } else {
-        r = w->lock(w, im->fd, im->writable);
-        if (r == -EAGAIN)
-            r = image_in_use(path, state_dir, err);
-        else if (r < 0)
-            varve_err_sys(err, -r, "cannot lock image %s", path);
-    }
+    r = image_take(im, path, state_dir, &st, err);
     if (r < 0) {
         w->close(w, im->fd);
         im->fd = -1;
