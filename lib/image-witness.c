@@ -366,7 +366,8 @@ static enum varve_verdict judge_resized(const struct varve_judge *j, char why[VA
     char when[VARVE_TIME_TEXT], then[VARVE_TIME_TEXT];
     int64_t mtime = j->look.mtime_ns, begun = (int64_t)j->resize.time_ns;
 
-    if (mtime >= begun - (int64_t)TICK_NS && mtime <= begun + (int64_t)HEARTBEAT_LATE_NS)
+    if (mtime >= begun - (int64_t)TICK_NS &&
+        (mtime <= begun || mtime - begun <= (int64_t)HEARTBEAT_LATE_NS))
         return VARVE_IMAGE_PROVED;
     return changed(why, "somebody else wrote to it: its time is %s, but it was resized at %s",
                    varve_time_text((uint64_t)mtime, when), varve_time_text((uint64_t)begun, then));

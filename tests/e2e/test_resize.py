@@ -358,5 +358,35 @@ def killed_at_any_step_it_is_the_old_size_or_the_new_one():
         diag("%d kills" % kills)
 
 
+@test
+def finished_by_the_daemon_and_resized_back_it_is_not_the_disk_of_before():
+    """varved finishes what was begun when it starts, and is told the old size again: what it knew of the
+    disk of that size is not what it goes on with."""
+    with Dying() as s:
+        life, before, nth = Life(s, rng("back"), 2 * M), 2 * M, 0
+        life.write(5)
+        life.stop()
+        while os.path.getsize(life.image) == before:
+            nth += 1
+            s.orders["varved"].arm(nth, True)
+            with s.qmp() as q:
+                try:
+                    q.cmd("disk-resize", disk="vda", size=M)
+                except (EOFError, OSError):
+                    pass
+            assert s.disarm("varved", s.daemon), "it was done"
+            s.start_daemon()
+        life.resized(M)
+        wait_for("it is finished", lambda: s.disk_info("vda")["size"] == M)
+        for size in (before, M, before):
+            life.resize(size)
+            life.check()
+            life.serve()
+            s.wait_disk("vda", "live")
+            life.write(3)
+            life.check()
+            life.stop(kill=True)
+
+
 if __name__ == "__main__":
     main()

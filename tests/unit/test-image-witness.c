@@ -611,6 +611,12 @@ static void another_size_is_ours_only_where_a_resize_was_begun(void **state)
     assert_int_equal(judge_device(&j), VARVE_IMAGE_CHANGED);
     j.look.mtime_ns = 4990 * s; /* it had that size before */
     assert_int_equal(judge_device(&j), VARVE_IMAGE_CHANGED);
+    j.resize.time_ns = INT64_MAX; /* of a disk.json that nobody of ours wrote */
+    assert_int_equal(judge_device(&j), VARVE_IMAGE_CHANGED);
+    j.look.mtime_ns = INT64_MAX;
+    assert_int_equal(judge_device(&j), VARVE_IMAGE_PROVED);
+    j.resize.time_ns = 5000 * (uint64_t)s;
+    assert_int_equal(judge_device(&j), VARVE_IMAGE_CHANGED);
     j.look.mtime_ns = 5001 * s;
     j.look.ino++;
     assert_int_equal(judge_device(&j), VARVE_IMAGE_CHANGED);
