@@ -72,6 +72,14 @@ static void request_free(struct request *r)
     free(r);
 }
 
+static void conn_give_back(struct varve_control *c, struct varve_control_conn *conn)
+{
+    if (c->spare)
+        free(conn);
+    else
+        c->spare = conn;
+}
+
 /* All that must be gone: the pipe, and every request that the clerk has. */
 static void conn_maybe_free(struct varve_control_conn *conn)
 {
@@ -89,12 +97,7 @@ static void conn_maybe_free(struct varve_control_conn *conn)
         conn->next->at = conn->at;
     c->nconns--;
     varve_qmp_reader_free(conn->reader);
-    if (c->spare)
-        free(conn);
-    else
-        c->spare = conn;
-    if (c->starved && !c->stopped)
-        varve_control_conn_accept(c);
+    conn_give_back(c, conn);
     varve_control_maybe_closed(c);
 }
 
@@ -499,8 +502,7 @@ struct varve_control_conn *varve_control_conn_spare(void)
     return calloc(1, sizeof(struct varve_control_conn));
 }
 
-/* libuv listens no more until the connection that waits is taken, so there is always memory for one;
- * where it is in use the next is taken when one goes. */
+/* There is always memory for one; where it is in use the next waits. */
 static struct varve_control_conn *conn_new(struct varve_control *c)
 {
     struct varve_control_conn *conn = varve_control_conn_spare();
@@ -513,13 +515,19 @@ static struct varve_control_conn *conn_new(struct varve_control *c)
     return conn;
 }
 
-void varve_control_conn_accept(struct varve_control *c)
+int varve_control_conn_accept(struct varve_control *c, int socket)
 {
     struct varve_control_conn *conn = conn_new(c);
+    int fd, rc;
 
-    c->starved = !conn;
     if (!conn)
-        return;
+        return -ENOMEM;
+    fd = accept4(socket, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC);
+    if (fd < 0) {
+        rc = -errno;
+        conn_give_back(c, conn);
+        return rc;
+    }
     conn->control = c;
     conn->last = &conn->first;
     conn->reader = varve_qmp_reader_new(VARVE_QMP_MESSAGE_MAX);
@@ -531,9 +539,12 @@ void varve_control_conn_accept(struct varve_control *c)
         conn->next->at = &conn->next;
     c->conns = conn;
     c->nconns++;
-    if (uv_accept((uv_stream_t *)&c->listener, (uv_stream_t *)&conn->pipe) < 0 || !conn->reader) {
+    rc = uv_pipe_open(&conn->pipe, fd);
+    if (rc < 0)
+        close(fd);
+    if (rc < 0 || !conn->reader) {
         varve_control_conn_close(conn, true);
-        return;
+        return 0;
     }
     if (!conn_peer_is_ours(conn)) {
         conn_say(conn, varve_qmp_error("GenericError",
@@ -549,4 +560,5 @@ void varve_control_conn_accept(struct varve_control *c)
         conn_say(conn, varve_qmp_greeting());
         conn_work(conn);
     }
+    return 0;
 }

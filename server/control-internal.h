@@ -19,13 +19,15 @@ struct varve_control {
     struct varve_mailbox *mailbox; /* replies of the clerk */
     void (*quit)(void *arg);
     void *quit_arg;
-    uv_pipe_t listener;
-    bool listening, stopped;
+    uv_pipe_t listener; /* has the socket; control_on_ready() accepts from it */
+    uv_poll_t ready;
+    bool listening, polls, stopped; /* the first two: that have been initialized */
+    bool short_of;                  /* of descriptors or memory, which has been said */
+    uv_timer_t pause;               /* of accepting */
     uv_timer_t hurry;
     struct varve_control_conn *conns;
     unsigned nconns;
     struct varve_control_conn *spare; /* memory for one more; NULL only while one is open */
-    bool starved;                     /* a connection waits for memory */
     void (*closed)(void *arg);
     void *closed_arg;
 };
@@ -33,8 +35,8 @@ struct varve_control {
 /* Memory for a connection.  NULL: there is none. */
 struct varve_control_conn *varve_control_conn_spare(void);
 
-/* Takes the next connection of the listener, or once there is memory for it. */
-void varve_control_conn_accept(struct varve_control *c);
+/* Accepts the next connection of the listening socket.  -ENOMEM, or what accept(2) says. */
+int varve_control_conn_accept(struct varve_control *c, int socket);
 
 void varve_control_conn_event(struct varve_control_conn *conn, const char *text, size_t len);
 struct varve_control_conn *varve_control_conn_next(struct varve_control_conn *conn);

@@ -13,6 +13,7 @@
 
 #define BACKLOG  64
 #define HURRY_MS 300
+#define PAUSE_MS 100 /* how long nothing is accepted when descriptors or memory are short */
 
 int varve_control_new(uv_loop_t *loop, struct varve_daemon *d, void (*quit)(void *arg), void *arg,
                       struct varve_control **out, struct varve_err *err)
@@ -69,14 +70,55 @@ static int control_clear_path(const char *path, struct varve_err *err)
     return 0;
 }
 
-static void control_on_connection(uv_stream_t *listener, int status)
-{
-    struct varve_control *c = listener->data;
+static void control_on_ready(uv_poll_t *ready, int status, int events);
 
-    if (status < 0)
-        varve_log("control socket: %s", uv_strerror(status));
-    else
-        varve_control_conn_accept(c);
+static void control_on_pause_over(uv_timer_t *pause)
+{
+    struct varve_control *c = pause->data;
+
+    uv_poll_start(&c->ready, UV_READABLE, control_on_ready);
+}
+
+/* libuv's own way to accept, once no descriptor is left, never returns from its loop when another
+ * thread was quicker to take the one that libuv keeps for that. */
+static void control_on_ready(uv_poll_t *ready, int status, int events)
+{
+    struct varve_control *c = ready->data;
+    uv_os_fd_t fd;
+    int rc = uv_fileno((uv_handle_t *)&c->listener, &fd);
+
+    (void)status;
+    (void)events;
+    if (rc == 0)
+        rc = varve_control_conn_accept(c, fd);
+    if (rc == 0) {
+        c->short_of = false;
+    } else if (rc != -EAGAIN && rc != -EINTR && rc != -ECONNABORTED) {
+        if (!c->short_of)
+            varve_log("clients wait at the control socket: %s", strerror(-rc));
+        c->short_of = true;
+        uv_poll_stop(ready);
+        uv_timer_start(&c->pause, control_on_pause_over, PAUSE_MS, 0);
+    }
+}
+
+/* The listener has its socket.  0 or -errno. */
+static int control_accept_from_now_on(struct varve_control *c)
+{
+    uv_os_fd_t fd;
+    int rc = uv_fileno((uv_handle_t *)&c->listener, &fd);
+
+    if (rc == 0 && listen(fd, BACKLOG) < 0)
+        rc = -errno;
+    if (rc == 0)
+        rc = uv_poll_init(c->loop, &c->ready, fd);
+    if (rc < 0)
+        return rc;
+    uv_timer_init(c->loop, &c->pause);
+    c->ready.data = c;
+    c->pause.data = c;
+    c->polls = true;
+    return uv_poll_start(&c->ready, UV_READABLE, control_on_ready);
 }
 
 int varve_control_listen(struct varve_control *c, const char *path, struct varve_err *err)
@@ -93,7 +135,7 @@ int varve_control_listen(struct varve_control *c, const char *path, struct varve
     rc = uv_pipe_bind(&c->listener, path);
     umask(mask);
     if (rc == 0)
-        rc = uv_listen((uv_stream_t *)&c->listener, BACKLOG, control_on_connection);
+        rc = control_accept_from_now_on(c);
     if (rc < 0)
         return varve_err_set(err, -rc, "cannot listen at control socket %s: %s", path,
                              uv_strerror(rc));
@@ -119,7 +161,7 @@ int varve_control_adopt(struct varve_control *c, int fd, struct varve_err *err)
     if (rc < 0)
         close(fd);
     else
-        rc = uv_listen((uv_stream_t *)&c->listener, BACKLOG, control_on_connection);
+        rc = control_accept_from_now_on(c);
     return rc < 0 ? varve_err_sys(err, -rc, "the control socket that was passed to us") : 0;
 }
 
@@ -134,6 +176,10 @@ void varve_control_event(void *control, const char *text, size_t len)
 void varve_control_stop(struct varve_control *c)
 {
     c->stopped = true;
+    if (c->polls && !uv_is_closing((uv_handle_t *)&c->ready)) {
+        uv_close((uv_handle_t *)&c->ready, NULL);
+        uv_close((uv_handle_t *)&c->pause, NULL);
+    }
     if (c->listening && !uv_is_closing((uv_handle_t *)&c->listener))
         uv_close((uv_handle_t *)&c->listener, NULL); /* unlinks the socket */
     for (struct varve_control_conn *conn = c->conns; conn; conn = varve_control_conn_next(conn))

@@ -7,11 +7,12 @@ import contextlib
 import os
 import resource
 import socket
+import threading
 import time
 
 import backups
 import nbdclient
-from harness import M, Stack, run, wait_for
+from harness import M, Stack, can_connect, run, wait_for
 from qmpclient import QMPError
 from releases import BLOCK, GRAIN, SIZE, content, disk_content
 from tap import main, test
@@ -152,6 +153,40 @@ def when_clients_that_did_not_fit_leave_all_works_under_the_same_limit():
                 with s.qmp() as another:
                     another.cmd("checkpoint-create", name="c2", disks=["vda"])
                 heals(s, q, disk, "c1", full)
+
+
+@test
+def clients_that_come_and_go_at_a_full_daemon_do_not_make_it_spin():
+    """
+        control socket   NBD clients, commands
+        a client comes, there is no descriptor for it
+                         try to get one, again and again: take any that is given back
+        ... and the daemon goes on, whoever was quicker
+    Who is quicker is not forced: a daemon that does it wrong may pass, a right one always does.
+    """
+    with Stack() as s, contextlib.ExitStack() as crowd:
+        s.start("vda", SIZE, content(1), **GRAIN)
+        q = crowd.enter_context(s.qmp())
+        with short_of_files(s.daemon):
+            for _ in range(100):
+                crowd.callback(knock(s.nbd).close)
+            over = threading.Event()
+
+            def commands():
+                while not over.is_set():
+                    refused(q, "checkpoint-create", {"name": "c1", "disks": ["vda"]})
+
+            def knocks():
+                for _ in range(3000):
+                    with contextlib.suppress(BlockingIOError):  # as many wait as may
+                        knock(s.control).close()
+                over.set()
+            backups.in_threads([commands, knocks])
+            assert_does_not_spin(s.daemon)
+            assert len(log_of(s.daemon)) < M, "it logs without end"
+        wait_for("who waited has been seen", lambda: can_connect(s.control))
+        with s.qmp() as another:
+            another.cmd("checkpoint-create", name="c1", disks=["vda"])
 
 
 @test
