@@ -92,6 +92,7 @@ static int sim_begin(struct sim_world *w, enum sim_call call, const char *path)
     if (!fault_fits(s, &s->fault, call, path) || strstr(path, "image-witness"))
         return 0;
     s->faults++;
+    s->failed_calls |= 1u << call;
     return -s->fault.error;
 }
 

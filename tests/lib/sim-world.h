@@ -81,6 +81,7 @@ struct sim {
 
     struct sim_fault fault;
     uint64_t faults; /* that happened */
+    uint32_t failed_calls; /* 1 << enum sim_call: of which calls */
 
     uint64_t crash_in;         /* calls from now; 0: not planned */
     struct sim_fault crash_at; /* or such a call, before it does anything; error 0: not planned */

@@ -110,6 +110,7 @@ struct life {
     struct view *opening;
     bool foreign;        /* somebody else has written to the image, and who comes must find out */
     uint64_t faults_at_start;
+    bool can_end; /* over is set */
     jmp_buf over; /* where to go when the life is one that the model cannot follow */
     uint64_t sealed_to; /* epochs before it are durably sealed */
     struct epoch epochs[EPOCHS];
