@@ -22,6 +22,7 @@ struct varve_control {
     uv_pipe_t listener; /* has the socket; control_on_ready() accepts from it */
     uv_poll_t ready;
     bool listening, polls, stopped; /* the first two: that have been initialized */
+    unsigned nhandles;              /* of libuv's, that are not closed yet */
     bool short_of;                  /* of descriptors or memory, which has been said */
     uv_timer_t pause;               /* of accepting */
     uv_timer_t hurry;

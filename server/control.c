@@ -37,6 +37,7 @@ int varve_control_new(uv_loop_t *loop, struct varve_daemon *d, void (*quit)(void
     }
     uv_timer_init(loop, &c->hurry);
     c->hurry.data = c;
+    c->nhandles = 1;
     *out = c;
     return 0;
 }
@@ -118,6 +119,7 @@ static int control_accept_from_now_on(struct varve_control *c)
     c->ready.data = c;
     c->pause.data = c;
     c->polls = true;
+    c->nhandles += 2;
     return uv_poll_start(&c->ready, UV_READABLE, control_on_ready);
 }
 
@@ -131,6 +133,7 @@ int varve_control_listen(struct varve_control *c, const char *path, struct varve
     uv_pipe_init(c->loop, &c->listener, 0);
     c->listener.data = c;
     c->listening = true;
+    c->nhandles++;
     mask = umask(0177); /* no other thread makes files while the daemon starts to listen */
     rc = uv_pipe_bind(&c->listener, path);
     umask(mask);
@@ -157,6 +160,7 @@ int varve_control_adopt(struct varve_control *c, int fd, struct varve_err *err)
     uv_pipe_init(c->loop, &c->listener, 0);
     c->listener.data = c;
     c->listening = true;
+    c->nhandles++;
     rc = uv_pipe_open(&c->listener, fd);
     if (rc < 0)
         close(fd);
@@ -173,32 +177,35 @@ void varve_control_event(void *control, const char *text, size_t len)
         varve_control_conn_event(conn, text, len);
 }
 
-void varve_control_stop(struct varve_control *c)
+/* hurry is closed last, but libuv calls back in another order. */
+static void control_on_handle_closed(uv_handle_t *handle)
 {
-    c->stopped = true;
-    if (c->polls && !uv_is_closing((uv_handle_t *)&c->ready)) {
-        uv_close((uv_handle_t *)&c->ready, NULL);
-        uv_close((uv_handle_t *)&c->pause, NULL);
-    }
-    if (c->listening && !uv_is_closing((uv_handle_t *)&c->listener))
-        uv_close((uv_handle_t *)&c->listener, NULL); /* unlinks the socket */
-    for (struct varve_control_conn *conn = c->conns; conn; conn = varve_control_conn_next(conn))
-        varve_control_conn_stop(conn);
-}
+    struct varve_control *c = handle->data;
 
-static void control_on_timer_closed(uv_handle_t *timer)
-{
-    struct varve_control *c = timer->data;
-
+    if (--c->nhandles > 0)
+        return;
     c->closed(c->closed_arg);
     free(c->spare);
     free(c);
 }
 
+void varve_control_stop(struct varve_control *c)
+{
+    c->stopped = true;
+    if (c->polls && !uv_is_closing((uv_handle_t *)&c->ready)) {
+        uv_close((uv_handle_t *)&c->ready, control_on_handle_closed);
+        uv_close((uv_handle_t *)&c->pause, control_on_handle_closed);
+    }
+    if (c->listening && !uv_is_closing((uv_handle_t *)&c->listener)) /* unlinks the socket */
+        uv_close((uv_handle_t *)&c->listener, control_on_handle_closed);
+    for (struct varve_control_conn *conn = c->conns; conn; conn = varve_control_conn_next(conn))
+        varve_control_conn_stop(conn);
+}
+
 void varve_control_maybe_closed(struct varve_control *c)
 {
     if (c->closed && !c->conns)
-        uv_close((uv_handle_t *)&c->hurry, control_on_timer_closed);
+        uv_close((uv_handle_t *)&c->hurry, control_on_handle_closed);
 }
 
 static void control_hurry(uv_timer_t *timer)
