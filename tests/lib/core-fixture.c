@@ -141,6 +141,7 @@ void core_kill(struct core *c)
 
     if (!c->t)
         return;
+    fault_disarm(&c->fault); /* it may have died already */
     fd = varve_tracker_open_control(c->t, NULL);
     if (fd >= 0)
         must(pread(fd, page, sizeof(page), 0) == (ssize_t)sizeof(page), "control page");
