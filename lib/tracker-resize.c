@@ -78,17 +78,19 @@ static int image_check(struct varve_tracker *t, int fd, uint64_t size, struct va
 static int room_check(struct varve_tracker *t, const struct varve_geometry *g, struct varve_err *err)
 {
     uint64_t bytes = varve_map_bytes(g), total, free_bytes;
-    struct varve_bitmap *map = varve_bitmap_new(g->nblks);
+    struct varve_bitmap *map = NULL;
     int r = t->w->room(t->w, t->lock_fd, &total, &free_bytes);
 
-    free(map);
     if (r < 0)
         return varve_err_sys(err, -r, "cannot tell how much room there is in %s", t->paths.state);
-    if (!map || bytes > free_bytes)
+    if (bytes <= free_bytes)
+        map = varve_bitmap_new(g->nblks);
+    if (!map)
         return varve_err_set(err, ENOSPC,
                              "the map of %" PRIu64 " bytes has %" PRIu64 " bytes, too many for "
                              "memory or for %s, where %" PRIu64 " are free",
                              g->size, bytes, t->paths.state, free_bytes);
+    free(map);
     return 0;
 }
 
