@@ -87,19 +87,20 @@ class Replay:
         expected = bytearray(self.base)
         seen = []
         for e in sorted(following.values(), key=log.index):
+            # Then it was sent when the other had been done: what that one left there is what it finds.
             overlapped = any(e.off < s.off + s.len and s.off < e.off + e.len for s in seen)
             seen.append(e)
             for off, n in pieces(e):
                 now = image[off:off + n]
                 new = self.guests.content.of(e, off, n)
-                if now == self.base[off:off + n]:
+                if now == expected[off:off + n]:
                     if now != new and e.done:
                         oldest_out = min(oldest_out, e.done)
                 elif now == new and not overlapped and e.sent:
                     expected[off:off + n] = new
                     newest_in = max(newest_in, e.sent)
                 else:
-                    at = off + (first_difference(now, self.base[off:off + n]) or 0)
+                    at = off + (first_difference(now, expected[off:off + n]) or 0)
                     raise Torn("%s: piece %d+%d of (%s) is torn or wrong; sector %d holds %s" % (
                         what, off, n, e, at // SECTOR, describe(image[at:at + SECTOR])))
         self._compare(image, expected, what)

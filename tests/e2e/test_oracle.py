@@ -7,11 +7,12 @@ The code under test has no part in this: the disk is served by nbdkit's file plu
 """
 import os
 import time
+from types import SimpleNamespace
 
 from harness import M, Disk, Stack, can_connect, wait_for
 from replay import Replay, Torn
 from tap import main, rng, test
-from writers import SECTOR, Guests
+from writers import SECTOR, Content, Event, Guests
 
 SIZE = 16 * M
 
@@ -107,6 +108,22 @@ def a_write_that_is_there_too_early_or_missing_is_seen():
         partial = Replay(p.guests, bytes(SIZE))
         partial._advance([0] + [10 ** 9] * 3)
         assert refused(p, partial.base, called, replied), "one writer's work is missing"
+
+
+@test
+def a_request_whose_marker_is_out_may_be_overwritten_later():
+    """writer 0   write 0+2, done | (the image is taken) marker
+    writer 1                                                       write 0+4: not in
+    The image has writer 0's sectors; that writer 1's lies over them is no tear."""
+    first, second = Event(0, 1, "write", 0, 2 * SECTOR), Event(1, 1, "write", 0, 4 * SECTOR)
+    first.sent, first.done, first.mark_sent, first.mark_done = 1, 2, 5, 6
+    second.sent, second.done, second.mark_sent, second.mark_done = 7, 8, 9, 10
+    guests = SimpleNamespace(count=2, markers=SIZE // 2, content=Content(SIZE), log=[first, second])
+    image = bytearray(SIZE)
+    image[:2 * SECTOR] = guests.content.of(first)
+    Replay(guests, bytes(SIZE)).check(image, 3, 4)
+    image[SECTOR] ^= 1
+    assert refused(SimpleNamespace(guests=guests), image, 3, 4), "a torn piece under another"
 
 
 if __name__ == "__main__":
