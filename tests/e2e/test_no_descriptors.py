@@ -237,8 +237,9 @@ def a_plugin_that_starts_with_too_few_descriptors_says_so_and_takes_nothing_for_
                         + ["--run", "exit 0"], check=False, env=s.nbdkit_env())
                 if r.returncode == 0:
                     break
-                assert CAUSE in r.stderr, (few, r.stderr)
-                said += "varve" in r.stderr
+                # Before the plugin comes, the loader or a shell around nbdkit is short in its own words.
+                assert CAUSE in r.stderr or "varve: " not in r.stderr, (few, r.stderr)
+                said += CAUSE in r.stderr and "varve" in r.stderr
                 few += 1
                 assert few < 100, r.stderr
             assert said, "the plugin itself was never short"
