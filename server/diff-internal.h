@@ -7,22 +7,17 @@
 #define VARVE_SERVER_DIFF_INTERNAL_H
 
 #include "server/diff.h"
-#include "server/endpoint.h"
+#include "server/endpoint-extents.h"
 
-#define VARVE_DIFF_SLOTS   8u
-#define VARVE_DIFF_PIECE   (1024u * 1024u)
-#define VARVE_DIFF_EXTENTS 64u
+#define VARVE_DIFF_SLOTS 8u
+#define VARVE_DIFF_PIECE (1024u * 1024u)
 
 /* One side, as the cursor moves over it. */
 struct varve_diff_side {
     struct varve_diff_run *run;
     struct varve_endpoint *e;
     bool open, closed;
-    struct varve_endpoint_req req; /* for extents */
-    struct varve_endpoint_extent extents[VARVE_DIFF_EXTENTS];
-    bool asking;
-    uint64_t from, to; /* what the extents cover */
-    size_t at;         /* the extent that begins at from */
+    struct varve_extents extents;
 };
 
 /* A piece under way. */

@@ -176,56 +176,23 @@ void varve_diff_piece_done(struct varve_diff_slot *s)
 
 /* --- extents -------------------------------------------------------------------------------- */
 
-static void on_extents(struct varve_endpoint_req *req)
+static void on_extents(struct varve_extents *x, int rc, const struct varve_err *err)
 {
-    struct varve_diff_side *s =
-        (struct varve_diff_side *)((char *)req - offsetof(struct varve_diff_side, req));
-    struct varve_diff_run *run = s->run;
-    uint64_t covered = 0;
+    struct varve_diff_run *run =
+        ((struct varve_diff_side *)((char *)x - offsetof(struct varve_diff_side, extents)))->run;
 
-    s->asking = false;
     if (run->ending)
         return;
-    if (req->rc < 0) {
-        varve_diff_end(run, req->rc, &req->err);
-        return;
-    }
-    for (size_t i = 0; i < req->nextents; i++)
-        covered += s->extents[i].len;
-    s->from = req->off;
-    s->to = req->off + covered;
-    s->at = 0;
-    run_tick(run);
+    if (rc < 0)
+        varve_diff_end(run, rc, err);
+    else
+        run_tick(run);
 }
 
 /* 1: the side's run from the cursor on is known, it is [cursor, *end).  0: it was asked for. */
 static int side_run(struct varve_diff_side *s, uint64_t *end, bool *zero, struct varve_err *err)
 {
-    struct varve_diff_run *run = s->run;
-    uint64_t left = run->end - run->cursor;
-
-    while (!s->asking && s->from <= run->cursor && run->cursor < s->to) {
-        const struct varve_endpoint_extent *x = &s->extents[s->at];
-
-        if (s->from + x->len > run->cursor) {
-            *end = s->from + x->len < run->end ? s->from + x->len : run->end;
-            *zero = x->flags & VARVE_ENDPOINT_IS_ZERO;
-            return 1;
-        }
-        s->from += x->len;
-        s->at++;
-    }
-    if (s->asking)
-        return 0;
-    s->req = (struct varve_endpoint_req){.op = VARVE_ENDPOINT_EXTENTS,
-                                         .off = run->cursor,
-                                         .len = left < ASK_MAX ? left : ASK_MAX,
-                                         .extents = s->extents,
-                                         .max_extents = VARVE_DIFF_EXTENTS,
-                                         .done = on_extents};
-    s->asking = true;
-    s->from = s->to = 0;
-    return varve_endpoint_submit(s->e, &s->req, err);
+    return varve_extents_at(&s->extents, s->e, s->run->cursor, s->run->end, end, zero, err);
 }
 
 /* --- what is next --------------------------------------------------------------------------- */
@@ -428,6 +395,8 @@ void varve_diff_run(struct varve_runner *r)
     run->r = r;
     run->g = diff->disk->identity.geometry;
     run->image.run = run->reference.run = run;
+    run->image.extents.ask_max = run->reference.extents.ask_max = ASK_MAX;
+    run->image.extents.answered = run->reference.extents.answered = on_extents;
     diff->run = run;
     TAILQ_INIT(&run->queue);
     uv_timer_init(r->loop, &run->timer);

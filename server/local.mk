@@ -108,6 +108,8 @@ server_libvarved_la_SOURCES = \
 	%D%/disk.c \
 	%D%/disk.h \
 	%D%/disks.c \
+	%D%/endpoint-extents.c \
+	%D%/endpoint-extents.h \
 	%D%/endpoint-file.c \
 	%D%/endpoint-internal.h \
 	%D%/endpoint-nbd.c \

@@ -14,7 +14,7 @@
  */
 #include "server/push.h"
 
-#include "server/endpoint.h"
+#include "server/endpoint-extents.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -29,8 +29,7 @@
 /* Zeroes of this length and alignment within data are kept as such; a multiple of what any endpoint
  * takes as its smallest unit. */
 #define ZERO_CHUNK (64u * 1024u)
-#define EXTENTS    64u
-#define ASK_MAX    (UINT64_C(1) << 30)
+#define ASK_MAX    (UINT64_C(1) << 30) /* of extents at once */
 
 struct side {
     struct varve_push_run *run;
@@ -63,11 +62,9 @@ struct varve_push_run {
 
     uint64_t unit;              /* what is dirty counts in these */
     uint64_t cursor, dirty_end; /* [cursor, dirty_end) is dirty and not begun */
-    struct varve_endpoint_req ask, flush;
-    struct varve_endpoint_extent extents[EXTENTS];
-    bool asking, flushing;
-    uint64_t known_from, known_to; /* what the extents cover, from `extent` on */
-    size_t extent;
+    struct varve_extents extents; /* of the view */
+    struct varve_endpoint_req flush;
+    bool flushing;
     struct slot slots[SLOTS];
     unsigned nbusy;
 
@@ -358,57 +355,29 @@ static bool next_dirty(struct varve_push_run *run)
     return true;
 }
 
-static void on_extents(struct varve_endpoint_req *req)
+static void on_extents(struct varve_extents *x, int rc, const struct varve_err *err)
 {
     struct varve_push_run *run =
-        (struct varve_push_run *)((char *)req - offsetof(struct varve_push_run, ask));
+        (struct varve_push_run *)((char *)x - offsetof(struct varve_push_run, extents));
 
-    run->asking = false;
     if (run->ending)
         return;
-    if (req->rc < 0) {
-        run_end(run, req->rc, &req->err);
-        return;
-    }
-    run->known_from = run->known_to = req->off;
-    for (size_t i = 0; i < req->nextents; i++)
-        run->known_to += run->extents[i].len;
-    run->extent = 0;
-    run_tick(run);
+    if (rc < 0)
+        run_end(run, rc, err);
+    else
+        run_tick(run);
 }
 
 /* True: the run of the view from the cursor on ends at *end.  False: it was asked for. */
 static bool next_extent(struct varve_push_run *run, uint64_t *end, bool *zero)
 {
-    uint64_t left = run->p->g.size - run->cursor;
     struct varve_err err = VARVE_ERR_INIT;
-    int rc;
+    int rc = varve_extents_at(&run->extents, run->from.e, run->cursor, run->p->g.size, end, zero,
+                              &err);
 
-    while (!run->asking && run->known_from <= run->cursor && run->cursor < run->known_to) {
-        const struct varve_endpoint_extent *x = &run->extents[run->extent];
-
-        if (run->known_from + x->len > run->cursor) {
-            *end = run->known_from + x->len;
-            *zero = x->flags & VARVE_ENDPOINT_IS_ZERO;
-            return true;
-        }
-        run->known_from += x->len;
-        run->extent++;
-    }
-    if (run->asking)
-        return false;
-    run->ask = (struct varve_endpoint_req){.op = VARVE_ENDPOINT_EXTENTS,
-                                           .off = run->cursor,
-                                           .len = left < ASK_MAX ? left : ASK_MAX,
-                                           .extents = run->extents,
-                                           .max_extents = EXTENTS,
-                                           .done = on_extents};
-    run->asking = true;
-    run->known_from = run->known_to = 0;
-    rc = varve_endpoint_submit(run->from.e, &run->ask, &err);
     if (rc < 0)
         run_end(run, rc, &err);
-    return false;
+    return rc > 0;
 }
 
 static void run_on_timer(uv_timer_t *timer)
@@ -587,6 +556,8 @@ void varve_push_run(struct varve_runner *r)
     run->p = p;
     run->r = r;
     run->from.run = run->to.run = run;
+    run->extents.ask_max = ASK_MAX;
+    run->extents.answered = on_extents;
     run->work.data = run;
     p->run = run;
     uv_timer_init(r->loop, &run->timer);
