@@ -46,26 +46,29 @@ static int see_number(void *arg, const char *name)
     return 0;
 }
 
-static bool is_another(struct varve_disk *disk, const struct varve_cat_disk *cd)
+static bool same_birth(const uint8_t a[VARVE_EPOCH_ID_LEN], const uint8_t b[VARVE_EPOCH_ID_LEN])
 {
-    static const uint8_t none[VARVE_EPOCH_ID_LEN];
-    const struct varve_identity *id = &disk->identity;
-    struct varve_epoch_file info;
+    static const uint8_t none[VARVE_EPOCH_ID_LEN]; /* of an older version: nobody can tell */
 
-    return varve_epoch_file_info(disk->daemon->w, &disk->paths, id->uuid, &id->geometry, cd->newest,
-                                 cd->newest, &info, NULL) == 0 &&
-           memcmp(cd->birth, none, sizeof(none)) != 0 && memcmp(info.id, none, sizeof(none)) != 0 &&
-           memcmp(cd->birth, info.id, sizeof(none)) != 0;
+    return memcmp(a, none, sizeof(none)) == 0 || memcmp(b, none, sizeof(none)) == 0 ||
+           memcmp(a, b, sizeof(none)) == 0;
 }
 
 static bool folder_is_older(struct varve_disk *disk, struct varve_doubt_note *note)
 {
-    const struct varve_cat_disk *cd =
-        varve_catalogue_disk(disk->daemon->catalogue, disk->identity.uuid);
+    const struct varve_identity *id = &disk->identity;
+    const struct varve_cat_disk *cd = varve_catalogue_disk(disk->daemon->catalogue, id->uuid);
+    struct varve_epoch_file info;
     uint64_t highest = 0;
+    bool there;
 
-    if (!cd || cd->newest == 0 ||
-        disk->daemon->w->list(disk->daemon->w, disk->paths.state, see_number, &highest) < 0 ||
+    if (!cd || cd->newest == 0)
+        return false;
+    there = varve_epoch_file_info(disk->daemon->w, &disk->paths, id->uuid, &id->geometry,
+                                  cd->newest, cd->newest, &info, NULL) == 0;
+    if (there && same_birth(cd->birth, info.id)) /* each look comes here: no list is needed */
+        return false;
+    if (disk->daemon->w->list(disk->daemon->w, disk->paths.state, see_number, &highest) < 0 ||
         varve_era(highest) > varve_era(cd->newest))
         return false;
     note->used = cd->newest;
@@ -73,7 +76,7 @@ static bool folder_is_older(struct varve_disk *disk, struct varve_doubt_note *no
         snprintf(note->why, sizeof(note->why),
                  "its folder in the state directory is from an older copy: it knows epoch %" PRIu64
                  ", the catalogue knows %" PRIu64, highest, cd->newest);
-    else if (is_another(disk, cd))
+    else if (there)
         snprintf(note->why, sizeof(note->why),
                  "its folder in the state directory went on from an older copy: epoch %" PRIu64
                  " is another one than the catalogue knows", cd->newest);
