@@ -1,26 +1,14 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """A stack whose nbdkit and varved can be killed at their n-th call that changes a file: die.c,
 preloaded into both."""
-import mmap
-import os
 import signal
 import struct
 
-from harness import BUILD, PRELOAD, WAIT, Stack
-from tap import Skip
-
-DIE = os.path.join(BUILD, "tests/e2e/.libs/die.so")
+import preloaded
+from harness import WAIT
 
 
-class Orders:
-    """What one program's die.so is told; the file is mapped by both."""
-
-    def __init__(self, path):
-        self.path = path
-        with open(path, "w+b") as f:
-            f.truncate(4096)
-            self.map = mmap.mmap(f.fileno(), 4096)
-
+class Orders(preloaded.Orders):
     def arm(self, nth, after=False):
         self.nth = nth
         self.map[0:12] = struct.pack("=III", 0, after, 0)
@@ -36,24 +24,8 @@ class Orders:
         return struct.unpack("=I", self.map[8:12])[0]
 
 
-class Dying(Stack):
-    def __init__(self):
-        if not os.path.exists(DIE):
-            raise Skip("die.so is not built (make check builds it)")
-        super().__init__()
-        self.orders = {"nbdkit": Orders(os.path.join(self.short, "die-nbdkit")),
-                       "varved": Orders(os.path.join(self.short, "die-varved"))}
-
-    def spawn(self, name, cmd, env=None, **popen):
-        env = dict(env or {})
-        for program, orders in self.orders.items():
-            if name.startswith(program):
-                before = env.get("LD_PRELOAD") or os.environ.get("VARVE_PRELOAD") or PRELOAD
-                env["LD_PRELOAD"] = (before + " " + DIE).strip()
-                if program == "nbdkit" and os.environ.get("VARVE_PRELOAD"):
-                    env["VARVE_PRELOAD"] = env["LD_PRELOAD"]  # see tests/harness/nbdkit
-                env["DIE_FILE"] = orders.path
-        return super().spawn(name, cmd, env, **popen)
+class Dying(preloaded.Preloaded):
+    NAME, ORDERS = "die", Orders
 
     def dead(self, process):
         """It has ended: by the SIGKILL that it was told, and by nothing else."""

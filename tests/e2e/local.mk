@@ -68,6 +68,7 @@ EXTRA_DIST += \
 	%D%/killing.py \
 	%D%/lossy.py \
 	%D%/nbdclient.py \
+	%D%/preloaded.py \
 	%D%/qmpclient.py \
 	%D%/releases.py \
 	%D%/smallfs.py \

@@ -7,10 +7,11 @@ import signal
 import subprocess
 
 import backups
-from dying import DIE, Orders
+from dying import Orders
 from harness import K, M, PRELOAD, VARVE, Stack
 from incremental import BITMAP
-from tap import LONG, Skip, diag, main, number, rng, test
+from preloaded import library
+from tap import LONG, diag, main, number, rng, test
 
 SIZE = 16 * M
 
@@ -132,8 +133,7 @@ class Chain:
     """A backup that is running, two deltas before it, and varve that dies when it is told."""
 
     def __init__(self, s):
-        if not os.path.exists(DIE):
-            raise Skip("die.so is not built (make check builds it)")
+        self.library = library("die")
         self.s, self.orders = s, Orders(os.path.join(s.short, "die-varve"))
         random = rng("kills")
         disk = s.start("vda", SIZE, granularity="64K")
@@ -157,7 +157,7 @@ class Chain:
 
     def killed(self, nth, after, *args):
         """True: it died at its nth call."""
-        preload = (os.environ.get("VARVE_PRELOAD") or PRELOAD) + " " + DIE
+        preload = (os.environ.get("VARVE_PRELOAD") or PRELOAD) + " " + self.library
         self.orders.arm(nth, after)
         r = subprocess.run([VARVE, *args], stdin=subprocess.DEVNULL, capture_output=True, text=True,
                            env=dict(os.environ, LD_PRELOAD=preload.strip(),
