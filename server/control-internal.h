@@ -8,6 +8,7 @@
 #include "lib/qmp.h"
 #include "server/control.h"
 #include "server/mailbox.h"
+#include "server/nbd/acceptor.h"
 
 #include <stdbool.h>
 
@@ -19,12 +20,10 @@ struct varve_control {
     struct varve_mailbox *mailbox; /* replies of the clerk */
     void (*quit)(void *arg);
     void *quit_arg;
-    uv_pipe_t listener; /* has the socket; control_on_ready() accepts from it */
-    uv_poll_t ready;
-    bool listening, polls, stopped; /* the first two: that have been initialized */
-    unsigned nhandles;              /* of libuv's, that are not closed yet */
-    bool short_of;                  /* of descriptors or memory, which has been said */
-    uv_timer_t pause;               /* of accepting */
+    uv_pipe_t listener; /* has the socket; the acceptor accepts from it */
+    struct varve_acceptor acceptor;
+    bool listening, accepts, stopped; /* the first two: that have been initialized */
+    unsigned nopen;                   /* of listener, acceptor and hurry, not closed yet */
     uv_timer_t hurry;
     struct varve_control_conn *conns;
     unsigned nconns;

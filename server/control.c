@@ -13,7 +13,6 @@
 
 #define BACKLOG  64
 #define HURRY_MS 300
-#define PAUSE_MS 100 /* how long nothing is accepted when descriptors or memory are short */
 
 int varve_control_new(uv_loop_t *loop, struct varve_daemon *d, void (*quit)(void *arg), void *arg,
                       struct varve_control **out, struct varve_err *err)
@@ -37,7 +36,7 @@ int varve_control_new(uv_loop_t *loop, struct varve_daemon *d, void (*quit)(void
     }
     uv_timer_init(loop, &c->hurry);
     c->hurry.data = c;
-    c->nhandles = 1;
+    c->nopen = 1;
     *out = c;
     return 0;
 }
@@ -71,36 +70,19 @@ static int control_clear_path(const char *path, struct varve_err *err)
     return 0;
 }
 
-static void control_on_ready(uv_poll_t *ready, int status, int events);
-
-static void control_on_pause_over(uv_timer_t *pause)
+static int control_accept(void *arg)
 {
-    struct varve_control *c = pause->data;
-
-    uv_poll_start(&c->ready, UV_READABLE, control_on_ready);
-}
-
-/* libuv's own way to accept, once no descriptor is left, never returns from its loop when another
- * thread was quicker to take the one that libuv keeps for that. */
-static void control_on_ready(uv_poll_t *ready, int status, int events)
-{
-    struct varve_control *c = ready->data;
+    struct varve_control *c = arg;
     uv_os_fd_t fd;
     int rc = uv_fileno((uv_handle_t *)&c->listener, &fd);
 
-    (void)status;
-    (void)events;
-    if (rc == 0)
-        rc = varve_control_conn_accept(c, fd);
-    if (rc == 0) {
-        c->short_of = false;
-    } else if (rc != -EAGAIN && rc != -EINTR && rc != -ECONNABORTED) {
-        if (!c->short_of)
-            varve_log("clients wait at the control socket: %s", strerror(-rc));
-        c->short_of = true;
-        uv_poll_stop(ready);
-        uv_timer_start(&c->pause, control_on_pause_over, PAUSE_MS, 0);
-    }
+    return rc < 0 ? rc : varve_control_conn_accept(c, fd);
+}
+
+static void control_on_starved(void *arg, int rc)
+{
+    (void)arg;
+    varve_log("clients wait at the control socket: %s", strerror(-rc));
 }
 
 /* The listener has its socket.  0 or -errno. */
@@ -111,16 +93,16 @@ static int control_accept_from_now_on(struct varve_control *c)
 
     if (rc == 0 && listen(fd, BACKLOG) < 0)
         rc = -errno;
+    c->acceptor.accept = control_accept;
+    c->acceptor.starved = control_on_starved;
+    c->acceptor.arg = c;
     if (rc == 0)
-        rc = uv_poll_init(c->loop, &c->ready, fd);
+        rc = varve_acceptor_start(&c->acceptor, c->loop, fd);
     if (rc < 0)
         return rc;
-    uv_timer_init(c->loop, &c->pause);
-    c->ready.data = c;
-    c->pause.data = c;
-    c->polls = true;
-    c->nhandles += 2;
-    return uv_poll_start(&c->ready, UV_READABLE, control_on_ready);
+    c->accepts = true;
+    c->nopen++;
+    return 0;
 }
 
 int varve_control_listen(struct varve_control *c, const char *path, struct varve_err *err)
@@ -133,7 +115,7 @@ int varve_control_listen(struct varve_control *c, const char *path, struct varve
     uv_pipe_init(c->loop, &c->listener, 0);
     c->listener.data = c;
     c->listening = true;
-    c->nhandles++;
+    c->nopen++;
     mask = umask(0177); /* no other thread makes files while the daemon starts to listen */
     rc = uv_pipe_bind(&c->listener, path);
     umask(mask);
@@ -160,7 +142,7 @@ int varve_control_adopt(struct varve_control *c, int fd, struct varve_err *err)
     uv_pipe_init(c->loop, &c->listener, 0);
     c->listener.data = c;
     c->listening = true;
-    c->nhandles++;
+    c->nopen++;
     rc = uv_pipe_open(&c->listener, fd);
     if (rc < 0)
         close(fd);
@@ -178,24 +160,30 @@ void varve_control_event(void *control, const char *text, size_t len)
 }
 
 /* hurry is closed last, but libuv calls back in another order. */
-static void control_on_handle_closed(uv_handle_t *handle)
+static void control_one_closed(struct varve_control *c)
 {
-    struct varve_control *c = handle->data;
-
-    if (--c->nhandles > 0)
+    if (--c->nopen > 0)
         return;
     c->closed(c->closed_arg);
     free(c->spare);
     free(c);
 }
 
+static void control_on_handle_closed(uv_handle_t *handle)
+{
+    control_one_closed(handle->data);
+}
+
+static void control_on_acceptor_closed(void *arg)
+{
+    control_one_closed(arg);
+}
+
 void varve_control_stop(struct varve_control *c)
 {
+    if (c->accepts && !c->stopped)
+        varve_acceptor_close(&c->acceptor, control_on_acceptor_closed);
     c->stopped = true;
-    if (c->polls && !uv_is_closing((uv_handle_t *)&c->ready)) {
-        uv_close((uv_handle_t *)&c->ready, control_on_handle_closed);
-        uv_close((uv_handle_t *)&c->pause, control_on_handle_closed);
-    }
     if (c->listening && !uv_is_closing((uv_handle_t *)&c->listener)) /* unlinks the socket */
         uv_close((uv_handle_t *)&c->listener, control_on_handle_closed);
     for (struct varve_control_conn *conn = c->conns; conn; conn = varve_control_conn_next(conn))

@@ -15,6 +15,8 @@ server_libnbdserver_la_SOURCES = \
 	%D%/nbd/nbd-host.c \
 	%D%/nbd/nbd-host.h \
 	%D%/nbd/nbd-job.c \
+	%D%/nbd/acceptor.c \
+	%D%/nbd/acceptor.h \
 	%D%/nbd/nbd-listener.c \
 	%D%/nbd/nbd-listener.h \
 	%D%/nbd/nbd-metactx.c \

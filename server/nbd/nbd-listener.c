@@ -6,93 +6,34 @@
 #include <string.h>
 #include <sys/socket.h>
 
-/* Connections accepted before anything else on the loop has its turn. */
-#define ACCEPT_AT_ONCE 64u
-
-/* How long nothing is accepted when files or memory are short. */
-#define PAUSE_MS 100u
-
-static void listener_on_ready(uv_poll_t *poll, int status, int events);
-
-static void listener_resume(struct varve_nbd_listener *l)
+static void listener_on_starved(void *arg, int rc)
 {
-    uv_poll_start(&l->poll, UV_READABLE, listener_on_ready);
+    struct varve_nbd_listener *l = arg;
+
+    if (l->options->log && varve_nbd_clients_may_log(l->clients, uv_hrtime() / 1000000000u))
+        l->options->log("NBD clients wait at %s: %s", l->where,
+                        rc == -ENOMEM ? "no memory" : strerror(-rc));
 }
 
-static void listener_on_pause_over(uv_timer_t *timer)
+static int listener_accept(void *arg)
 {
-    listener_resume(timer->data);
-}
-
-static void listener_pause(struct varve_nbd_listener *l, const char *why)
-{
-    if (!l->short_of && l->options->log &&
-        varve_nbd_clients_may_log(l->clients, uv_hrtime() / 1000000000u))
-        l->options->log("NBD clients wait at %s: %s", l->where, why);
-    l->short_of = true;
-    uv_poll_stop(&l->poll);
-    uv_timer_start(&l->pause, listener_on_pause_over, PAUSE_MS, 0);
-}
-
-/* What accept(2) says of one client that has gone, or of the network it came from. */
-static bool concerns_one_client(int code)
-{
-    switch (code) {
-    case EINTR:
-    case ECONNABORTED:
-    case EPERM:
-    case EPROTO:
-    case ENOPROTOOPT:
-    case EOPNOTSUPP:
-    case ENETDOWN:
-    case ENONET:
-    case ENETUNREACH:
-    case EHOSTDOWN:
-    case EHOSTUNREACH:
-        return true;
-    default:
-        return false;
-    }
-}
-
-/* False: there is nothing more to accept now. */
-static bool listener_accept(struct varve_nbd_listener *l)
-{
+    struct varve_nbd_listener *l = arg;
+    struct varve_nbd_conn *c;
     int fd;
 
     if (!l->next)
         l->next = varve_nbd_conn_new();
-    if (!l->next) {
-        listener_pause(l, "no memory");
-        return false;
-    }
+    if (!l->next)
+        return -ENOMEM;
     fd = accept4(l->socket.fd, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC);
-    if (fd < 0) {
-        if (errno == EAGAIN || errno == EWOULDBLOCK)
-            return false;
-        if (concerns_one_client(errno))
-            return true;
-        listener_pause(l, strerror(errno));
-        return false;
-    }
-    l->short_of = false;
+    if (fd < 0)
+        return -errno;
     if (varve_nbd_conn_take(l->next, fd, l->clients)) {
-        struct varve_nbd_conn *c = l->next;
-
+        c = l->next;
         l->next = NULL;
         l->give(l->arg, c);
     }
-    return true;
-}
-
-static void listener_on_ready(uv_poll_t *poll, int status, int events)
-{
-    struct varve_nbd_listener *l = poll->data;
-
-    (void)status;
-    (void)events;
-    for (unsigned i = 0; i < ACCEPT_AT_ONCE && listener_accept(l); i++)
-        continue;
+    return 0;
 }
 
 struct varve_nbd_listener *varve_nbd_listener_new(uv_loop_t *loop, struct varve_nbd_socket *socket,
@@ -113,21 +54,19 @@ struct varve_nbd_listener *varve_nbd_listener_new(uv_loop_t *loop, struct varve_
         varve_err_set(err, ENOMEM, "%s: no memory", where);
         goto err_after_alloc;
     }
-    rc = uv_poll_init(loop, &l->poll, socket->fd);
-    if (rc) {
+    l->acceptor.accept = listener_accept;
+    l->acceptor.starved = listener_on_starved;
+    l->acceptor.arg = l;
+    rc = varve_acceptor_start(&l->acceptor, loop, socket->fd);
+    if (rc < 0) {
         varve_err_sys(err, -rc, "cannot listen at %s", where);
         goto err_after_alloc;
     }
-    uv_timer_init(loop, &l->pause);
-    l->poll.data = l;
-    l->pause.data = l;
-    l->handles = 2;
     l->socket = *socket;
     l->clients = clients;
     l->options = options;
     l->give = give;
     l->arg = arg;
-    listener_resume(l);
     return l;
 
 err_after_alloc:
@@ -137,22 +76,19 @@ err_after_alloc:
     return NULL;
 }
 
-static void listener_on_closed(uv_handle_t *handle)
+static void listener_on_closed(void *arg)
 {
-    struct varve_nbd_listener *l = handle->data;
+    struct varve_nbd_listener *l = arg;
 
-    if (!--l->handles)
-        l->gone(l);
+    l->gone(l);
 }
 
 void varve_nbd_listener_close(struct varve_nbd_listener *l,
                               void (*gone)(struct varve_nbd_listener *l))
 {
     l->gone = gone;
-    uv_poll_stop(&l->poll);
+    varve_acceptor_close(&l->acceptor, listener_on_closed);
     varve_nbd_socket_close(&l->socket);
-    uv_close((uv_handle_t *)&l->poll, listener_on_closed);
-    uv_close((uv_handle_t *)&l->pause, listener_on_closed);
 }
 
 void varve_nbd_listener_free(struct varve_nbd_listener *l)

@@ -1,12 +1,12 @@
 /* SPDX-License-Identifier: BSD-3-Clause
  *
  * A listening socket at work: it accepts connections, those that the register admits, and gives
- * them away.  Private to nbd-*.c, on the server's loop.  It knows nothing of the protocol, and
- * never spins: where files or memory are short, clients wait in the kernel's queue for a moment.
+ * them away.  Private to nbd-*.c, on the server's loop.  It knows nothing of the protocol.
  */
 #ifndef VARVE_SERVER_NBD_LISTENER_H
 #define VARVE_SERVER_NBD_LISTENER_H
 
+#include "server/nbd/acceptor.h"
 #include "server/nbd/nbd-conn.h"
 #include "server/nbd/nbd-socket.h"
 
@@ -19,10 +19,7 @@ struct varve_nbd_listener {
     char *where; /* as it was given */
     struct varve_nbd_socket socket;
     struct varve_nbd_conn *next; /* memory for the next one, or NULL */
-    uv_poll_t poll;
-    uv_timer_t pause;
-    unsigned handles; /* of these two not yet closed */
-    bool short_of;    /* something was short at the last look, and the log says so */
+    struct varve_acceptor acceptor;
     void (*gone)(struct varve_nbd_listener *l);
 };
 
