@@ -12,6 +12,7 @@
 
 #include "lib/digest.h"
 #include "lib/paths.h"
+#include "lib/whole-file.h"
 
 #include <assert.h>
 #include <endian.h>
@@ -263,30 +264,15 @@ int varve_checkpoint_file_stage(struct varve_world *w, const char *path,
 
 int varve_checkpoint_file_publish(struct varve_world *w, const char *path, struct varve_err *err)
 {
-    char tmp[PATH_MAX], dir[PATH_MAX], *slash;
+    char tmp[PATH_MAX];
     int rc = path_tmp(path, tmp, err);
 
     if (rc < 0)
         return rc;
-    rc = w->rename_new(w, tmp, path);
-    if (rc < 0) {
+    rc = varve_whole_file_publish(w, tmp, path, err);
+    if (rc < 0)
         w->unlink(w, tmp);
-        return rc == -EEXIST ? exists(path, OTHER_NAME, err)
-                             : varve_err_sys(err, -rc, "cannot create %.200s", path);
-    }
-    snprintf(dir, sizeof(dir), "%s", path);
-    slash = strrchr(dir, '/');
-    if (!slash)
-        snprintf(dir, sizeof(dir), ".");
-    else
-        slash[slash == dir] = '\0';
-    rc = w->sync_dir(w, dir);
-    if (rc == 0)
-        return 0;
-    varve_err_sys(err, -rc, "cannot make %.200s durable", path);
-    if (w->unlink(w, path) < 0)
-        varve_err_prefix(err, "%.200s is there, but is not to be relied on", path);
-    return rc;
+    return rc == -EEXIST ? exists(path, OTHER_NAME, err) : rc;
 }
 
 void varve_checkpoint_file_discard(struct varve_world *w, const char *path)

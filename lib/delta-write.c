@@ -11,6 +11,7 @@
 #include "lib/delta-file.h"
 #include "lib/delta-internal.h"
 #include "lib/paths.h"
+#include "lib/whole-file.h"
 
 #include <assert.h>
 #include <endian.h>
@@ -302,26 +303,9 @@ int varve_delta_compare(struct varve_delta_writer *d, const void *buf, uint64_t 
 
 int varve_delta_publish(struct varve_delta_writer *d, struct varve_err *err)
 {
-    char dir[PATH_MAX], *slash;
-    int rc = d->w->rename_new(d->w, d->tmp, d->path);
+    int rc = varve_whole_file_publish(d->w, d->tmp, d->path, err);
 
-    if (rc == -EEXIST)
-        return varve_err_set(err, EEXIST, "%.200s exists already", d->path);
-    if (rc < 0)
-        return varve_err_sys(err, -rc, "cannot create %.200s", d->path);
-    d->published = true;
-    snprintf(dir, sizeof(dir), "%s", d->path);
-    slash = strrchr(dir, '/');
-    if (!slash)
-        snprintf(dir, sizeof(dir), ".");
-    else
-        slash[slash == dir] = '\0';
-    rc = d->w->sync_dir(d->w, dir);
-    if (rc == 0)
-        return 0;
-    varve_err_sys(err, -rc, "cannot make %.200s durable", d->path);
-    if (d->w->unlink(d->w, d->path) < 0)
-        varve_err_prefix(err, "%.200s is there, but is not to be relied on", d->path);
+    d->published = rc == 0;
     return rc;
 }
 

@@ -7,6 +7,7 @@
 #include <limits.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 
 static int read_fd(struct varve_world *w, int fd, const char *path, size_t max, char **buf,
                    size_t *len, struct varve_err *err)
@@ -81,4 +82,29 @@ int varve_whole_file_replace(struct varve_world *w, const char *dir, const char 
     }
     rc = w->sync_dir(w, dir);
     return rc < 0 ? varve_err_sys(err, -rc, "cannot make %s durable", path) : 0;
+}
+
+int varve_whole_file_publish(struct varve_world *w, const char *tmp, const char *path,
+                             struct varve_err *err)
+{
+    char dir[PATH_MAX], *slash;
+    int rc = w->rename_new(w, tmp, path);
+
+    if (rc == -EEXIST)
+        return varve_err_set(err, EEXIST, "%.200s exists already", path);
+    if (rc < 0)
+        return varve_err_sys(err, -rc, "cannot create %.200s", path);
+    snprintf(dir, sizeof(dir), "%s", path);
+    slash = strrchr(dir, '/');
+    if (!slash)
+        snprintf(dir, sizeof(dir), ".");
+    else
+        slash[slash == dir] = '\0';
+    rc = w->sync_dir(w, dir);
+    if (rc == 0)
+        return 0;
+    varve_err_sys(err, -rc, "cannot make %.200s durable", path);
+    if (w->unlink(w, path) < 0)
+        varve_err_prefix(err, "%.200s is there, but is not to be relied on", path);
+    return rc;
 }

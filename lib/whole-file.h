@@ -22,4 +22,9 @@ int varve_whole_file_read(struct varve_world *w, const char *path, size_t max, c
 int varve_whole_file_replace(struct varve_world *w, const char *dir, const char *path,
                              const void *buf, size_t len, struct varve_err *err);
 
+/* Gives a file that is durable as `tmp` a name that nothing has yet, durably.  -EEXIST: something has it,
+ * nothing has changed.  After another error the name is not there, or err says that it is; tmp may be. */
+int varve_whole_file_publish(struct varve_world *w, const char *tmp, const char *path,
+                             struct varve_err *err);
+
 #endif
