@@ -258,6 +258,32 @@ static void all_detach(struct varve_boundary_disk *disks, size_t ndisks)
     }
 }
 
+/* From quiesce to swap, or to abort: what guests' writes may wait for.  Nobody writes to disks that
+ * are not served. */
+static int all_pause(struct varve_boundary_disk *disks, size_t ndisks, struct varve_err *err)
+{
+    struct varve_err other = VARVE_ERR_INIT;
+    struct varve_daemon *d;
+    bool served = false;
+    uint64_t begun_ns;
+    int rc;
+
+    if (ndisks == 0) /* a transaction that needs no boundary */
+        return 0;
+    d = disks[0].disk->daemon;
+    begun_ns = d->w->monotonic_ns(d->w);
+    rc = all_step(disks, ndisks, VARVE_LINK_QUIESCE, wanted_all, err);
+    if (rc == 0)
+        rc = all_step(disks, ndisks, VARVE_LINK_SWAP, wanted_all, err);
+    if (rc < 0)
+        all_step(disks, ndisks, VARVE_LINK_ABORT, wanted_not_swapped, &other);
+    for (size_t i = 0; i < ndisks; i++)
+        served = served || !disks[i].tracker;
+    if (served)
+        varve_pauses_note(&d->pauses, d->w->monotonic_ns(d->w) - begun_ns);
+    return rc;
+}
+
 int varve_boundary_make(struct varve_boundary_disk *disks, size_t ndisks, struct varve_err *err)
 {
     return varve_boundary_make_frozen(disks, ndisks, NULL, err);
@@ -282,10 +308,8 @@ int varve_boundary_make_frozen(struct varve_boundary_disk *disks, size_t ndisks,
         frozen = rc == 0;
     }
     if (rc == 0)
-        rc = all_step(disks, ndisks, VARVE_LINK_QUIESCE, wanted_all, err);
-    if (rc == 0)
-        rc = all_step(disks, ndisks, VARVE_LINK_SWAP, wanted_all, err);
-    if (rc < 0)
+        rc = all_pause(disks, ndisks, err);
+    else
         all_step(disks, ndisks, VARVE_LINK_ABORT, wanted_not_swapped, &other);
     if (frozen) { /* writers go on by now: thawing may need them to */
         int thawed = varve_freeze_thaw(f, rc < 0 ? &other : err);

@@ -37,6 +37,7 @@ static const struct varve_command commands[] = {
     {"query-commands", NULL},
     {"query-disks", varve_command_query_disks},
     {"query-jobs", varve_command_query_jobs},
+    {"query-metrics", varve_command_query_metrics},
     {"query-named-block-nodes", varve_command_query_named_block_nodes},
     {"query-nbd-server", varve_command_query_nbd_server},
     {"query-version", NULL},

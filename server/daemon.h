@@ -17,6 +17,7 @@
 #include "server/map-cache.h"
 #include "server/nbd/nbd-server.h"
 #include "server/options.h"
+#include "server/pauses.h"
 #include "server/sd-listen.h"
 
 #include <pthread.h>
@@ -50,6 +51,7 @@ struct varve_daemon {
     struct varve_catalogue *catalogue; /* what is committed */
     struct varve_disk *disks;          /* all that were ever seen, in order of names */
     struct varve_backup *backups;      /* the open ones of the catalogue */
+    struct varve_pauses pauses;        /* of disks that were served */
 };
 
 /* First of all: what the locks above need. */

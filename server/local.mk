@@ -127,6 +127,12 @@ server_libvarved_la_SOURCES = \
 	%D%/freeze.h \
 	%D%/guest-writes.c \
 	%D%/guest-writes.h \
+	%D%/http-conn.c \
+	%D%/http-internal.h \
+	%D%/http-request.c \
+	%D%/http-request.h \
+	%D%/http.c \
+	%D%/http.h \
 	%D%/job-internal.h \
 	%D%/job-loop.c \
 	%D%/job.c \
@@ -137,8 +143,12 @@ server_libvarved_la_SOURCES = \
 	%D%/mailbox.h \
 	%D%/map-cache.c \
 	%D%/map-cache.h \
+	%D%/metrics.c \
+	%D%/metrics.h \
 	%D%/options.c \
 	%D%/options.h \
+	%D%/pauses.c \
+	%D%/pauses.h \
 	%D%/peer.c \
 	%D%/peer.h \
 	%D%/push-run.c \

@@ -16,6 +16,7 @@
 #include "server/job.h"
 #include "server/log.h"
 #include "server/mailbox.h"
+#include "server/metrics.h"
 #include "server/options.h"
 #include "server/runtime.h"
 #include "server/sd-listen.h"
@@ -40,6 +41,7 @@ struct app {
     size_t nown; /* of the listeners are ours, and come first */
     uv_loop_t loop;
     struct varve_control *control;
+    struct varve_http *metrics;
     struct varve_mailbox *mailbox; /* news from the clerk to this file */
     struct varve_job restore;
     struct varve_letter restored, clerk_ended;
@@ -47,6 +49,7 @@ struct app {
     uv_timer_t end_timer, watchdog;
     unsigned watchdog_ms; /* 0: nobody waits for a sign of life */
     bool clerk_running, nbd_running, stopping;
+    unsigned http_running; /* sites that are not closed */
     int status;
 };
 
@@ -77,7 +80,7 @@ static void app_on_jobs_closed(void *arg)
 
 static void app_maybe_close(struct app *app)
 {
-    if (!app->stopping || app->clerk_running || app->nbd_running)
+    if (!app->stopping || app->clerk_running || app->nbd_running || app->http_running > 0)
         return;
     varve_jobs_close(app->daemon.jobs, app_on_jobs_closed, app);
 }
@@ -87,6 +90,14 @@ static void app_on_nbd_closed(void *arg)
     struct app *app = arg;
 
     app->nbd_running = false;
+    app_maybe_close(app);
+}
+
+static void app_on_http_closed(void *arg)
+{
+    struct app *app = arg;
+
+    app->http_running--;
     app_maybe_close(app);
 }
 
@@ -129,6 +140,7 @@ static void app_stop(struct app *app)
     varve_sd_notify("STOPPING=1");
     uv_timer_start(&app->end_timer, app_on_end_timer, END_MS, 0);
     varve_control_stop(app->control);
+    varve_http_close(app->metrics, app_on_http_closed, app);
     varve_jobs_stop(app->daemon.jobs);
     varve_clerk_stop(app->daemon.clerk);
     varve_nbd_server_close(app->daemon.nbd, NBD_CLOSE_MS, app_on_nbd_closed, app);
@@ -199,25 +211,40 @@ static int app_add_listener(struct app *app, const char *real, struct varve_err 
     return 0;
 }
 
+static int app_listen_http(struct varve_http *h, const struct varve_where *own,
+                           const struct varve_sd_list *passed, struct varve_err *err)
+{
+    int rc = 0;
+
+    for (size_t i = 0; i < own->n && rc == 0; i++)
+        rc = varve_http_listen(h, own->list[i], err);
+    for (unsigned i = 0; i < passed->n && rc == 0; i++)
+        rc = varve_http_adopt(h, passed->fds[i], err);
+    return rc;
+}
+
 static int app_listen(struct app *app, struct varve_err *err)
 {
     const struct varve_options *o = &app->options;
-    size_t own = o->default_listen && app->passed.n ? 0 : o->nlisten;
+    size_t own = o->default_listen && app->passed.nbd.n ? 0 : o->listen.n;
     char real[512];
     int rc = 0;
 
     for (size_t i = 0; i < own && rc == 0; i++) {
-        rc = varve_nbd_server_listen(app->daemon.nbd, o->listen[i], real, sizeof(real), err);
+        rc = varve_nbd_server_listen(app->daemon.nbd, o->listen.list[i], real, sizeof(real), err);
         if (rc == 0)
             rc = app_add_listener(app, real, err);
         app->nown = app->daemon.nlisteners;
     }
-    for (unsigned i = 0; i < app->passed.n && rc == 0; i++) {
-        rc = varve_nbd_server_adopt(app->daemon.nbd, app->passed.fds[i], real, sizeof(real), err);
+    for (unsigned i = 0; i < app->passed.nbd.n && rc == 0; i++) {
+        rc = varve_nbd_server_adopt(app->daemon.nbd, app->passed.nbd.fds[i], real, sizeof(real),
+                                    err);
         if (rc == 0)
             rc = app_add_listener(app, real, err);
     }
     app->daemon.nfixed = app->daemon.nlisteners;
+    if (rc == 0)
+        rc = app_listen_http(app->metrics, &o->metrics, &app->passed.metrics, err);
     if (rc < 0)
         return rc;
     if (app->passed.control >= 0)
@@ -295,6 +322,8 @@ static int app_start(struct app *app, struct varve_err *err)
     if (rc == 0)
         rc = varve_nbd_server_new(&app->loop, d->exports, &app->options.nbd, &d->nbd, err);
     if (rc == 0)
+        rc = varve_http_new(&app->loop, d, &varve_metrics_site, &app->metrics, err);
+    if (rc == 0)
         rc = app_load_tls(app, err);
     if (rc == 0)
         rc = app_load_access(app, err);
@@ -303,6 +332,7 @@ static int app_start(struct app *app, struct varve_err *err)
     if (rc < 0)
         return rc;
     app->clerk_running = app->nbd_running = true;
+    app->http_running = 1;
     app->clerk_ended.deliver = app_on_clerk_ended;
     app->restored.deliver = app_on_restored;
     app->restore.run = clerk_restore;

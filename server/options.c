@@ -43,6 +43,7 @@ static const char usage_text[] =
     "  --listen WHERE           NBD listener, may be repeated: unix:PATH, tcp:HOST:PORT or\n"
     "                           vsock:PORT\n"
     "                           (default: unix:RUNTIME/" VARVE_NBD_SOCKET ")\n"
+    "  --metrics WHERE          metrics for Prometheus over HTTP: GET /metrics (default: nowhere)\n"
     "  --max-connections N      NBD connections at once (default: 1024)\n"
     "  --max-connections-per-peer N\n"
     "                           of one address or user (default: no other limit)\n"
@@ -73,6 +74,7 @@ enum option_code {
     OPT_SCRATCH_DIR,
     OPT_CONTROL,
     OPT_LISTEN,
+    OPT_METRICS,
     OPT_MAX_CONNECTIONS,
     OPT_MAX_PER_PEER,
     OPT_HANDSHAKE_TIMEOUT,
@@ -100,6 +102,7 @@ static const struct option long_options[] = {
     {"scratch-dir", required_argument, NULL, OPT_SCRATCH_DIR},
     {"control", required_argument, NULL, OPT_CONTROL},
     {"listen", required_argument, NULL, OPT_LISTEN},
+    {"metrics", required_argument, NULL, OPT_METRICS},
     {"max-connections", required_argument, NULL, OPT_MAX_CONNECTIONS},
     {"max-connections-per-peer", required_argument, NULL, OPT_MAX_PER_PEER},
     {"handshake-timeout", required_argument, NULL, OPT_HANDSHAKE_TIMEOUT},
@@ -180,15 +183,22 @@ static int parse_tls_mode(const char *text, enum varve_tls_mode *mode, struct va
     return 0;
 }
 
-static int options_add_listener(struct varve_options *o, const char *where, struct varve_err *err)
+static int where_add(struct varve_where *w, const char *name, const char *where,
+                     struct varve_err *err)
 {
-    if (o->nlisten == VARVE_LISTENERS_MAX)
-        return varve_err_set(err, EINVAL, "more than %d times --listen", VARVE_LISTENERS_MAX);
-    o->listen[o->nlisten] = strdup(where);
-    if (!o->listen[o->nlisten])
+    if (w->n == VARVE_LISTENERS_MAX)
+        return varve_err_set(err, EINVAL, "more than %d times --%s", VARVE_LISTENERS_MAX, name);
+    w->list[w->n] = strdup(where);
+    if (!w->list[w->n])
         return varve_err_set(err, ENOMEM, "no memory");
-    o->nlisten++;
+    w->n++;
     return 0;
+}
+
+static void where_fini(struct varve_where *w)
+{
+    for (size_t i = 0; i < w->n; i++)
+        free(w->list[i]);
 }
 
 /* One option; what it is called stands in `name`. */
@@ -210,7 +220,9 @@ static int options_take(struct varve_options *o, int code, const char *name, cha
         o->control = strdup(value);
         return o->control ? 0 : varve_err_set(err, ENOMEM, "no memory");
     case OPT_LISTEN:
-        return options_add_listener(o, value, err);
+        return where_add(&o->listen, name, value, err);
+    case OPT_METRICS:
+        return where_add(&o->metrics, name, value, err);
     case OPT_MAX_CONNECTIONS:
         return parse_count(name, value, 1, 1000000, &o->nbd.max_connections, err);
     case OPT_MAX_PER_PEER:
@@ -292,14 +304,14 @@ static int options_defaults(struct varve_options *o, struct varve_err *err)
         o->control = NULL;
         return varve_err_set(err, ENOMEM, "no memory");
     }
-    o->default_listen = o->nlisten == 0;
+    o->default_listen = o->listen.n == 0;
     if (o->default_listen) {
         char *where;
         int rc;
 
         if (asprintf(&where, "unix:%s/%s", o->runtime_dir, VARVE_NBD_SOCKET) < 0)
             return varve_err_set(err, ENOMEM, "no memory");
-        rc = options_add_listener(o, where, err);
+        rc = where_add(&o->listen, "listen", where, err);
         free(where);
         return rc;
     }
@@ -347,6 +359,6 @@ enum varve_options_result varve_options_parse(struct varve_options *o, int argc,
 void varve_options_fini(struct varve_options *o)
 {
     free(o->control);
-    for (size_t i = 0; i < o->nlisten; i++)
-        free(o->listen[i]);
+    where_fini(&o->listen);
+    where_fini(&o->metrics);
 }

@@ -15,13 +15,19 @@
 
 #define VARVE_LISTENERS_MAX 32
 
+/* What was given of one option that says where to listen. */
+struct varve_where {
+    char *list[VARVE_LISTENERS_MAX];
+    size_t n;
+};
+
 struct varve_options {
     const char *state_dir;
     const char *runtime_dir;
     const char *scratch_dir;           /* NULL: the state directory */
     char *control;                     /* path of the control socket */
-    char *listen[VARVE_LISTENERS_MAX]; /* WHERE */
-    size_t nlisten;
+    struct varve_where listen;         /* NBD */
+    struct varve_where metrics;        /* HTTP */
     bool default_listen;               /* nobody named one: not needed where sockets were passed */
     unsigned threads; /* of the pool that reads disks */
     uint64_t map_memory; /* bytes of maps that are kept though nobody uses them just now */

@@ -11,6 +11,7 @@
 
 #define FIRST_FD     3
 #define CONTROL_NAME "control"
+#define METRICS_NAME "metrics"
 
 /* A decimal number up to max; -1: it is none. */
 static long env_number(const char *text, long max)
@@ -35,6 +36,11 @@ static bool name_is(const char *names, unsigned i, const char *name)
     return names && strncmp(names, name, len) == 0 && (names[len] == ':' || !names[len]);
 }
 
+static void list_add(struct varve_sd_list *list, int fd)
+{
+    list->fds[list->n++] = fd;
+}
+
 static int take(struct varve_sd_sockets *out, unsigned n, const char *names, struct varve_err *err)
 {
     for (unsigned i = 0; i < n; i++) {
@@ -42,8 +48,10 @@ static int take(struct varve_sd_sockets *out, unsigned n, const char *names, str
 
         if (fcntl(fd, F_SETFD, FD_CLOEXEC))
             return varve_err_sys(err, errno, "LISTEN_FDS: file descriptor %d", fd);
-        if (!name_is(names, i, CONTROL_NAME))
-            out->fds[out->n++] = fd;
+        if (name_is(names, i, METRICS_NAME))
+            list_add(&out->metrics, fd);
+        else if (!name_is(names, i, CONTROL_NAME))
+            list_add(&out->nbd, fd);
         else if (out->control < 0)
             out->control = fd;
         else

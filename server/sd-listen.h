@@ -10,10 +10,15 @@
 
 #define VARVE_SD_SOCKETS_MAX 32
 
-struct varve_sd_sockets {
+struct varve_sd_list {
     unsigned n;
     int fds[VARVE_SD_SOCKETS_MAX]; /* close-on-exec; the caller's */
-    int control;                   /* the one named "control", which is not among them; -1: none */
+};
+
+struct varve_sd_sockets {
+    int control;                  /* the one named "control"; -1: none */
+    struct varve_sd_list metrics; /* those of that name */
+    struct varve_sd_list nbd;     /* of any other name */
 };
 
 /* Takes them; none if they are not meant for this process.  Children see nothing of it.  -EINVAL:

@@ -3,11 +3,11 @@ systemunitdir = $(prefix)/lib/systemd/system
 systemusersdir = $(prefix)/lib/sysusers.d
 systemtmpfilesdir = $(prefix)/lib/tmpfiles.d
 
-made_units = %D%/varved.service %D%/varve@.service %D%/varve-metrics@.service
+made_units = %D%/varved.service %D%/varve@.service
 dist_systemunit_DATA = %D%/varved.socket %D%/varve@.socket %D%/varve-metrics.socket
 dist_pkgdata_DATA = %D%/alerts.yml %D%/grafana.json
 nodist_systemunit_DATA = $(made_units)
-EXTRA_DIST += %D%/varve-metrics@.service.in %D%/varved.service.in %D%/varve@.service.in %D%/sysusers.conf %D%/tmpfiles.conf
+EXTRA_DIST += %D%/varved.service.in %D%/varve@.service.in %D%/sysusers.conf %D%/tmpfiles.conf
 CLEANFILES += $(made_units)
 
 substitute = $(AM_V_GEN)$(MKDIR_P) $(@D) && sed \
@@ -16,8 +16,6 @@ substitute = $(AM_V_GEN)$(MKDIR_P) $(@D) && sed \
 	$(substitute) $(srcdir)/%D%/varved.service.in >$@
 %D%/varve@.service: %D%/varve@.service.in
 	$(substitute) $(srcdir)/%D%/varve@.service.in >$@
-%D%/varve-metrics@.service: %D%/varve-metrics@.service.in
-	$(substitute) $(srcdir)/%D%/varve-metrics@.service.in >$@
 
 install-data-local:
 	$(MKDIR_P) '$(DESTDIR)$(systemusersdir)' '$(DESTDIR)$(systemtmpfilesdir)'

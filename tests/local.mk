@@ -177,6 +177,12 @@ check_PROGRAMS += %D%/unit/test-map-cache
 %C%_unit_test_map_cache_LDADD = server/libvarved.la $(CMOCKA_LIBS)
 TESTS += %D%/unit/test-map-cache
 
+check_PROGRAMS += %D%/unit/test-http-request
+%C%_unit_test_http_request_SOURCES = %D%/unit/test-http-request.c
+%C%_unit_test_http_request_CFLAGS = $(AM_CFLAGS) $(CMOCKA_CFLAGS)
+%C%_unit_test_http_request_LDADD = server/libvarved.la $(CMOCKA_LIBS)
+TESTS += %D%/unit/test-http-request
+
 check_PROGRAMS += %D%/unit/test-access
 %C%_unit_test_access_SOURCES = %D%/unit/test-access.c
 %C%_unit_test_access_CFLAGS = $(AM_CFLAGS) $(CMOCKA_CFLAGS)

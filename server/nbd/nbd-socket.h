@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: BSD-3-Clause
  *
- * A listening socket from its WHERE, or from whoever opened it before us (systemd).  Private to
- * nbd-*.c.  Any thread; making one may wait (for a name to be resolved).  It accepts nothing.
+ * A listening socket from its WHERE, or from whoever opened it before us (systemd).  Any thread;
+ * making one may wait (for a name to be resolved).  It accepts nothing.
  */
 #ifndef VARVE_SERVER_NBD_SOCKET_H
 #define VARVE_SERVER_NBD_SOCKET_H

@@ -28,6 +28,7 @@ e2e_tests = \
 	%D%/test_load.py \
 	%D%/test_map.py \
 	%D%/test_maps.py \
+	%D%/test_metrics.py \
 	%D%/test_model.py \
 	%D%/test_no_descriptors.py \
 	%D%/test_no_runtime.py \
@@ -69,7 +70,9 @@ EXTRA_DIST += \
 	%D%/lossy.py \
 	%D%/nbdclient.py \
 	%D%/preloaded.py \
+	%D%/prometheus.py \
 	%D%/qmpclient.py \
+	%D%/rawhttp.py \
 	%D%/releases.py \
 	%D%/smallfs.py \
 	%D%/replay.py \

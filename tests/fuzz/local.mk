@@ -95,6 +95,19 @@ EXTRA_PROGRAMS += %D%/fuzz-delta-file
 %C%_fuzz_delta_file_LDFLAGS = $(AM_LDFLAGS) -fsanitize=fuzzer
 %C%_fuzz_delta_file_LDADD = $(FUZZ_CORE)
 
+check_PROGRAMS += %D%/replay-http-request
+%C%_replay_http_request_SOURCES = %D%/replay.c %D%/fuzz.h %D%/http-request.c
+%C%_replay_http_request_CPPFLAGS = $(AM_CPPFLAGS) -DFUZZ_TARGET='"http-request"'
+%C%_replay_http_request_CFLAGS = $(FUZZ_CFLAGS)
+%C%_replay_http_request_LDADD = server/libvarved.la $(FUZZ_CORE)
+TESTS += %D%/replay-http-request
+FUZZERS += %D%/fuzz-http-request
+EXTRA_PROGRAMS += %D%/fuzz-http-request
+%C%_fuzz_http_request_SOURCES = %D%/fuzz.h %D%/http-request.c
+%C%_fuzz_http_request_CFLAGS = $(FUZZ_CFLAGS)
+%C%_fuzz_http_request_LDFLAGS = $(AM_LDFLAGS) -fsanitize=fuzzer
+%C%_fuzz_http_request_LDADD = server/libvarved.la $(FUZZ_CORE)
+
 check_PROGRAMS += %D%/replay-identity
 %C%_replay_identity_SOURCES = %D%/replay.c %D%/fuzz.h %D%/identity.c %D%/world.c %D%/world.h
 %C%_replay_identity_CPPFLAGS = $(AM_CPPFLAGS) -DFUZZ_TARGET='"identity"'

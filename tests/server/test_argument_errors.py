@@ -182,6 +182,7 @@ ROWS = {
     "query-block": NONE,
     "query-backups": NONE,
     "query-nbd-server": NONE,
+    "query-metrics": NONE,
     "quit": NONE,
     "qmp_capabilities": Row({"enable": []}, {"enable": "array"},
                             [({"enable": ["oob"]}, "no capability")], optional=("enable",)),
