@@ -47,6 +47,13 @@ const char *varve_out_time(char buf[VARVE_OUT_TIME_LEN], int64_t seconds)
     return buf;
 }
 
+const char *varve_out_span(char buf[VARVE_OUT_SPAN_LEN], uint64_t seconds)
+{
+    snprintf(buf, VARVE_OUT_SPAN_LEN, "%" PRIu64 ":%02u:%02u", seconds / 3600,
+             (unsigned)(seconds / 60 % 60), (unsigned)(seconds % 60));
+    return buf;
+}
+
 int varve_out_columns(int fd)
 {
     struct winsize ws;
@@ -63,7 +70,15 @@ bool varve_out_colour(int fd)
     const char *no_color = getenv("NO_COLOR");
     const char *term = getenv("TERM");
 
-    return isatty(fd) && (!no_color || !no_color[0]) && term && strcmp(term, "dumb") != 0;
+    return isatty(fd) && (!no_color || !no_color[0]) && term && term[0] &&
+           strcmp(term, "dumb") != 0;
+}
+
+void varve_out_harmless(char *text)
+{
+    for (char *p = text; *p; p++)
+        if ((unsigned char)*p < ' ' || *p == 0x7f)
+            *p = '?';
 }
 
 static void *must(void *p)
@@ -91,9 +106,7 @@ void varve_table_add(struct varve_table *t, const char *text)
         t->cells = must(realloc(t->cells, t->cap * sizeof(*t->cells)));
     }
     cell = must(strdup(text && text[0] ? text : "-"));
-    for (char *p = cell; *p; p++)
-        if ((unsigned char)*p < ' ' || *p == 0x7f)
-            *p = '?'; /* names are free; none drives the terminal */
+    varve_out_harmless(cell);
     t->cells[t->count++] = cell;
 }
 
@@ -140,17 +153,21 @@ static const char *state_colour(const char *text)
         {"degraded", "\033[33m"}, {"offline", "\033[33m"}, {"inconsistent", "\033[31m"},
         {"missing", "\033[31m"},  {"broken", "\033[31m"},  {"failed", "\033[31m"},
     };
-    size_t len = strcspn(text, ":");
+    static const char also[] = ", degraded";
+    size_t len = strcspn(text, ":"), tail = sizeof(also) - 1;
 
+    if (len > tail && memcmp(text + len - tail, also, tail) == 0) {
+        text += len - tail + 2;
+        len = tail - 2;
+    }
     for (size_t i = 0; i < sizeof(colours) / sizeof(colours[0]); i++)
         if (strlen(colours[i][0]) == len && strncmp(colours[i][0], text, len) == 0)
             return colours[i][1];
     return "";
 }
 
-void varve_table_print(struct varve_table *t)
+void varve_table_write(struct varve_table *t, FILE *f, bool colour)
 {
-    bool colour = t->state_column >= 0 && varve_out_colour(STDOUT_FILENO);
     int *widths = must(calloc((size_t)t->columns, sizeof(*widths)));
 
     for (size_t i = 0; i < t->count; i++) {
@@ -162,17 +179,21 @@ void varve_table_print(struct varve_table *t)
     for (size_t i = 0; i < t->count; i++) {
         size_t column = i % (size_t)t->columns;
         bool last = column + 1 == (size_t)t->columns;
-
         const char *paint = colour && (int)column == t->state_column && i != column
                                 ? state_colour(t->cells[i])
                                 : "";
 
-        printf("%s%s%s%*s%s", paint, t->cells[i], paint[0] ? "\033[0m" : "", last ? 0 : widths[column] - text_width(t->cells[i]), "",
-               last ? "\n" : "  ");
+        fprintf(f, "%s%s%s%*s%s", paint, t->cells[i], paint[0] ? "\033[0m" : "",
+                last ? 0 : widths[column] - text_width(t->cells[i]), "", last ? "\n" : "  ");
         free(t->cells[i]);
     }
     free(t->cells);
     free(widths);
+}
+
+void varve_table_print(struct varve_table *t)
+{
+    varve_table_write(t, stdout, varve_out_colour(STDOUT_FILENO));
 }
 
 const char *varve_get_string(const json_t *object, const char *key)

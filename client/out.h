@@ -12,6 +12,7 @@
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <stdio.h>
 
 /* The value as indented JSON and a newline. */
 void varve_out_json(const json_t *value);
@@ -27,17 +28,25 @@ const char *varve_out_size(char buf[VARVE_OUT_SIZE_LEN], uint64_t bytes);
 /* Seconds since 1970 as local time, "-" when 0.  Returns buf. */
 const char *varve_out_time(char buf[VARVE_OUT_TIME_LEN], int64_t seconds);
 
+#define VARVE_OUT_SPAN_LEN 24
+
+/* Seconds as 0:01:30.  Returns buf. */
+const char *varve_out_span(char buf[VARVE_OUT_SPAN_LEN], uint64_t seconds);
+
 /* The terminal behind fd: its width in columns, or 0 when fd is none. */
 int varve_out_columns(int fd);
 
 /* True: people see colours here and want them. */
 bool varve_out_colour(int fd);
 
+/* Names are free; in place, so that none drives the terminal. */
+void varve_out_harmless(char *text);
+
 /* A table: cells are added row by row, printed with columns as wide as needed. */
 struct varve_table {
     int columns;
     int state_column; /* its words are coloured on a terminal; -1, as init leaves it: none */
-    size_t count; /* cells */
+    size_t count;     /* cells */
     size_t cap;
     char **cells;
 };
@@ -49,6 +58,8 @@ void varve_table_size(struct varve_table *t, const json_t *bytes);
 void varve_table_number(struct varve_table *t, const json_t *number);
 /* Prints and frees. */
 void varve_table_print(struct varve_table *t);
+/* The same into f; colour: the state column's words are coloured. */
+void varve_table_write(struct varve_table *t, FILE *f, bool colour);
 
 /* Reading: a missing, wrong or negative value is "-" or 0; reals are rounded down. */
 const char *varve_get_string(const json_t *object, const char *key);

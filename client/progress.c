@@ -46,10 +46,10 @@ void varve_progress_draw(struct varve_progress *p, uint64_t done, uint64_t total
             varve_out_size(size[0], moved),
             varve_out_size(size[1], (uint64_t)((double)moved * 1000 / (double)spent_ms)));
     if (part > 0.01 && spent_ms > 2000) {
-        int64_t left_s = (int64_t)((double)spent_ms / part * (1 - part) / 1000);
+        uint64_t left_s = (uint64_t)((double)spent_ms / part * (1 - part) / 1000);
+        char span[VARVE_OUT_SPAN_LEN];
 
-        fprintf(stderr, ", %d:%02d:%02d left", (int)(left_s / 3600), (int)(left_s / 60 % 60),
-                (int)(left_s % 60));
+        fprintf(stderr, ", %s left", varve_out_span(span, left_s));
     }
     fprintf(stderr, "\033[K");
 }
