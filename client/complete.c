@@ -168,7 +168,7 @@ static enum kind kind_of(const struct line *l, const char *option, const char *w
         return KIND_NONE;
     if (is(word, "ID"))
         return is(sub, "begin") ? KIND_NONE : KIND_BACKUP; /* there it is a new one */
-    if (is(option, "since"))
+    if (is(option, "since") || is(option, "until"))
         return is(verb, "backup") || is(verb, "push") ? KIND_CHECKPOINT : KIND_BASE;
     if (is(option, "bitmap"))
         return KIND_BITMAP;

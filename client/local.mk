@@ -20,6 +20,7 @@ bin_PROGRAMS += %D%/varve
 	%D%/main.c \
 	%D%/map-draw.c \
 	%D%/map-draw.h \
+	%D%/map-svg.c \
 	%D%/map.c \
 	%D%/metrics.c \
 	%D%/nbd-open.c \

@@ -12,22 +12,18 @@
 
 #define ROWS_MAX        16
 #define COLUMNS_DEFAULT 64
+#define COLUMNS_MIN     8
 #define LABEL_WIDTH     8 /* the offset before each row, and what stands between */
 #define CELL_MIN        512
 
-enum { MARKED, PARTLY, CLEAN, HOLE, KINDS };
-
-int varve_picture_init(struct varve_picture *p, const char *context, bool dirty,
-                       uint64_t export_size, struct varve_err *err)
+int varve_picture_init(struct varve_picture *p, uint64_t export_size, int columns, int rows,
+                       struct varve_err *err)
 {
-    int columns = varve_out_columns(STDOUT_FILENO);
+    uint64_t most = (uint64_t)columns * (uint64_t)rows;
 
     *p = (struct varve_picture){
-        .context = context, .dirty = dirty, .export_size = export_size, .cell_bytes = CELL_MIN};
-    p->columns = columns ? columns - LABEL_WIDTH - 1 : COLUMNS_DEFAULT;
-    if (p->columns < 8)
-        p->columns = 8;
-    while ((export_size + p->cell_bytes - 1) / p->cell_bytes > (uint64_t)p->columns * ROWS_MAX)
+        .export_size = export_size, .cell_bytes = CELL_MIN, .columns = columns};
+    while ((export_size + p->cell_bytes - 1) / p->cell_bytes > most)
         p->cell_bytes *= 2;
     p->ncells = (size_t)((export_size + p->cell_bytes - 1) / p->cell_bytes);
     p->cells = calloc(p->ncells + 1, sizeof(*p->cells));
@@ -39,81 +35,113 @@ void varve_picture_fini(struct varve_picture *p)
     free(p->cells);
 }
 
-void varve_picture_add(struct varve_picture *p, const struct varve_status_run *run)
+void varve_picture_add(struct varve_picture *p, uint64_t off, uint64_t len,
+                       enum varve_map_class what)
 {
-    /* In a dirty bitmap's picture the second context tells the holes. */
-    uint64_t allocation = p->dirty ? run->flags[1] : run->flags[0];
-    bool hole = allocation & (LIBNBD_STATE_HOLE | LIBNBD_STATE_ZERO);
-    bool marked = p->dirty ? run->flags[0] & VARVE_NBD_DIRTY : !hole;
-    uint64_t off = run->off, end = run->off + run->len;
+    struct varve_picture_sum *sum = &p->sums[what];
+    uint64_t end = off + len;
 
-    if (marked) {
-        p->marked += run->len;
-        p->runs += p->marked_end != off || p->runs == 0;
-        p->marked_end = end;
-    } else if (hole) {
-        p->holes += run->len;
-    } else {
-        return;
-    }
+    sum->runs += sum->end != off || sum->runs == 0;
+    sum->bytes += len;
+    sum->end = end;
     while (off < end) {
-        struct varve_picture_cell *cell = &p->cells[off / p->cell_bytes];
         uint64_t behind = (off / p->cell_bytes + 1) * p->cell_bytes;
-        uint64_t len = (behind < end ? behind : end) - off;
+        uint64_t part = (behind < end ? behind : end) - off;
 
-        if (marked)
-            cell->marked += len;
-        else
-            cell->holes += len;
-        off += len;
+        p->cells[off / p->cell_bytes].bytes[what] += part;
+        off += part;
     }
 }
 
-static int cell_kind(const struct varve_picture *p, size_t i)
+enum varve_map_look varve_picture_look(const struct varve_picture *p, size_t cell)
 {
-    uint64_t off = i * p->cell_bytes;
+    const uint64_t *bytes = p->cells[cell].bytes;
+    uint64_t off = cell * p->cell_bytes;
     uint64_t len = p->export_size - off < p->cell_bytes ? p->export_size - off : p->cell_bytes;
 
-    if (p->cells[i].marked == len)
-        return MARKED;
-    if (p->cells[i].marked > 0)
-        return PARTLY;
-    return p->cells[i].holes == len ? HOLE : CLEAN;
+    if (bytes[VARVE_MAP_MARKED] > 0)
+        return bytes[VARVE_MAP_MARKED] == len ? VARVE_LOOK_MARKED : VARVE_LOOK_MARKED_PARTLY;
+    if (bytes[VARVE_MAP_EARLIER] > 0)
+        return bytes[VARVE_MAP_EARLIER] == len ? VARVE_LOOK_EARLIER : VARVE_LOOK_EARLIER_PARTLY;
+    return bytes[VARVE_MAP_HOLE] == len ? VARVE_LOOK_HOLE : VARVE_LOOK_CLEAN;
 }
 
-void varve_picture_print(const struct varve_picture *p)
+bool varve_picture_legend(const struct varve_picture *p, enum varve_map_class what,
+                          char out[VARVE_LEGEND_LEN])
 {
-    static const char *const ascii[KINDS] = {"#", "+", ".", "-"};
-    static const char *const utf8[KINDS] = {"\u2588", "\u2592", "\u2591", "\u00b7"};
-    static const char *const colours[KINDS] = {"\033[31m", "\033[33m", "\033[32m", "\033[2m"};
-    bool terminal = isatty(STDOUT_FILENO);
-    bool colour = varve_out_colour(STDOUT_FILENO);
-    const char *const *chars =
-        terminal && strcmp(nl_langinfo(CODESET), "UTF-8") == 0 ? utf8 : ascii;
-    uint64_t clean = p->export_size - p->marked - p->holes;
+    const struct varve_picture_sum *sum = &p->sums[what];
+    char size[VARVE_OUT_SIZE_LEN];
+    int len;
+
+    if (!p->names[what])
+        return false;
+    len = snprintf(out, VARVE_LEGEND_LEN, "%.255s %s", p->names[what],
+                   varve_out_size(size, sum->bytes));
+    if (what == VARVE_MAP_MARKED || what == VARVE_MAP_EARLIER)
+        snprintf(out + len, VARVE_LEGEND_LEN - (size_t)len, " in %" PRIu64 " extent%s", sum->runs,
+                 sum->runs == 1 ? "" : "s");
+    varve_out_harmless(out);
+    return true;
+}
+
+/* --- the terminal --------------------------------------------------------------------------- */
+
+int varve_picture_init_terminal(struct varve_picture *p, uint64_t export_size,
+                                struct varve_err *err)
+{
+    int width = varve_out_columns(STDOUT_FILENO);
+    int columns = width ? width - LABEL_WIDTH - 1 : COLUMNS_DEFAULT;
+
+    return varve_picture_init(p, export_size, columns < COLUMNS_MIN ? COLUMNS_MIN : columns,
+                              ROWS_MAX, err);
+}
+
+static void print_cells(const struct varve_picture *p, const char *const *chars, bool colour)
+{
+    static const char *const colours[VARVE_LOOKS] = {"\033[31m", "\033[33m", "\033[34m",
+                                                     "\033[36m", "\033[32m", "\033[2m"};
     char size[VARVE_OUT_SIZE_LEN];
     int last = -1;
 
     for (size_t i = 0; i < p->ncells; i++) {
-        int kind = cell_kind(p, i);
+        int look = varve_picture_look(p, i);
 
         if (i % (size_t)p->columns == 0) {
             printf("%s%s%*s ", colour && i ? "\033[0m" : "", i ? "\n" : "", LABEL_WIDTH - 1,
                    varve_out_size(size, i * p->cell_bytes));
             last = -1;
         }
-        if (colour && kind != last)
-            printf("\033[0m%s", colours[kind]);
-        last = kind;
-        fputs(chars[kind], stdout);
+        if (colour && look != last)
+            printf("\033[0m%s", colours[look]);
+        last = look;
+        fputs(chars[look], stdout);
     }
     printf("%s\n", colour ? "\033[0m" : "");
-    printf("%s, %s a cell\n", p->context, varve_out_size(size, p->cell_bytes));
-    printf("%s %s %s in %" PRIu64 " extents, %s partly\n", chars[MARKED],
-           p->dirty ? "dirty" : "data", varve_out_size(size, p->marked), p->runs, chars[PARTLY]);
-    if (p->dirty || clean > 0)
-        printf("%s clean %s\n", chars[CLEAN], varve_out_size(size, clean));
-    printf("%s hole  %s\n", chars[HOLE], varve_out_size(size, p->holes));
+}
+
+void varve_picture_print(const struct varve_picture *p)
+{
+    static const char *const ascii[VARVE_LOOKS] = {"#", "+", "o", ":", ".", "-"};
+    static const char *const utf8[VARVE_LOOKS] = {"\u2588", "\u2592", "\u2580",
+                                                  "\u2598", "\u2591", "\u00b7"};
+    static const int look_of[VARVE_MAP_CLASSES] = {VARVE_LOOK_MARKED, VARVE_LOOK_EARLIER,
+                                                   VARVE_LOOK_CLEAN, VARVE_LOOK_HOLE};
+    const char *const *chars =
+        isatty(STDOUT_FILENO) && strcmp(nl_langinfo(CODESET), "UTF-8") == 0 ? utf8 : ascii;
+    char size[VARVE_OUT_SIZE_LEN], legend[VARVE_LEGEND_LEN];
+
+    print_cells(p, chars, varve_out_colour(STDOUT_FILENO));
+    printf("%s, %s a cell\n", p->title, varve_out_size(size, p->cell_bytes));
+    for (int c = 0; c < VARVE_MAP_CLASSES; c++) {
+        int look = look_of[c];
+
+        if (!varve_picture_legend(p, c, legend))
+            continue;
+        printf("%s %s", chars[look], legend);
+        if (look == VARVE_LOOK_MARKED || look == VARVE_LOOK_EARLIER)
+            printf(", %s partly", chars[look + 1]);
+        printf("\n");
+    }
     printf("  size  %s (%" PRIu64 " bytes)\n", varve_out_size(size, p->export_size),
            p->export_size);
 }

@@ -110,7 +110,7 @@ class FakeNbd:
                     n == q or option == 9 and q.endswith(":") and n.startswith(q)
                     for q in queries)]
                 for i, name in enumerate(names):
-                    answer(META, struct.pack(">I", i + 1) + name.encode())
+                    answer(META, struct.pack(">I", i + 1) + name.encode("utf-8", "surrogateescape"))
                 answer(ACK)
                 if option == 10:
                     chosen = names
@@ -132,7 +132,7 @@ class FakeNbd:
         found = []
         for _ in range(count):
             n, = struct.unpack_from(">I", data, at)
-            found.append(data[at + 4:at + 4 + n].decode())
+            found.append(data[at + 4:at + 4 + n].decode("utf-8", "surrogateescape"))
             at += 4 + n
         return found
 

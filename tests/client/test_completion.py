@@ -101,6 +101,8 @@ def names_are_what_the_place_wants():
         assert names("bitmap", "merge", "vdb", "") == ["a:b"]
         assert names("bitmap", "add", "vda", "") == []
         assert names("map", "") == ["vda", "vdb"]
+        assert names("map", "vdb", "--since", "sunday", "--until=") == ["--until=sunday", "--until=a:b"]
+        assert names("map", "vda", "--svg", "") == ["", ]  # files
         assert names("status", "vda", "") == []
 
 

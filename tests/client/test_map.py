@@ -1,15 +1,16 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: BSD-3-Clause
-"""varve map: the picture and the JSON, of nbdkit's, qemu-nbd's and odd servers' exports."""
+"""varve map: the picture, the JSON and the SVG, of nbdkit's, qemu-nbd's and odd servers' exports."""
 import fcntl
 import json
 import os
 import struct
 import subprocess
 import termios
+import xml.etree.ElementTree
 
 from fakenbd import FakeNbd
-from harness import K, M, VARVE, Folder, good, main, refused, run, test
+from harness import K, M, VARVE, Folder, good, main, misused, refused, run, test
 
 B0 = "qemu:dirty-bitmap:b0"
 ALLOCATION = "base:allocation"
@@ -41,7 +42,7 @@ def without_a_dirty_bitmap_the_allocation_is_drawn():
     with Folder() as d, fake(d, {ALLOCATION: MARKS[ALLOCATION]}):
         lines = good("map", d.uri()).splitlines()
         assert lines[0] == "      0 " + "#" * 16 + "-" * 48, lines
-        assert "# data 1M in 1 extents" in lines[17], lines
+        assert "# data 1M in 1 extent, + partly" in lines[17], lines
 
 
 @test
@@ -128,6 +129,97 @@ def terminal_gets_its_width_and_colours_and_utf8():
         narrow = on_terminal(d, 20, LC_ALL="C", NO_COLOR="1")
         rows = [i for i, x in enumerate(narrow) if x.startswith(B0)][0]
         assert 8 <= rows <= 16 and all(len(x) < 20 for x in narrow[:rows]), narrow
+
+
+# What changed since the older one: 0..4M; since the newer one: 1M..2M and 3M..3.5M.
+TWO = {
+    "qemu:dirty-bitmap:old": [(4 * M, 1), (SIZE - 4 * M, 0)],
+    "qemu:dirty-bitmap:new": [(M, 0), (M, 1), (M, 0), (512 * K, 1), (SIZE - 7 * M // 2, 0)],
+    ALLOCATION: [(32 * M, 0), (32 * M, 3)],
+}
+
+
+@test
+def two_bases_are_compared():
+    with Folder() as d, fake(d, TWO):
+        lines = good("map", d.uri(), "--since", "old", "--until", "new").splitlines()
+        assert lines[0] == "      0 " + "o" * 16 + "#" * 16 + "o" * 16 + "#" * 8 + "o" * 8, lines[0]
+        assert lines[1] == "     4M " + "." * 64 and lines[8] == "    32M " + "-" * 64, lines
+        assert lines[16:] == ["since old, until new, 64K a cell", "# since new 1.5M in 2 extents, + partly",
+                              "o until new 2.5M in 3 extents, : partly", ". clean 28M", "- hole  32M",
+                              "  size  64M (67108864 bytes)"], lines
+        told = json.loads(good("--json", "map", d.uri(), "--since", "old", "--until", "new"))
+        assert [(e["offset"], e["type"], e["description"]) for e in told] == [
+            (0, 1, "until"), (M, 3, "since"), (2 * M, 1, "until"), (3 * M, 3, "since"),
+            (7 * M // 2, 1, "until"), (4 * M, 0, "clean")], told
+        assert sum(e["length"] for e in told) == SIZE, told
+
+
+@test
+def a_comparison_wants_the_older_one_first_and_both():
+    with Folder() as d, fake(d, TWO):
+        refused("map", d.uri(), "--since", "new", "--until", "old", says=["'old'", "'new'", "older"])
+        refused("map", d.uri(), "--since", "old", "--until", "none", says="none")
+        misused("map", d.uri(), "--until", "new", says="--since")
+        misused("map", d.uri(), "--since", "old", "--until", "old", says="older")
+
+
+def drawn(path):
+    """The texts of an SVG, and how many cells there are of each look."""
+    root = xml.etree.ElementTree.parse(path).getroot()
+    assert root.tag == "{http://www.w3.org/2000/svg}svg" and root.get("viewBox"), root.attrib
+    texts = [e.text for e in root.iter("{http://www.w3.org/2000/svg}text")]
+    paths = list(root.iter("{http://www.w3.org/2000/svg}path"))
+    return texts, {e.get("class"): e.get("d").count("M") for e in reversed(paths)}
+
+
+@test
+def svg_is_one_file_with_the_cells_title_legend_and_sizes():
+    with Folder() as d, fake(d):
+        d.write("disk.svg", b"what was there before")
+        assert good("map", d.uri(), "--svg", d("disk.svg")) == ""
+        texts, cells = drawn(d("disk.svg"))
+        assert cells == {"m": 8, "mp": 1, "c": 120, "h": 8192 - 129}, cells
+        assert d.uri() in texts and B0 + ", 64M (67108864 bytes), 8K a cell" in texts, texts
+        assert texts[-3:] == ["dirty 68K in 2 extents (right: partly)", "clean 960K", "hole  62.9M"], texts
+        content = d.read("disk.svg")
+        assert b"prefers-color-scheme:dark" in content and b"href" not in content and b"url(" not in content
+        assert json.loads(good("--json", "map", d.uri(), "--svg", d("j.svg"))) == \
+            json.loads(good("--json", "map", d.uri()))
+        assert d.read("j.svg") == content
+    with Folder() as d, fake(d, TWO):
+        good("map", d.uri(), "--since", "old", "--until", "new", "--svg", d("two.svg"))
+        texts, cells = drawn(d("two.svg"))
+        assert cells == {"m": 192, "mp": 1, "e": 320, "ep": 1, "c": 3584, "h": 4096}, cells
+        assert "since new 1.5M in 2 extents (right: partly)" in texts, texts
+    for size in (0, 1, 1 << 43):
+        with Folder() as d, FakeNbd(d("sock"), b"", {ALLOCATION: []}, size=size, status=lambda c, o, n: [(n, 0)]):
+            good("map", d.uri(), "--svg", d("s.svg"))
+            drawn(d("s.svg"))
+
+
+@test
+def svg_says_any_name_as_it_is():
+    for name, shown in (("a<b>&\"'</text>", "a<b>&\"'</text>"), ("\u00e9\u2588", "\u00e9\u2588"),
+                        ("a\x1b[31m\x01", "a?[31m?"), ("\uffffx", "???x"), (b"\xff\xe9", "??")):
+        name = name.encode() if isinstance(name, str) else name
+        context = (B0.encode() + name).decode("utf-8", "surrogateescape")
+        with Folder() as d, fake(d, {context: [(M, 1)]}, M):
+            good("map", d.uri(), "--context", context, "--svg", d("s.svg"))
+            texts, _ = drawn(d("s.svg"))
+            assert any(t.startswith(B0 + shown + ", 1M") for t in texts), (name, texts)
+
+
+@test
+def svg_replaces_files_only_and_leaves_nothing_beside_them():
+    with Folder() as d, fake(d):
+        os.mkfifo(d("fifo"))
+        os.symlink(d("fifo"), d("link"))
+        for name in ("fifo", "link", "."):
+            refused("map", d.uri(), "--svg", d(name), says="not a file")
+        refused("map", d.uri(), "--svg", d("none/x.svg"), says="none/x.svg")
+        good("map", d.uri(), "--svg", d("x.svg"))
+        assert sorted(os.listdir(d.path)) == ["fifo", "link", "sock", "x.svg"], os.listdir(d.path)
 
 
 main()

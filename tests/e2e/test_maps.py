@@ -1,8 +1,10 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: BSD-3-Clause
 """Maps of changes since other bases: computed when a client asks, dropped, computed again."""
+import json
 import os
 
+import backups
 import nbdclient
 from harness import K, M, Stack
 from tap import main, rng, test
@@ -98,6 +100,30 @@ def a_base_that_was_deleted_meanwhile_gives_its_map_or_an_error():
                 continue
             assert got >= since[base] if base in gone else got == since[base], base
         assert maps(s)["used"] == 0, maps(s)
+
+
+@test
+def two_checkpoints_are_compared_as_of_the_backup():
+    """varve map --since --until: what changed before, between, since, and after the backup began."""
+    with Stack() as s:
+        disk = s.start("vda", SIZE, granularity="64K")
+        with s.qmp() as q, disk.connect() as c:
+            c.write(0, b"before both")
+            q.cmd("checkpoint-create", name="monday", disks=["vda"])
+            c.write(M, b"x" * M)
+            q.cmd("checkpoint-create", name="tuesday", disks=["vda"])
+            c.write(3 * M // 2, b"x" * M)
+            ident, _ = backups.begin(q, ["vda"])
+            c.write(9 * M, b"after it began")
+            told = [json.loads(s.varve("--json", "map", what, "--since", "monday", "--until", "tuesday").stdout)
+                    for what in ("vda", s.uri("vda"))]
+            assert told[0] == told[1], told
+            assert [(e["offset"], e["length"], e["description"]) for e in told[0]] == [
+                (0, M, "clean"), (M, M // 2, "until"), (3 * M // 2, M, "since"),
+                (5 * M // 2, SIZE - 5 * M // 2, "clean")], told
+            r = s.varve("map", "vda", "--since", "tuesday", "--until", "monday", check=False)
+            assert r.returncode == 1 and "older" in r.stderr, r.stderr
+            backups.end(q, ident)
 
 
 if __name__ == "__main__":
