@@ -66,6 +66,7 @@ extern const struct varve_verb varve_apply_verbs[];
 extern const struct varve_verb varve_push_verbs[];
 extern const struct varve_verb varve_qmp_verbs[];
 extern const struct varve_verb varve_watch_verbs[];
+extern const struct varve_verb varve_top_verbs[];
 extern const struct varve_verb varve_metrics_verbs[];
 extern const struct varve_verb varve_complete_verbs[];
 

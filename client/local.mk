@@ -35,11 +35,16 @@ bin_PROGRAMS += %D%/varve
 	%D%/pull.h \
 	%D%/push.c \
 	%D%/qmp.c \
+	%D%/screen.c \
+	%D%/screen.h \
 	%D%/sink-data.c \
 	%D%/sink-marker.c \
 	%D%/sink.c \
 	%D%/sink.h \
 	%D%/status.c \
+	%D%/top-draw.c \
+	%D%/top.c \
+	%D%/top.h \
 	%D%/uri.c \
 	%D%/uri.h \
 	%D%/watch.c \

@@ -16,11 +16,12 @@
 #include <string.h>
 
 const struct varve_verb *const varve_verb_tables[] = {
-    varve_status_verbs,  varve_checkpoint_verbs, varve_backup_verbs, varve_bitmap_verbs,
-    varve_disk_verbs,    varve_disk_move_verbs,  varve_map_verbs,    varve_pull_verbs,
-    varve_apply_verbs,   varve_push_verbs,       varve_diff_verbs,   varve_job_verbs,
-    varve_qmp_verbs,     varve_watch_verbs,      varve_metrics_verbs, varve_complete_verbs,
-    NULL,
+    varve_status_verbs,  varve_checkpoint_verbs, varve_backup_verbs,
+    varve_bitmap_verbs,  varve_disk_verbs,       varve_disk_move_verbs,
+    varve_map_verbs,     varve_pull_verbs,       varve_apply_verbs,
+    varve_push_verbs,    varve_diff_verbs,       varve_job_verbs,
+    varve_qmp_verbs,     varve_watch_verbs,      varve_top_verbs,
+    varve_metrics_verbs, varve_complete_verbs,   NULL,
 };
 
 const struct varve_option varve_global_options[] = {
