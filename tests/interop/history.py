@@ -24,6 +24,7 @@ from nbdclient import HOLE, ZERO  # noqa: E402
 from tap import rng  # noqa: E402
 
 SIZE, BIG, BLOCK = 64 * M, 5 * G, 64 * K
+EXPORTS = ("vda", "vda-full", "big", "big-full")
 ALLOC = "base:allocation"
 USER, KEY = "appliance", "5a" * 32
 
@@ -224,6 +225,15 @@ class History:
     def yesterdays_copy(self):
         """Monday's full backup of vda, in a file."""
         return self.s.image("full.img", SIZE, self.monday["vda"].content())
+
+    def drop(self, name):
+        """A disk that a test has added: its server ends, and what was known of it is forgotten."""
+        disk = self.s.disks[name]
+        if disk.process.poll() is None:
+            self.s.stop(disk.process)
+        self.s.wait_disk(name, "offline")
+        self.q.cmd("disk-forget", disk=name)
+        os.unlink(disk.image)
 
     def close(self, show=False):
         try:

@@ -2,7 +2,9 @@
 # tests/interop/run does more, and takes another Debian's clients.
 interop_tests = \
 	%D%/test_fio.py \
+	%D%/test_fragments.py \
 	%D%/test_libnbd.py \
+	%D%/test_libvirt.py \
 	%D%/test_qemu.py \
 	%D%/test_virtnbdbackup.py
 TESTS += $(interop_tests)
@@ -11,6 +13,9 @@ EXTRA_DIST += \
 	%D%/clients.py \
 	%D%/history.py \
 	%D%/make-root \
+	%D%/qemu_map.py \
 	%D%/reach.py \
 	%D%/run \
-	%D%/vnb.py
+	%D%/vnb.py \
+	%D%/vnb_jobs.py
+

@@ -7,12 +7,11 @@ import os
 import clients
 from clients import client, main, need, refused, run
 from harness import M, wait_for
-from history import ALLOC, BIG, SIZE, USER, bitmap
+from history import ALLOC, BIG, EXPORTS, SIZE, USER, backups, bitmap
 from reach import ALL, UNIX
 from tap import Skip
 
 PACKAGE = "libnbd-bin"
-EXPORTS = ("vda", "vda-full", "big", "big-full")
 
 
 @client(PACKAGE, "nbdinfo: --json, --list, --size, --can, --is")
@@ -27,6 +26,7 @@ def nbdinfo_tells_what_is_served(h, r):
     assert export["block_size_minimum"] == 1 and export["block_size_maximum"] == 32 * M
     assert {ALLOC, bitmap("backup-vda"), "varve:changes:backup-vda", "varve:lost"} <= \
         set(export["contexts"]), export
+    assert [c for c in export["contexts"] if c.startswith("qemu:")] == [bitmap("backup-vda")], export
     listed = json.loads(run(h, ["nbdinfo", "--list", "--json", r.uri(h, "")]).stdout)
     assert sorted(e["export-name"] for e in listed["exports"]) == sorted(EXPORTS), listed
     assert run(h, ["nbdinfo", "--size", r.uri(h, "big")]).stdout.strip() == str(BIG)
@@ -81,10 +81,31 @@ def nbdcopy_of_delta_makes_todays_of_yesterdays(h, r):
         h.expect_copy("vda", target)
 
 
+@client(PACKAGE, "nbdcopy of a backup into a disk that runs, which then is backed up incrementally")
+def nbdcopy_restores_into_a_running_disk(h, r):
+    """Nothing but nbdcopy on both ends; what was on the disk and is not in the backup is gone."""
+    disk = h.s.serve("restored", h.s.image("restored.img", SIZE, b"\xee" * SIZE), granularity="64K")
+    try:
+        h.s.wait_disk("restored", "live")
+        ident, _ = backups.begin(h.q, ["restored"], checkpoint="before")
+        old = h.s.path("old.copy")
+        run(h, ["nbdcopy", r.uri(h, "restored"), old])
+        backups.end(h.q, ident)
+        run(h, ["nbdcopy", "--flush", r.uri(h, "vda"), disk.uri])
+        ident, _ = backups.begin(h.q, [{"disk": "restored", "since": "before"}])
+        run(h, ["nbdcopy", "--destination-is-zero", "-S", "0", r.uri(h, "restored+delta"),
+                "--", "[", "nbdkit", "file", old, "]"])
+        backups.end(h.q, ident)
+        assert h.tuesday["vda"].difference(disk.image) is None, "the disk is not what was restored"
+        h.expect_copy("vda", old)
+    finally:
+        h.drop("restored")
+
+
 SHELL = r"""
 import json
-for c in %(contexts)r:
-    h.add_meta_context(c)
+for c in %(contexts)r + %(contexts)r[:1]:
+    h.add_meta_context(c)  # the first one twice, as virtnbdbackup does
 h.set_uri_allow_local_file(True)
 h.connect_uri(%(uri)r)
 assert h.is_read_only() and h.can_multi_conn() and h.can_df()
@@ -103,6 +124,7 @@ while off < size:
     else:
         h.block_status(min(size - off, 0xFFFF0000), off, take)
     assert len(ends) == len(maps) and len(set(ends.values())) == 1, ends
+    assert size >= 1 << 32 or ends == dict.fromkeys(maps, size), "not answered whole"
     off = ends.popitem()[1]
 data = h.pread(1000, %(at)d)
 chunks = []
@@ -136,9 +158,9 @@ def shell(h, r, export, contexts, at):
     return json.loads(out.splitlines()[-1])
 
 
-@client("python3-libnbd", "nbdsh: four contexts at once, structured reads, an error")
+@client("python3-libnbd", "nbdsh: four contexts at once, one asked for twice; structured reads; an error")
 def nbdsh_reads_and_maps(h, r):
-    """All contexts of a reply end together; a read beyond the end is refused."""
+    """All contexts of a reply end together, below 4 GiB at the disk's end; a read beyond is refused."""
     for disk in ("vda", "big"):
         model = h.tuesday[disk]
         names = [ALLOC, bitmap("backup-" + disk), "varve:changes:backup-" + disk, "varve:lost"]

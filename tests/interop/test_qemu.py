@@ -7,29 +7,10 @@ import os
 
 from clients import client, main, need, refused, run, spawn
 from harness import K, M, can_connect, wait_for
-from history import BIG, BLOCK, SIZE, ZERO, bitmap
-from reach import ALL, UNIX
+from history import BLOCK, SIZE, ZERO, bitmap
+from qemu_map import dirty_by_qemu, dotted, image, qemu_img
 
 PACKAGE = "qemu-utils"
-
-
-def dotted(opts, prefix=""):
-    """{"a": {"b": 1}} as a.b=1"""
-    out = []
-    for k, v in opts.items():
-        out += dotted(v, prefix + k + ".") if isinstance(v, dict) else ["%s%s=%s" % (prefix, k, v)]
-    return out
-
-
-def image(h, r, export, **more):
-    """The arguments that name an export: objects, and --image-opts with its value."""
-    objects, opts = r.qemu(h, export, **more)
-    return objects, ["--image-opts", ",".join(dotted(opts))]
-
-
-def qemu_img(h, r, verb, export, *args, options=(), **more):
-    objects, opts = image(h, r, export, **more)
-    return run(h, ["qemu-img", verb, *objects, *options, *opts, *args])
 
 
 @client(PACKAGE, "qemu-img info, map of allocation")
@@ -50,20 +31,6 @@ def qemu_img_maps_the_allocation(h, r):
         want = [[off, n, (not flags & 1, bool(flags & ZERO))]
                 for off, n, flags in model.allocation(full)]
         assert seen == want, export
-
-
-def dirty_by_qemu(h, r, export, context):
-    """[(offset, length)]: what is dirty shows as "data": false, QEMU's convention."""
-    got = json.loads(qemu_img(h, r, "map", export, options=["--output=json"],
-                              x_dirty_bitmap=context).stdout)
-    out = []
-    for e in got:
-        if not e["data"]:
-            if out and sum(out[-1]) == e["start"]:
-                out[-1] = (out[-1][0], out[-1][1] + e["length"])
-            else:
-                out.append((e["start"], e["length"]))
-    return out
 
 
 @client(PACKAGE, "qemu-img map with x-dirty-bitmap")

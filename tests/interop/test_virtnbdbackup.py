@@ -1,52 +1,17 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: BSD-3-Clause
 """virtnbdbackup's NBD classes, extent handler, backup and restore code (vnb.py) and our exports."""
-import json
 import os
-import shutil
 
-from clients import at_home, client, main, need, run, spawn
-from harness import can_connect, wait_for
-from history import BIG, BLOCK, HERE, SIZE
+from clients import client, main
+from harness import M
+from history import BIG, BLOCK, SIZE, Guest, Model, backups
 from reach import TCP, UNIX, X509
+from tap import rng
+from vnb_jobs import backup, vnb
 
 PACKAGE = "virtnbdbackup"
 OVER = [UNIX, TCP, X509]  # it can be told neither a user and a key, nor TLS over a unix socket
-
-
-def backup(h, r, disk, level, **more):
-    job = dict({"do": "backup", "disk": disk, "level": level, "to": h.s.path("vnb"), "qemu": False,
-                "compress": False}, **more)
-    if r.tcp:
-        job.update(host="127.0.0.1", port=h.port, tls=r.tls is not None)
-    else:
-        job["socket"] = h.s.nbd
-    return job
-
-
-def vnb(h, backups, targets):
-    """Makes the backups, and restores them with virtnbdrestore's code: {file: [backup, ...]}.  nbdkit
-    serves the files."""
-    need("virtnbdbackup", "nbdkit")
-    # Where a root sees it; not with the mode of a source that may be read-only (make distcheck).
-    here = shutil.copyfile(os.path.join(HERE, "vnb.py"), h.s.path("vnb.py"))
-    os.makedirs(h.s.path("vnb"))
-    servers, jobs = [], list(backups)
-    try:
-        for i, (target, files) in enumerate(targets.items()):
-            sock = os.path.join(h.s.socks, "restore%d.sock" % i)
-            p = spawn(h, ["nbdkit", "-f", "-U", sock, "--exit-with-parent", "file", target])
-            servers.append((p, sock))
-            wait_for("nbdkit listens", lambda: can_connect(sock), p)
-            jobs.append({"do": "restore", "files": files, "socket": sock})
-        cmd = ["/usr/bin/python3", here, json.dumps(jobs)]
-        return json.loads(run(h, at_home(h, cmd)).stdout.splitlines()[-1])
-    finally:
-        for p, sock in servers:
-            h.s.stop(p)
-            if os.path.exists(sock):
-                os.unlink(sock)
-        shutil.rmtree(h.s.path("vnb"))
 
 
 def chain(h, r, **more):
@@ -84,6 +49,60 @@ def an_incremental_of_a_large_disk_is_restored(h, r):
             os.pwrite(f.fileno(), data, b * BLOCK)
     vnb(h, [backup(h, r, "big", "inc")], {target: [0]})
     h.expect_copy("big", target)
+
+
+def series(h):
+    """A disk with a full, two incremental backups and a differential one, all of which run.  Returns
+    ({export: Model}, what ends and removes all)."""
+    random, s = rng("levels"), h.s
+    disk = s.serve("levels", s.image("levels.img", 16 * M), granularity="64K")
+    s.wait_disk("levels", "live")
+    running, models = [], {}
+
+    def begin(export, since=None):
+        one = {"disk": "levels", "export": export, "exportbitmap": "backup-" + export}
+        running.append(backups.begin(h.q, [dict(one, since=since) if since else one])[0])
+        models[export] = guest.model.copy()
+
+    def end():
+        for ident in running:
+            backups.end(h.q, ident)
+        h.drop("levels")
+
+    with disk.connect() as c:
+        guest = Guest(c, Model(16 * M))
+        guest.write(0, random.randbytes(4 * M))
+        h.q.cmd("checkpoint-create", name="full", disks=["levels"])
+        begin("level-full")
+        guest.write(M + 100, random.randbytes(200000))
+        guest.trim(2 * M, M)
+        h.q.cmd("checkpoint-create", name="first", disks=["levels"])
+        begin("level-inc1", "full")
+        guest.write(2 * M, random.randbytes(100))
+        guest.zero(0, M)
+        guest.write(9 * M, random.randbytes(M))
+        begin("level-inc2", "first")
+        begin("level-diff", "full")
+        guest.write(0, random.randbytes(16 * M))
+    return models, end
+
+
+@client(PACKAGE, "levels full, inc, inc and diff, restored to each instant", OVER)
+def each_level_is_restored_to_its_instant(h, r):
+    """The differential one goes onto the full one, and is what both incremental ones make of it."""
+    models, end = series(h)
+    try:
+        chains = {"level-full": [0], "level-inc1": [0, 1], "level-inc2": [0, 1, 2],
+                  "level-diff": [0, 3]}
+        files = {h.s.image(export + ".img", 16 * M): (export, c) for export, c in chains.items()}
+        vnb(h, [backup(h, r, export, export[len("level-"):].rstrip("12")) for export in chains],
+            {path: c for path, (_, c) in files.items()})
+        for path, (export, _) in files.items():
+            at = models[export].difference(path)
+            assert at is None, "%s: the restored disk differs at %d" % (export, at)
+            os.unlink(path)
+    finally:
+        end()
 
 
 if __name__ == "__main__":

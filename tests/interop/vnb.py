@@ -3,7 +3,7 @@
 Run by test_virtnbdbackup.py with the Python that has the package, 1.9.15, 2.28 or 2.53; argument:
 a JSON list of
 
-    {"do": "backup", "disk": NAME, "level": "full"|"inc", "to": DIR, "socket": PATH or
+    {"do": "backup", "disk": NAME, "level": "full"|"inc"|"diff", "to": DIR, "socket": PATH or
      "host": H, "port": N, "tls": BOOL, "qemu": BOOL, "compress": BOOL}
     {"do": "restore", "files": [indexes of backups in this list], "socket": PATH}
 
