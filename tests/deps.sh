@@ -4,7 +4,7 @@
 # Installs what building and testing need, on Debian 12 and 13, as root or through sudo.
 # Does nothing when all of it is there, so that an ordinary user can run it too.
 #
-#     tests/deps.sh [build] [test] [ci] [bench]        default: build test
+#     tests/deps.sh [build] [test] [ci] [bench] [packages] [interop]        default: build test
 set -eu
 
 build="gcc libc6-dev make autoconf automake libtool pkg-config perl xz-utils
@@ -20,6 +20,8 @@ ci="clang llvm git"
 packages="debhelper dpkg-dev lintian fakeroot"
 # qemu-system-common: qemu-storage-daemon
 bench="fio qemu-system-common gnutls-bin libnbd-bin"
+# What make interop runs beside test's clients: a guest, and its kernel's NBD client.
+interop="qemu-system-x86 busybox-static nbd-client"
 
 want=
 for set in "${@:-build test}"; do
@@ -30,8 +32,9 @@ for set in "${@:-build test}"; do
         ci) want="$want $ci" ;;
         packages) want="$want $packages" ;;
         bench) want="$want $bench" ;;
+        interop) want="$want $interop" ;;
         *)
-            echo "usage: tests/deps.sh [build] [test] [ci] [bench]" >&2
+            echo "usage: tests/deps.sh [build] [test] [ci] [bench] [packages] [interop]" >&2
             exit 2
             ;;
         esac

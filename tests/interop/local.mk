@@ -3,14 +3,18 @@
 interop_tests = \
 	%D%/test_fio.py \
 	%D%/test_fragments.py \
+	%D%/test_guest.py \
 	%D%/test_libnbd.py \
 	%D%/test_libvirt.py \
+	%D%/test_nbd_client.py \
 	%D%/test_qemu.py \
 	%D%/test_virtnbdbackup.py
 TESTS += $(interop_tests)
 EXTRA_DIST += \
 	$(interop_tests) \
 	%D%/clients.py \
+	%D%/guest-init.sh \
+	%D%/guest.py \
 	%D%/history.py \
 	%D%/make-root \
 	%D%/qemu_map.py \
