@@ -4,6 +4,7 @@ interop_tests = \
 	%D%/test_fio.py \
 	%D%/test_fragments.py \
 	%D%/test_guest.py \
+	%D%/test_imageio.py \
 	%D%/test_libnbd.py \
 	%D%/test_libvirt.py \
 	%D%/test_nbd_client.py \
@@ -16,6 +17,7 @@ EXTRA_DIST += \
 	%D%/guest-init.sh \
 	%D%/guest.py \
 	%D%/history.py \
+	%D%/imageio_copy.py \
 	%D%/make-root \
 	%D%/qemu_map.py \
 	%D%/reach.py \
