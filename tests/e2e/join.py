@@ -11,9 +11,9 @@ def ended(signum, frame):
     sys.exit(128 + signum)
 
 
-def run_all(paths, words):
+def run_all(paths, words, heard=lambda line: None):
     """Each file as a process of its own, with the words that choose its tests; the exit status.
-    What is no TAP is printed behind a '#'."""
+    What is no TAP is printed behind a '#'.  heard() gets every line of theirs."""
     for signum in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(signum, ended)
     n = failed = skipped = 0
@@ -25,6 +25,7 @@ def run_all(paths, words):
         try:
             for raw in child.stdout:
                 line = raw.decode(errors="replace").rstrip("\n")
+                heard(line)
                 m = re.fullmatch(r"(ok|not ok) \d+ - (.*)", line)
                 if m:
                     n += 1

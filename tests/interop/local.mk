@@ -25,3 +25,7 @@ EXTRA_DIST += \
 	%D%/vnb.py \
 	%D%/vnb_jobs.py
 
+# All of it, and a guest with a kernel from Debian; INTEROP: more of run's arguments.
+interop: all
+	$(PYTHON) $(srcdir)/%D%/run --build . --fetch $(INTEROP)
+.PHONY: interop
