@@ -10,12 +10,13 @@ set -eu
 build="gcc libc6-dev make autoconf automake libtool pkg-config perl xz-utils
     nbdkit nbdkit-plugin-dev libnbd-dev libuv1-dev libgnutls28-dev libjansson-dev libcmocka-dev"
 # util-linux: setpriv, setarch, unshare.  fio and virtnbdbackup are clients (tests/interop).
+# jq: of a recipe.
 # systemd: its judges of units; nothing of it runs.  libseccomp2: lives within a unit's system calls.
 # libfuse3-dev: tests/e2e/lossfs.c, a file system that loses what was not synced; no other way to do
 # that needs neither a kernel module nor a disk of one's own.
 # The address sanitizer's and the others' libraries come with gcc.
 test="python3 python3-libnbd libnbd-bin qemu-utils gnutls-bin e2fsprogs fuse3 libfuse3-dev
-    procps util-linux fio virtnbdbackup zsh systemd libseccomp2"
+    procps util-linux fio virtnbdbackup zsh systemd libseccomp2 jq"
 ci="clang llvm git"
 packages="debhelper dpkg-dev lintian fakeroot"
 # qemu-system-common: qemu-storage-daemon

@@ -3,8 +3,8 @@
 """The shell commands of varve-recipes(7) and varve-protocol(7) do what the pages say.
 
 `=for example ACTION` in the page: run (the block that follows, with sh -e), file PATH (writes the block
-there), write OFFSET LENGTH (the guest does), same PATH (that file is the disk as it is now), key USER
-(varved is started anew with a key for USER, and TLS is required)."""
+there), write OFFSET LENGTH and zero OFFSET LENGTH (the guest does), same PATH (that file is the disk as
+it is now), key USER (varved is started anew with a key for USER, and TLS is required)."""
 import os
 import re
 import subprocess
@@ -24,6 +24,10 @@ def actions(text):
         block = re.match(r"\n*((?:    .*\n|\n(?=    ))*)", rest).group(1)
         out.append((words.split(), re.sub("^    ", "", block, flags=re.MULTILINE)))
     return out
+
+
+def size(text):
+    return int(text[:-1]) * {"K": K, "M": M}[text[-1]]
 
 
 class Kitchen:
@@ -51,11 +55,14 @@ class Kitchen:
             f.write(self.real(block))
 
     def write(self, _, off, length):
-        unit = {"K": K, "M": M}
-        off, length = (int(x[:-1]) * unit[x[-1]] for x in (off, length))
         self.filled += 1
         with self.s.disks["vda"].connect() as guest:
-            guest.write(off, bytes([self.filled]) * length)
+            guest.write(size(off), bytes([self.filled]) * size(length))
+            guest.flush()
+
+    def zero(self, _, off, length):
+        with self.s.disks["vda"].connect() as guest:
+            guest.zero(size(off), size(length))
             guest.flush()
 
     def same(self, _, path):
@@ -85,7 +92,7 @@ def follow(page, least):
 
 @test
 def every_recipe_does_what_it_says():
-    follow("varve-recipes.pod", 15)
+    follow("varve-recipes.pod", 23)
 
 
 @test
