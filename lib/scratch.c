@@ -3,6 +3,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -13,6 +14,8 @@ int varve_scratch_empty(struct varve_world *w, int fd, uint64_t bytes)
     uint64_t off = 0;
     int r;
 
+    /* Who finds it empty finds what the caller has said of it before. */
+    atomic_thread_fence(memory_order_seq_cst);
     for (unsigned i = 0; i < EXTENTS_MAX && bytes > 0; i++) {
         int64_t data = w->seek_data(w, fd, off), hole;
         uint64_t len;

@@ -40,7 +40,6 @@ static bool free_broken(struct varve_tracker *t, struct varve_tracked_epoch *e)
 {
     atomic_store(&e->preserve, false);
     varve_tracker_uncount(t, e, UINT64_MAX);
-    atomic_thread_fence(memory_order_seq_cst);
     return varve_scratch_empty(t->w, e->scratch_fd, VARVE_SCRATCH_STEP) == 1;
 }
 
