@@ -90,9 +90,9 @@ class Held(Peer):
         self._say(b"r")
 
     def __exit__(self, *exc):
+        """Killed: one that ends by itself lets go of the filter while the filter's thread may still run in it."""
         if self.process.poll() is None:
-            self.let_go()  # it does not end before its clients' requests do
-        super().__exit__(*exc)
+            self.kill()
         if os.path.exists(self.control):
             os.unlink(self.control)
 

@@ -178,13 +178,13 @@ class World:
                 base, dirty = ("bitmap", e["bitmap"]), d.bitmaps[e["bitmap"]].seen()
             if any(k == e["export"] for b in self.open.values() for k, *_ in b.disks.values()):
                 raise Refused("exists already")
-            if any(d.name in b.bases and b.instant == "now" for b in self.open.values()):
-                raise Refused("two backups")
             others = {n: (b.version, b.seen()) for n, b in d.bitmaps.items() if b.blocks}
             new.disks[d.name] = (e["export"], bytes(d.data), dirty, others)
             new.fresh[d.name] = set()
             new.bases[d.name] = (base, mode, d.bitmaps[base[1]].version
                                  if base and base[0] == "bitmap" else None)
+        if any(n in b.bases and b.instant == "now" for n in new.disks for b in self.open.values()):
+            raise Refused("two backups")
         new.instant = "now"
         if "checkpoint" in data:
             self.checkpoint_create({"name": data["checkpoint"], "disks": list(new.disks)})
