@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: BSD-3-Clause
  *
- * The layout of an epoch file, shared by those who read it (epoch-file.c) and those who make it
- * (epoch-file-write.c) and nobody else.  Threads as of lib/epoch-file.h.
+ * The layout of an epoch file, shared by those who read it (epoch-file.c), those who make it
+ * (epoch-file-write.c), the list that both may take instead of the bits (epoch-file-list.c) and nobody else.  Threads as of lib/epoch-file.h.
  * It never decides what a state means.
  */
 #ifndef VARVE_LIB_EPOCH_FILE_INTERNAL_H
@@ -12,6 +12,7 @@
 
 #include <assert.h>
 #include <endian.h>
+#include <stdbool.h>
 #include <stddef.h>
 
 #define VARVE_EPOCH_MAGIC       "varvemap"
@@ -20,6 +21,7 @@
 #define VARVE_EPOCH_NO_TABLE    1u /* the version that has no table, and no id */
 #define VARVE_EPOCH_MARK_OFF    4096u
 #define VARVE_EPOCH_MARK_SECTOR 512u
+#define VARVE_EPOCH_RECORD_OFF  128u /* in the mark's sector */
 #define VARVE_EPOCH_TABLE_OFF   4608u
 #define VARVE_EPOCH_TABLE_LEN   3584u
 #define VARVE_EPOCH_BITS_OFF    8192u
@@ -57,6 +59,18 @@ struct varve_epoch_mark {
 
 static_assert(sizeof(struct varve_epoch_mark) <= VARVE_EPOCH_MARK_SECTOR,
               "the mark is written by one sector");
+
+/* Of the list, behind the mark and written with it; zero: there is none. */
+struct varve_epoch_record {
+    uint64_t n;                       /* words that it has */
+    uint8_t digest[VARVE_DIGEST_LEN]; /* of head and list */
+    uint8_t check[VARVE_DIGEST_LEN];  /* of the mark, and what stands before it here */
+};
+
+/* A word of the bits that is not zero; the list is some of them, sorted, behind the bits. */
+struct varve_epoch_word {
+    uint64_t index, bits;
+};
 
 static inline uint64_t varve_epoch_file_bytes(const struct varve_geometry *g)
 {
@@ -105,6 +119,41 @@ int varve_epoch_head_fits(const struct varve_epoch_head *head, const char *path,
 int varve_epoch_mark_read(struct varve_world *w, int fd, const char *path,
                           enum varve_epoch_state *state, uint8_t digest[VARVE_DIGEST_LEN],
                           struct varve_err *err);
+
+/* --- the list (epoch-file-list.c) --- */
+
+/* Bytes of chunks below which there is none. */
+#define VARVE_EPOCH_LIST_MIN 131072u
+
+/* As it is made; all zero to begin with. */
+struct varve_epoch_list {
+    struct varve_epoch_word *words;
+    size_t n, room;
+    uint64_t chunk_bytes; /* of the chunks that have them */
+    bool gone;            /* there are too many words, or no memory: no list is made */
+};
+
+/* A chunk that is not zero, as it stands in the file, bytes `at` and on of the bits. */
+void varve_epoch_list_note(struct varve_epoch_list *list, const uint8_t *chunk, size_t len,
+                           uint64_t at);
+
+/* Writes the list, not durable yet, and fills the record but for its check.  False: it is not worth it, or that went
+ * wrong, and the file does without. */
+bool varve_epoch_list_write(struct varve_world *w, int fd, const struct varve_epoch_head *head,
+                            const struct varve_geometry *g, const struct varve_epoch_list *list,
+                            struct varve_epoch_record *record);
+/* The rest of it.  False: the file does without. */
+bool varve_epoch_record_finish(const struct varve_epoch_mark *mark,
+                               struct varve_epoch_record *record);
+void varve_epoch_list_fini(struct varve_epoch_list *list);
+
+/* ORs the list of a sealed file into `into`, after verifying it; *added as of varve_epoch_file_load_counting.  False: there
+ * is none that can be used, and nothing was changed. */
+bool varve_epoch_list_load(struct varve_world *w, int fd, const struct varve_epoch_head *head,
+                           const struct varve_geometry *g, struct varve_bitmap *into,
+                           uint64_t *added);
+
+/* --- head and mark --- */
 
 /* Computes the mark's own check. */
 int varve_epoch_mark_check(const struct varve_epoch_mark *mark, uint8_t check[VARVE_DIGEST_LEN],

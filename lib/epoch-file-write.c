@@ -3,7 +3,7 @@
  * How an epoch's map gets to disk and what a crash can leave of it.
  *
  *     create   name.tmp: allocate, head, sync     -- rename, sync dir -->  OPEN   (a zero mark)
- *     finish   OPEN:  bits, table, sync, mark, sync  ------------------->  CLEAN or SEALED
+ *     finish   OPEN:  bits, table, list, sync, mark, sync  ------------------->  CLEAN or SEALED
  *     reopen   CLEAN: zero mark, sync                ------------------->  OPEN
  *     merge    name.tmp: head, bits, table, mark, sync -- rename, sync dir -->  SEALED
  *
@@ -56,9 +56,10 @@ static void head_encode(struct varve_epoch_head *head, const uint8_t uuid[16],
     memcpy(head->id, id, sizeof(head->id));
 }
 
-/* Not durable yet.  The open mark is all zeroes. */
+/* Not durable yet.  The open mark is all zeroes.  record: of the list, NULL: there is none. */
 static int mark_write(struct varve_world *w, int fd, const char *path, enum varve_epoch_state state,
-                      const uint8_t digest[VARVE_DIGEST_LEN], struct varve_err *err)
+                      const uint8_t digest[VARVE_DIGEST_LEN], struct varve_epoch_record *record,
+                      struct varve_err *err)
 {
     uint8_t sector[VARVE_EPOCH_MARK_SECTOR] = {0};
     int rc;
@@ -71,6 +72,8 @@ static int mark_write(struct varve_world *w, int fd, const char *path, enum varv
         if (rc < 0)
             return rc;
         memcpy(sector, &mark, sizeof(mark));
+        if (record && varve_epoch_record_finish(&mark, record))
+            memcpy(sector + VARVE_EPOCH_RECORD_OFF, record, sizeof(*record));
     }
     rc = w->pwrite(w, fd, sector, sizeof(sector), VARVE_EPOCH_MARK_OFF);
     return rc < 0 ? varve_err_sys(err, -rc, "cannot write %s", path) : 0;
@@ -135,9 +138,9 @@ static size_t step_bytes(const struct varve_geometry *g)
 }
 
 /* Notes which chunks of now[0, len), bytes `at` and on of the map, are not zero, and brings those
- * into the digest; without a table all of them. */
+ * into the digest and the list (may be NULL); without a table all of them. */
 static void chunks_note(const uint8_t *now, size_t len, const struct varve_geometry *g, uint64_t at,
-                        uint8_t *table, struct varve_digest *d)
+                        uint8_t *table, struct varve_epoch_list *list, struct varve_digest *d)
 {
     size_t chunk = (size_t)varve_epoch_chunk_bytes(g);
 
@@ -153,6 +156,8 @@ static void chunks_note(const uint8_t *now, size_t len, const struct varve_geome
             continue;
         table[n / 8] |= (uint8_t)(1u << (n % 8));
         varve_digest_update(d, now + from, part);
+        if (list)
+            varve_epoch_list_note(list, now + from, part, at + from);
     }
 }
 
@@ -161,8 +166,8 @@ static void chunks_note(const uint8_t *now, size_t len, const struct varve_geome
  * Steps that are zero are set in zero_steps (may be NULL). */
 static int bits_write(struct varve_world *w, int fd, const char *path,
                       const struct varve_geometry *g, const void *bits, uint8_t *table,
-                      struct varve_digest *d, struct varve_bitmap *zero_steps,
-                      struct varve_err *err)
+                      struct varve_epoch_list *list, struct varve_digest *d,
+                      struct varve_bitmap *zero_steps, struct varve_err *err)
 {
     size_t step = step_bytes(g);
     uint64_t bytes = varve_map_bytes(g);
@@ -179,7 +184,7 @@ static int bits_write(struct varve_world *w, int fd, const char *path,
 
         bits_encode(now, bits, g, at, len);
         memset(now + len, 0, whole - len);
-        chunks_note(now, len, g, at, table, d);
+        chunks_note(now, len, g, at, table, list, d);
         if (zero_steps && is_zero(now, whole))
             varve_bitmap_set(zero_steps, at / step, at / step + 1);
         got = w->pread(w, fd, was, whole, VARVE_EPOCH_BITS_OFF + at);
@@ -197,7 +202,7 @@ static int bits_write(struct varve_world *w, int fd, const char *path,
     return rc;
 }
 
-/* Head as it stands in the file, bits, table, sync; then the mark and another sync. */
+/* Head as it stands in the file, bits, table, list, sync; then the mark and another sync. */
 static int bits_and_mark_write(struct varve_world *w, int fd, const char *path,
                                const struct varve_epoch_head *head, const struct varve_geometry *g,
                                const void *bits, enum varve_epoch_state state,
@@ -205,6 +210,9 @@ static int bits_and_mark_write(struct varve_world *w, int fd, const char *path,
 {
     uint8_t digest[VARVE_DIGEST_LEN], table[VARVE_EPOCH_TABLE_LEN] = {0};
     bool has_table = le32toh(head->version) != VARVE_EPOCH_NO_TABLE;
+    bool has_list = has_table && state == VARVE_EPOCH_FILE_SEALED;
+    struct varve_epoch_list list = {0};
+    struct varve_epoch_record record;
     struct varve_digest d;
     int rc = varve_digest_init(&d, err);
     int final;
@@ -212,7 +220,8 @@ static int bits_and_mark_write(struct varve_world *w, int fd, const char *path,
     if (rc < 0)
         return rc;
     varve_digest_update(&d, head, varve_epoch_head_bytes(head));
-    rc = bits_write(w, fd, path, g, bits, has_table ? table : NULL, &d, zero_steps, err);
+    rc = bits_write(w, fd, path, g, bits, has_table ? table : NULL, has_list ? &list : NULL, &d,
+                    zero_steps, err);
     if (rc == 0 && has_table) {
         varve_digest_update(&d, table, sizeof(table));
         rc = w->pwrite(w, fd, table, sizeof(table), VARVE_EPOCH_TABLE_OFF);
@@ -222,15 +231,17 @@ static int bits_and_mark_write(struct varve_world *w, int fd, const char *path,
     final = varve_digest_final(&d, digest, rc < 0 ? NULL : err);
     if (rc == 0)
         rc = final;
+    has_list = rc == 0 && has_list && varve_epoch_list_write(w, fd, head, g, &list, &record);
+    varve_epoch_list_fini(&list);
     if (rc == 0)
         rc = file_sync(w, fd, path, err);
     if (rc < 0)
         return rc;
-    rc = mark_write(w, fd, path, state, digest, err);
+    rc = mark_write(w, fd, path, state, digest, has_list ? &record : NULL, err);
     if (rc == 0)
         rc = file_sync(w, fd, path, err);
     if (rc < 0)
-        mark_write(w, fd, path, VARVE_EPOCH_FILE_OPEN, NULL, NULL); /* rule 4 */
+        mark_write(w, fd, path, VARVE_EPOCH_FILE_OPEN, NULL, NULL, NULL); /* rule 4 */
     return rc;
 }
 
@@ -342,7 +353,7 @@ static int finish_fd(struct varve_world *w, int fd, const char *path,
         return rc < 0 ? rc : varve_err_set(err, EEXIST, "%s is sealed already", path);
     }
     if (was == VARVE_EPOCH_FILE_CLEAN) {
-        rc = mark_write(w, fd, path, VARVE_EPOCH_FILE_OPEN, NULL, err);
+        rc = mark_write(w, fd, path, VARVE_EPOCH_FILE_OPEN, NULL, NULL, err);
         if (rc == 0)
             rc = file_sync(w, fd, path, err);
         if (rc < 0)
@@ -393,7 +404,7 @@ static int reopen_fd(struct varve_world *w, int fd, const char *path, uint64_t e
         rc = varve_err_set(err, EEXIST, "%s is sealed already", path);
     /* Also if it reads as open: that need not be durable. */
     if (rc == 0)
-        rc = mark_write(w, fd, path, VARVE_EPOCH_FILE_OPEN, NULL, err);
+        rc = mark_write(w, fd, path, VARVE_EPOCH_FILE_OPEN, NULL, NULL, err);
     if (rc == 0)
         rc = file_sync(w, fd, path, err);
     return rc;

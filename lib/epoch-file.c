@@ -252,6 +252,9 @@ static int load_fd(struct varve_world *w, int fd, const char *path, const uint8_
         return rc;
     while ((len = run_next(table, g, &next, &at)) > 0)
         all += len;
+    if (all >= VARVE_EPOCH_LIST_MIN && state == VARVE_EPOCH_FILE_SEALED &&
+        varve_epoch_list_load(w, fd, &head, g, into, added))
+        return 0;
     words = malloc((size_t)all + 8);
     if (!words)
         return varve_err_sys(err, ENOMEM, "cannot read %s", path);

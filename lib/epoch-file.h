@@ -10,13 +10,19 @@
  *           random bytes of the first epoch
  *     4096  mark, in a sector of its own: state (0 open, 1 clean, 2 sealed), 4 zero bytes, SHA-256
  *           of head, chunks and table, SHA-256 of the mark up to here; one that fails that says open
+ *     4224  record of the list, in the mark's sector: words in the list (0: there is none), SHA-256 of
+ *           head and list, SHA-256 of mark and record up to here
  *     4608  table, one bit a chunk, least significant first, rest zero: the chunk is not all zero.
  *           Other chunks are neither in the digest nor looked at: what it costs to read a map goes
  *           by what was written in its epochs, not by the size of the disk
  *     8192  bits, one a block, least significant first, in whole 64-bit words; rest of file zero.
  *           A chunk is 4096 bytes of them, or as many times twice that as the table needs to hold all
- * open: bits are missing, those there are true (epoch-file-flush.c).  clean: the epoch is live, and these were its bits when its
- * server stopped.  sealed: final.  The mark is written after what it speaks of is durable.
+ *     then  the list, from the next 4096 bytes on: of a sealed file with few bits in many chunks
+ *           each word of the bits that is not zero, index and word, 16 bytes.  It says what the
+ *           chunks say: who has verified it needs no chunks, who ignores it loses nothing
+ * open: bits are missing, those there are true (epoch-file-flush.c).  clean: the epoch is live, and
+ * these were its bits when its server stopped.  sealed: final.  The mark is written after what it
+ * speaks of is durable.
  * Version 2 has a 64-byte head, without a birth id, and zeroes there.  Version 1 has no table
  * either: the digest is of head and all bits.  Such files are still read and finished.
  *

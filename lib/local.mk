@@ -30,6 +30,7 @@ lib_libvarve_la_SOURCES = \
 	%D%/doubt-note.h \
 	%D%/epoch-file-flush.c \
 	%D%/epoch-file-internal.h \
+	%D%/epoch-file-list.c \
 	%D%/epoch-file-write.c \
 	%D%/epoch-file.c \
 	%D%/epoch-file.h \

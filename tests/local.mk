@@ -74,6 +74,12 @@ check_PROGRAMS += %D%/unit/test-epoch-file
 %C%_unit_test_epoch_file_LDADD = %D%/lib/libtest.la lib/libvarve.la $(CMOCKA_LIBS)
 TESTS += %D%/unit/test-epoch-file
 
+check_PROGRAMS += %D%/unit/test-epoch-list
+%C%_unit_test_epoch_list_SOURCES = %D%/unit/test-epoch-list.c
+%C%_unit_test_epoch_list_CFLAGS = $(AM_CFLAGS) $(CMOCKA_CFLAGS)
+%C%_unit_test_epoch_list_LDADD = %D%/lib/libtest.la lib/libvarve.la $(CMOCKA_LIBS)
+TESTS += %D%/unit/test-epoch-list
+
 check_PROGRAMS += %D%/unit/test-epoch-table
 %C%_unit_test_epoch_table_SOURCES = %D%/unit/test-epoch-table.c
 %C%_unit_test_epoch_table_CFLAGS = $(AM_CFLAGS) $(CMOCKA_CFLAGS)
