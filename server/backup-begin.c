@@ -393,10 +393,14 @@ static int begin_committed(struct varve_tx *tx, struct varve_action *a, struct v
         struct varve_err other = VARVE_ERR_INIT;
 
         if (varve_backup_end(tx->d, b->plan.id, false, err->msg, &other) < 0)
-            varve_log("%s", other.msg);
+            varve_log_about(VARVE_ABOUT(.level = VARVE_LOG_WARNING, .backup = b->plan.id), "%s",
+                            other.msg);
         return rc;
     }
-    varve_log("Backup '%s' begins", b->plan.id);
+    varve_log_about(VARVE_ABOUT(.backup = b->plan.id,
+                                .checkpoint = b->plan.checkpoint[0] ? b->plan.checkpoint : NULL,
+                                .disk = b->plan.ndisks == 1 ? b->plan.disks[0].disk->name : NULL),
+                    "Backup '%s' begins", b->plan.id);
     begin_events(tx->d, &b->plan);
     return 0;
 }

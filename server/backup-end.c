@@ -262,8 +262,9 @@ static void bitmap_drop_released(struct varve_cat_bitmap *m, const struct varve_
         varve_change_set_add_span(&set, cbd->boundary, VARVE_SPAN_OPEN) < 0)
         rc = varve_err_set(&err, ENOMEM, "no memory for a bitmap");
     if (err.code != 0)
-        varve_log("Disk '%s': bitmap '%.200s' keeps what was released, too: %s", disk->name,
-                  m->name, err.msg);
+        varve_log_about(VARVE_ABOUT(.level = VARVE_LOG_WARNING, .disk = disk->name),
+                        "Disk '%s': bitmap '%.200s' keeps what was released, too: %s", disk->name,
+                        m->name, err.msg);
     free(map);
     varve_change_set_clear(rc == 0 ? &m->set : &set);
     if (rc == 0) {
@@ -412,7 +413,10 @@ void varve_backup_ended(struct varve_daemon *d, const char *id)
     const char *how = cb->state == VARVE_BACKUP_COMPLETED ? "completed" : "failed";
 
     end_clean_up(d, id);
-    varve_log("Backup '%s' has %s%s%s", id, how, cb->reason[0] ? ": " : "", cb->reason);
+    varve_log_about(VARVE_ABOUT(.level = cb->state == VARVE_BACKUP_COMPLETED ? VARVE_LOG_INFO
+                                                                             : VARVE_LOG_WARNING,
+                                .backup = id),
+                    "Backup '%s' has %s%s%s", id, how, cb->reason[0] ? ": " : "", cb->reason);
     varve_events_send(d->events, "BACKUP_COMPLETED",
                       json_pack("{s:s, s:s, s:s}", "id", id, "state", how, "reason", cb->reason));
 }

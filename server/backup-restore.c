@@ -126,10 +126,11 @@ void varve_backups_restore(struct varve_daemon *d)
         }
         memcpy(id, cb->id, sizeof(id));
         if (restore_backup(d, cb, &err) == 0) {
-            varve_log("Backup '%s' goes on", id);
+            varve_log_about(VARVE_ABOUT(.backup = id), "Backup '%s' goes on", id);
         } else if (varve_backup_end(d, id, false, err.msg, &other) < 0) {
-            varve_log("Backup '%s' has failed (%s), which cannot be noted: %s", id, err.msg,
-                      other.msg);
+            varve_log_about(VARVE_ABOUT(.level = VARVE_LOG_ERROR, .backup = id),
+                            "Backup '%s' has failed (%s), which cannot be noted: %s", id, err.msg,
+                            other.msg);
             i++;
             continue;
         }

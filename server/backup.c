@@ -419,8 +419,9 @@ void varve_backups_end_stray_views(struct varve_disk *disk)
         wanted = view_is_wanted(disk, views[i].id);
         pthread_mutex_unlock(&d->views_lock);
         if (!wanted && varve_boundary_end_view(disk, views[i].id, &err) < 0) {
-            varve_log("%s; what view %llx kept is freed later", err.msg,
-                      (unsigned long long)views[i].id);
+            varve_log_about(VARVE_ABOUT(.level = VARVE_LOG_WARNING, .disk = disk->name),
+                            "%s; what view %llx kept is freed later", err.msg,
+                            (unsigned long long)views[i].id);
             return;
         }
     }
@@ -489,10 +490,12 @@ static void backup_break(struct varve_backup *b, const char *reason)
     cb->state = VARVE_BACKUP_BROKEN;
     varve_backup_set_reason(cb, reason);
     if (varve_daemon_commit(d, draft, &err) < 0) {
-        varve_log("%s", err.msg); /* the next tick tries again */
+        varve_log_about(VARVE_ABOUT(.level = VARVE_LOG_WARNING, .backup = b->id), "%s",
+                        err.msg); /* the next tick tries again */
         return;
     }
-    varve_log("Backup '%s' is broken: %s", b->id, reason);
+    varve_log_about(VARVE_ABOUT(.level = VARVE_LOG_ERROR, .backup = b->id),
+                    "Backup '%s' is broken: %s", b->id, reason);
     varve_events_send(d->events, "BACKUP_BROKEN",
                       json_pack("{s:s, s:s}", "id", b->id, "reason",
                                 varve_catalogue_backup(d->catalogue, b->id)->reason));
@@ -527,8 +530,9 @@ static void backup_tick(struct varve_backup *b, const struct varve_cat_backup *c
     }
     if (lost > 0 && !b->degraded) {
         b->degraded = true;
-        varve_log("Backup '%s': %llu bytes could not be kept and are unreadable", b->id,
-                  (unsigned long long)lost);
+        varve_log_about(VARVE_ABOUT(.level = VARVE_LOG_WARNING, .backup = b->id),
+                        "Backup '%s': %llu bytes could not be kept and are unreadable", b->id,
+                        (unsigned long long)lost);
         varve_events_send(d->events, "BACKUP_DEGRADED",
                           json_pack("{s:s, s:I}", "id", b->id, "lost-bytes", (json_int_t)lost));
     }
@@ -538,7 +542,8 @@ static void backup_tick(struct varve_backup *b, const struct varve_cat_backup *c
         snprintf(reason, sizeof(reason), "no client for %llu seconds (ttl)",
                  (unsigned long long)cb->ttl_s);
         if (varve_backup_end(d, b->id, false, reason, &err) < 0)
-            varve_log("%s", err.msg);
+            varve_log_about(VARVE_ABOUT(.level = VARVE_LOG_WARNING, .backup = b->id), "%s",
+                            err.msg);
     }
 }
 

@@ -168,7 +168,7 @@ int varve_offline_attach_as(struct varve_disk *disk, const char *distrust, const
     if (rc < 0)
         return varve_err_prefix(err, "Disk '%s'", disk->name);
     if (notes[0])
-        varve_log("Disk '%s': %s", disk->name, notes);
+        varve_log_about(VARVE_ABOUT(.disk = disk->name), "Disk '%s': %s", disk->name, notes);
     return 0;
 }
 
@@ -177,7 +177,8 @@ void varve_offline_detach(struct varve_disk *disk, struct varve_tracker *t)
     struct varve_err err = VARVE_ERR_INIT;
 
     if (varve_tracker_detach(t, &err) < 0)
-        varve_log("Disk '%s': %s", disk->name, err.msg);
+        varve_log_about(VARVE_ABOUT(.level = VARVE_LOG_WARNING, .disk = disk->name),
+                        "Disk '%s': %s", disk->name, err.msg);
 }
 
 /* --- all disks ------------------------------------------------------------------------------ */
@@ -325,7 +326,8 @@ int varve_boundary_make_frozen(struct varve_boundary_disk *disks, size_t ndisks,
     for (size_t i = 0; i < ndisks; i++) {
         if (disks[i].swapped && disks[i].view != 0 &&
             varve_boundary_end_view(disks[i].disk, disks[i].view, &other) < 0)
-            varve_log("%s", other.msg);
+            varve_log_about(VARVE_ABOUT(.level = VARVE_LOG_WARNING, .disk = disks[i].disk->name),
+                            "%s", other.msg);
     }
     return rc;
 }

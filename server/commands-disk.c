@@ -160,8 +160,9 @@ static int adopt(struct varve_disk *disk, bool trust, struct varve_err *err)
             "Disk '%s' is served by process %d and nothing speaks against it: stop "
             "that first",
             disk->name, disk->plugin_pid);
-    varve_log("Disk '%s': image %s is taken as it is%s, because an operator said so", disk->name,
-              id->image, trust ? "" : ", all of it as written");
+    varve_log_about(VARVE_ABOUT(.disk = disk->name),
+                    "Disk '%s': image %s is taken as it is%s, because an operator said so",
+                    disk->name, id->image, trust ? "" : ", all of it as written");
     return 0;
 }
 
@@ -217,8 +218,9 @@ static int resize(struct varve_disk *disk, uint64_t size, struct varve_err *err)
     varve_offline_detach(disk, t);
     if (size == before)
         return 0;
-    varve_log("Disk '%s': resized from %llu to %llu bytes, because an operator said so", disk->name,
-              (unsigned long long)before, (unsigned long long)size);
+    varve_log_about(VARVE_ABOUT(.disk = disk->name),
+                    "Disk '%s': resized from %llu to %llu bytes, because an operator said so",
+                    disk->name, (unsigned long long)before, (unsigned long long)size);
     snprintf(name, sizeof(name), "%s", disk->name);
     varve_disks_renew(disk);
     varve_disks_refresh(d);
@@ -265,7 +267,8 @@ void varve_folder_remove(const char *path)
     }
     closedir(dir);
     if (rmdir(path) < 0 && errno != ENOENT)
-        varve_log("cannot remove %s: %s", path, strerror(errno));
+        varve_log_about(VARVE_ABOUT(.level = VARVE_LOG_WARNING), "cannot remove %s: %s", path,
+                        strerror(errno));
 }
 
 static int forget_begun(void *arg, const char *name)
@@ -311,13 +314,15 @@ static int forget(struct varve_disk *disk, struct varve_err *err)
     else
         varve_catalogue_free(draft);
     if (other.msg[0])
-        varve_log("Disk '%s' is forgotten, but not its names: %s", disk->name, other.msg);
+        varve_log_about(VARVE_ABOUT(.level = VARVE_LOG_WARNING, .disk = disk->name),
+                        "Disk '%s' is forgotten, but not its names: %s", disk->name, other.msg);
     varve_folder_remove(disk->paths.runtime);
     if (strcmp(disk->paths.scratch, disk->paths.state) != 0)
         varve_folder_remove(disk->paths.scratch);
     varve_folder_remove(aside);
     d->w->close(d->w, fd);
-    varve_log("Disk '%s' is forgotten, because an operator said so", disk->name);
+    varve_log_about(VARVE_ABOUT(.disk = disk->name),
+                    "Disk '%s' is forgotten, because an operator said so", disk->name);
     return 0;
 }
 

@@ -148,7 +148,8 @@ static int export_new(struct varve_disk *disk, const char *folder, struct varve_
     varve_catalogue_free(cat);
     d->w->close(d->w, fd);
     if (rc == 0)
-        varve_log("Disk '%s' is exported to %s", disk->name, folder);
+        varve_log_about(VARVE_ABOUT(.disk = disk->name), "Disk '%s' is exported to %s", disk->name,
+                        folder);
     return rc;
 }
 
@@ -419,10 +420,11 @@ static int import_place(struct import *im, struct varve_err *err)
         rc = w->sync_dir(w, state);
     if (rc < 0)
         return varve_err_sys(err, -rc, "Disk '%s': cannot make %s", im->name, path);
-    varve_log("Disk '%s' is imported from %s, with image %s%s", im->name, im->folder, im->image,
-              !im->has_trust ? ""
-              : im->trust    ? ", because an operator said that it is the same"
-                             : ", all of it as written");
+    varve_log_about(VARVE_ABOUT(.disk = im->name), "Disk '%s' is imported from %s, with image %s%s",
+                    im->name, im->folder, im->image,
+                    !im->has_trust ? ""
+                    : im->trust    ? ", because an operator said that it is the same"
+                                   : ", all of it as written");
     return 0;
 }
 

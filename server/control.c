@@ -82,7 +82,8 @@ static int control_accept(void *arg)
 static void control_on_starved(void *arg, int rc)
 {
     (void)arg;
-    varve_log("clients wait at the control socket: %s", strerror(-rc));
+    varve_log_about(VARVE_ABOUT(.level = VARVE_LOG_WARNING),
+                    "clients wait at the control socket: %s", strerror(-rc));
 }
 
 /* The listener has its socket.  0 or -errno. */

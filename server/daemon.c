@@ -53,7 +53,7 @@ static void drop_transient_bitmaps(struct varve_daemon *d)
     if (!draft || !varve_catalogue_remove_transient(draft))
         varve_catalogue_free(draft);
     else if (varve_daemon_commit(d, draft, &err) < 0)
-        varve_log("%s", err.msg);
+        varve_log_about(VARVE_ABOUT(.level = VARVE_LOG_WARNING), "%s", err.msg);
 }
 
 void varve_daemon_restore(struct varve_daemon *d)

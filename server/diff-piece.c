@@ -66,7 +66,8 @@ static void slot_fail(struct varve_diff_slot *s, int rc, const struct varve_err 
         return;
     }
     if (run->diff->unreadable == 0)
-        varve_log("Job '%s': %s; it counts as different", run->r->id, err->msg);
+        varve_log_about(VARVE_ABOUT(.level = VARVE_LOG_WARNING, .job = run->r->id),
+                        "Job '%s': %s; it counts as different", run->r->id, err->msg);
     run->diff->unreadable += s->len;
     slot_mark(s, s->at, s->len);
     slot_next(s);

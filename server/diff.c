@@ -300,8 +300,10 @@ static int make_set(struct varve_diff *diff, const struct varve_cat_job *job,
             rc = varve_blocks_load(w, &diff->disk->paths, id->uuid, &id->geometry, set->blocks,
                                    diff->map, err);
     } else if (b) {
-        varve_log("Disk '%s': bitmap '%s' holds what job '%s' found and nothing of before: %s",
-                  diff->disk->name, b->name, job->id, why.msg);
+        varve_log_about(
+            VARVE_ABOUT(.level = VARVE_LOG_WARNING, .disk = diff->disk->name, .job = job->id),
+            "Disk '%s': bitmap '%s' holds what job '%s' found and nothing of before: %s",
+            diff->disk->name, b->name, job->id, why.msg);
     }
     if (rc == 0 && varve_change_set_add_span(set, job->start, VARVE_SPAN_OPEN) < 0)
         rc = varve_err_set(err, ENOMEM, "no memory for a bitmap");
@@ -354,8 +356,9 @@ static int diff_conclude(struct varve_runner *r, struct varve_catalogue *draft, 
     if (rc == 0)
         rc = conclude_bitmap(diff, draft, varve_catalogue_job(draft, r->id), err);
     if (rc == 0 && diff->unreadable > 0)
-        varve_log("Job '%s': %" PRIu64 " bytes could not be read, and count as different", r->id,
-                  diff->unreadable);
+        varve_log_about(VARVE_ABOUT(.level = VARVE_LOG_WARNING, .job = r->id),
+                        "Job '%s': %" PRIu64 " bytes could not be read, and count as different",
+                        r->id, diff->unreadable);
     return rc;
 }
 

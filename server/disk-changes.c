@@ -276,7 +276,8 @@ void varve_disk_tidy(struct varve_disk *disk)
         pthread_mutex_lock(&disk->timeline_lock);
         if (varve_timeline_tidy(disk->daemon->w, &disk->paths, id->uuid, &id->geometry,
                                 n.boundaries, n.nboundaries, &err) < 0)
-            varve_log("Disk '%s': cannot free old epochs: %s", disk->name, err.msg);
+            varve_log_about(VARVE_ABOUT(.level = VARVE_LOG_WARNING, .disk = disk->name),
+                            "Disk '%s': cannot free old epochs: %s", disk->name, err.msg);
         varve_blocks_tidy(disk->daemon->w, &disk->paths,
                           (const uint8_t(*)[VARVE_DIGEST_LEN])n.blocks, n.nblocks);
         pthread_mutex_unlock(&disk->timeline_lock);

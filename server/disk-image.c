@@ -99,7 +99,7 @@ void varve_disk_note_change(struct varve_disk *disk)
         return;
     }
     if (!disk->image_said && rc != -EBUSY)
-        varve_log("%s", err.msg);
+        varve_log_about(VARVE_ABOUT(.level = VARVE_LOG_WARNING, .disk = disk->name), "%s", err.msg);
     disk->image_said = true;
 }
 

@@ -50,7 +50,8 @@ static void note_crossing(struct varve_disk *disk, bool *said, bool over, const 
                           uint64_t used, uint64_t max)
 {
     if (over && !*said) {
-        varve_log(
+        varve_log_about(
+            VARVE_ABOUT(.level = VARVE_LOG_WARNING, .disk = disk->name),
             "Disk '%s': %llu of %llu bytes are taken (%s): overwritten blocks may soon not be "
             "kept",
             disk->name, (unsigned long long)used, (unsigned long long)max, limit);

@@ -142,7 +142,8 @@ static int disk_use_page(struct varve_disk *disk, int ctl_fd, int image_fd, stru
     }
     if (same) {
         disk->images++;
-        varve_log("Disk '%s': its image is another file than before", disk->name);
+        varve_log_about(VARVE_ABOUT(.level = VARVE_LOG_WARNING, .disk = disk->name),
+                        "Disk '%s': its image is another file than before", disk->name);
     }
     if (disk->source)
         varve_source_unref(disk->source);
@@ -281,7 +282,8 @@ static void disk_fetch_job(struct varve_job *job, bool stopping)
     if (!stopping) {
         varve_disk_refresh(disk);
         if (disk->source && varve_disk_fetch_epochs(disk, varve_disk_oldest_view(disk), &err) < 0)
-            varve_log("%s", err.msg);
+            varve_log_about(VARVE_ABOUT(.level = VARVE_LOG_WARNING, .disk = disk->name), "%s",
+                            err.msg);
     }
     pthread_mutex_lock(&disk->fetch_lock);
     disk->fetches++;
@@ -324,17 +326,22 @@ static void disk_set_state(struct varve_disk *disk, enum varve_disk_state state,
                            const char *degraded)
 {
     bool same = state == disk->state && strcmp(degraded, disk->degraded) == 0;
+    bool well = state == VARVE_DISK_LIVE || state == VARVE_DISK_OFFLINE;
 
     snprintf(disk->reason, sizeof(disk->reason), "%.479s", reason);
     if (same)
         return;
     if (state != disk->state && (disk->state != VARVE_DISK_UNKNOWN || state != VARVE_DISK_OFFLINE))
-        varve_log("Disk '%s' is %s%s%s", disk->name, varve_disk_state_name(state),
-                  reason[0] ? ": " : "", reason);
+        varve_log_about(
+            VARVE_ABOUT(.level = well ? VARVE_LOG_INFO : VARVE_LOG_WARNING, .disk = disk->name),
+            "Disk '%s' is %s%s%s", disk->name, varve_disk_state_name(state), reason[0] ? ": " : "",
+            reason);
     if (degraded[0])
-        varve_log("Disk '%s' is degraded: %s", disk->name, degraded);
+        varve_log_about(VARVE_ABOUT(.level = VARVE_LOG_WARNING, .disk = disk->name),
+                        "Disk '%s' is degraded: %s", disk->name, degraded);
     else if (disk->degraded[0])
-        varve_log("Disk '%s' is not degraded any more", disk->name);
+        varve_log_about(VARVE_ABOUT(.disk = disk->name), "Disk '%s' is not degraded any more",
+                        disk->name);
     disk->state = state;
     snprintf(disk->degraded, sizeof(disk->degraded), "%s", degraded);
     varve_events_send(disk->daemon->events, "DISK_STATE_CHANGED",
@@ -354,7 +361,8 @@ static void disk_note_link_error(struct varve_disk *disk, const char *msg)
     if (strncmp(msg, prefix, (size_t)len) == 0)
         msg += len; /* where it will stand, the disk is named */
     if (!disk->private && strncmp(reason, msg, sizeof(disk->link_error) - 1) != 0)
-        varve_log("Disk '%s': %s", disk->name, msg);
+        varve_log_about(VARVE_ABOUT(.level = VARVE_LOG_WARNING, .disk = disk->name),
+                        "Disk '%s': %s", disk->name, msg);
     snprintf(reason, sizeof(disk->link_error), "%.255s", msg);
 }
 
@@ -392,10 +400,12 @@ static void disk_try_peer(struct varve_disk *disk)
     disk->freeze_timeout_ms = hello.freeze_timeout_ms;
     disk->durable = hello.durable;
     disk->scratch_max = hello.scratch_max;
-    varve_log("Disk '%s': served by process %d", disk->name, disk->plugin_pid);
+    varve_log_about(VARVE_ABOUT(.disk = disk->name), "Disk '%s': served by process %d", disk->name,
+                    disk->plugin_pid);
     /* Dying between a boundary and its seal must not look like a map that is gone. */
     if (varve_boundary_seal(disk, &err) < 0)
-        varve_log("%s", err.msg); /* tried again at the next boundary */
+        varve_log_about(VARVE_ABOUT(.level = VARVE_LOG_WARNING, .disk = disk->name), "%s",
+                        err.msg); /* tried again at the next boundary */
 }
 
 /* The page that we read is still the one in the runtime directory, and the image the one at its
@@ -424,7 +434,8 @@ void varve_disk_refresh(struct varve_disk *disk)
         disk->known = true;
     }
     if (disk->peer && varve_peer_lost(disk->peer)) {
-        varve_log("Disk '%s': process %d no longer serves it", disk->name, disk->plugin_pid);
+        varve_log_about(VARVE_ABOUT(.disk = disk->name),
+                        "Disk '%s': process %d no longer serves it", disk->name, disk->plugin_pid);
         varve_peer_free(disk->peer);
         disk->peer = NULL;
     }
@@ -436,7 +447,8 @@ void varve_disk_refresh(struct varve_disk *disk)
     varve_disk_check_image(disk);
     if (disk->source && varve_disk_fetch_epochs(disk, varve_disk_oldest_view(disk), &err) < 0 &&
         err.code != ESTALE)
-        varve_log("Disk '%s': cannot get the files of its epochs: %s", disk->name, err.msg);
+        varve_log_about(VARVE_ABOUT(.level = VARVE_LOG_WARNING, .disk = disk->name),
+                        "Disk '%s': cannot get the files of its epochs: %s", disk->name, err.msg);
 
     varve_disk_trouble(disk, degraded, sizeof(degraded));
     if (varve_disk_check_older(disk, &err) < 0)

@@ -113,7 +113,8 @@ static int disks_look(struct varve_daemon *d)
         disk->seen = false;
     rc = d->w->list(d->w, d->options->state_dir, disks_see, d);
     if (rc < 0)
-        varve_log("cannot read %s: %s", d->options->state_dir, strerror(-rc));
+        varve_log_about(VARVE_ABOUT(.level = VARVE_LOG_WARNING), "cannot read %s: %s",
+                        d->options->state_dir, strerror(-rc));
     return rc;
 }
 
@@ -132,7 +133,8 @@ void varve_disks_refresh(struct varve_daemon *d)
     for (struct varve_disk *disk = d->disks; disk; disk = disk->next) {
         if (!disk->seen && !disk->gone) {
             disk_leaves(disk);
-            varve_log("Disk '%s': its folder %s is gone", disk->name, disk->paths.state);
+            varve_log_about(VARVE_ABOUT(.level = VARVE_LOG_WARNING, .disk = disk->name),
+                            "Disk '%s': its folder %s is gone", disk->name, disk->paths.state);
         }
         if (!disk->gone)
             varve_disk_refresh(disk);

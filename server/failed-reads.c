@@ -47,8 +47,10 @@ static void failed_reads_load(struct varve_failed_reads *f)
         n = f->w->pread(f->w, f->fd, f->map->words, (size_t)bytes, 0);
     f->unknown = n < 0 || (uint64_t)n != bytes;
     if (f->unknown)
-        varve_log("%s cannot be read: every block of the view counts as one that could not be read",
-                  f->path);
+        varve_log_about(
+            VARVE_ABOUT(.level = VARVE_LOG_WARNING),
+            "%s cannot be read: every block of the view counts as one that could not be read",
+            f->path);
     else if (f->g.nblks % 64)
         f->map->words[varve_bitmap_nwords(f->map) - 1] &= (UINT64_C(1) << (f->g.nblks % 64)) - 1;
 }
@@ -113,9 +115,11 @@ void varve_failed_reads_note(struct varve_failed_reads *f, uint64_t off, uint64_
         rc = failed_reads_set(f, off >> f->g.shift, ((off + len - 1) >> f->g.shift) + 1);
     if (rc < 0) {
         f->unknown = true;
-        varve_log("%s cannot be written (%s): every block of the view counts as one that could not "
-                  "be read",
-                  f->path, strerror(-rc));
+        varve_log_about(
+            VARVE_ABOUT(.level = VARVE_LOG_WARNING),
+            "%s cannot be written (%s): every block of the view counts as one that could not "
+            "be read",
+            f->path, strerror(-rc));
         if (f->fd >= 0)
             f->w->truncate(f->w, f->fd, 0); /* whoever finds it knows nothing, too */
     }

@@ -173,7 +173,8 @@ static void record_remove(const struct keeper *k)
     if (rc == 0)
         rc = k->w->sync_dir(k->w, slash && slash != dir ? dir : ".");
     if (rc < 0)
-        varve_log("cannot remove %s: %s", k->path, strerror(-rc)); /* thawing twice does no harm */
+        varve_log_about(VARVE_ABOUT(.level = VARVE_LOG_WARNING), "cannot remove %s: %s", k->path,
+                        strerror(-rc)); /* thawing twice does no harm */
 }
 
 static bool thaw(const struct keeper *k, char why[200])
@@ -185,10 +186,11 @@ static bool thaw(const struct keeper *k, char why[200])
             record_remove(k);
             return true;
         }
-        varve_log("freeze hook: %s", why);
+        varve_log_about(VARVE_ABOUT(.level = VARVE_LOG_WARNING), "freeze hook: %s", why);
     }
-    varve_log("THE THAW FAILED, disks may still be frozen: %s; thaw by hand and remove %s", why,
-              k->path);
+    varve_log_about(VARVE_ABOUT(.level = VARVE_LOG_ERROR),
+                    "THE THAW FAILED, disks may still be frozen: %s; thaw by hand and remove %s",
+                    why, k->path);
     return false;
 }
 
@@ -200,7 +202,7 @@ static void freeze(const struct keeper *k)
     int n;
 
     if (!hook_run(k, "freeze", true, why)) {
-        varve_log("freeze hook: %s", why);
+        varve_log_about(VARVE_ABOUT(.level = VARVE_LOG_WARNING), "freeze hook: %s", why);
         if (thaw(k, thaw_why))
             snprintf(both, sizeof(both), "the freeze hook refuses the backup: %s", why);
         else
@@ -213,9 +215,12 @@ static void freeze(const struct keeper *k)
         n = poll(&fd, 1, (int)k->timeout_ms);
     } while (n < 0 && errno == EINTR);
     if (n > 0 && recv(k->sock, &ask, 1, MSG_DONTWAIT) != 1)
-        varve_log("freeze hook: the daemon has ended while disks were frozen: thawing");
+        varve_log_about(VARVE_ABOUT(.level = VARVE_LOG_WARNING),
+                        "freeze hook: the daemon has ended while disks were frozen: thawing");
     if (n == 0)
-        varve_log("freeze hook: frozen for %llu ms: thawing", (unsigned long long)k->timeout_ms);
+        varve_log_about(VARVE_ABOUT(.level = VARVE_LOG_WARNING),
+                        "freeze hook: frozen for %llu ms: thawing",
+                        (unsigned long long)k->timeout_ms);
     if (!thaw(k, why))
         say(k, VARVE_FREEZE_STILL_OWED, why);
     else if (n == 0)
@@ -322,7 +327,7 @@ int varve_freeze_keeper(const char *mode, const char *record)
     else
         rc = record_read(&k, &err);
     if (rc < 0) {
-        varve_log("%s", err.msg);
+        varve_log_about(VARVE_ABOUT(.level = VARVE_LOG_ERROR), "%s", err.msg);
         json_decref(k.record);
         say(&k,
             strcmp(mode, VARVE_FREEZE_MODE) == 0 ? VARVE_FREEZE_REFUSED : VARVE_FREEZE_STILL_OWED,

@@ -209,8 +209,10 @@ int varve_freeze_freeze(struct varve_freeze *f, const struct varve_boundary_disk
 static void thaw_failed(struct varve_freeze *f, const char *why)
 {
     snprintf(f->thaw_error, sizeof(f->thaw_error), "%s", why);
-    varve_log("Backup '%s': THE THAW FAILED, what the freeze hook froze may still be frozen: %s",
-              f->backup, why);
+    varve_log_about(
+        VARVE_ABOUT(.level = VARVE_LOG_ERROR, .backup = f->backup),
+        "Backup '%s': THE THAW FAILED, what the freeze hook froze may still be frozen: %s",
+        f->backup, why);
     varve_events_send(f->daemon->events, "THAW_FAILED",
                       json_pack("{s:s, s:s}", "id", f->backup, "reason", why));
 }
@@ -222,7 +224,8 @@ int varve_freeze_thaw(struct varve_freeze *f, struct varve_err *err)
     int rc;
 
     if (send(f->sock, &ask, 1, MSG_NOSIGNAL) < 0 && errno != EPIPE)
-        varve_log("Backup '%s': cannot ask for the thaw: %s", f->backup, strerror(errno));
+        varve_log_about(VARVE_ABOUT(.level = VARVE_LOG_WARNING, .backup = f->backup),
+                        "Backup '%s': cannot ask for the thaw: %s", f->backup, strerror(errno));
     rc = keeper_hear(f, VARVE_FREEZE_THAW_TRIES, why, &lost);
     keeper_leave(f);
     if (rc == VARVE_FREEZE_THAWED)
@@ -247,7 +250,9 @@ void varve_freeze_redeem(struct varve_daemon *d)
 
     if (record_path(d, path, &err) < 0 || !record_exists(path))
         return;
-    varve_log("a thaw is owed since a former daemon: running the freeze hook of %s", path);
+    varve_log_about(VARVE_ABOUT(.level = VARVE_LOG_WARNING),
+                    "a thaw is owed since a former daemon: running the freeze hook of %s", path);
     if (keeper_start(VARVE_FREEZE_MODE_ALONE, path, -1, &err) < 0)
-        varve_log("%s; WHAT IT FROZE MAY STILL BE FROZEN", err.msg);
+        varve_log_about(VARVE_ABOUT(.level = VARVE_LOG_ERROR),
+                        "%s; WHAT IT FROZE MAY STILL BE FROZEN", err.msg);
 }

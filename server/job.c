@@ -131,7 +131,8 @@ static void job_begin(struct varve_daemon *d, const struct varve_cat_job *j)
     int rc;
 
     if (!r) {
-        varve_log("Job '%s' cannot begin: no memory", j->id);
+        varve_log_about(VARVE_ABOUT(.level = VARVE_LOG_ERROR, .job = j->id, .disk = j->disk),
+                        "Job '%s' cannot begin: no memory", j->id);
         return;
     }
     if (!r->ops) {
@@ -156,7 +157,8 @@ void varve_jobs_launch(struct varve_daemon *d, const char *id)
 {
     const struct varve_cat_job *j = varve_catalogue_job(d->catalogue, id);
 
-    varve_log("Job '%s' (%s of disk '%s') begins", j->id, j->type, j->disk);
+    varve_log_about(VARVE_ABOUT(.job = j->id, .disk = j->disk), "Job '%s' (%s of disk '%s') begins",
+                    j->id, j->type, j->disk);
     say_status(d, id, "created");
     say_status(d, id, "running");
     job_begin(d, j);
@@ -171,7 +173,7 @@ void varve_jobs_restore(struct varve_daemon *d)
         if (!varve_cat_job_open(j) || varve_jobs_find(d, j->id))
             continue;
         if (j->state == VARVE_JOB_RUNNING)
-            varve_log("Job '%s' goes on", j->id);
+            varve_log_about(VARVE_ABOUT(.job = j->id, .disk = j->disk), "Job '%s' goes on", j->id);
         job_begin(d, j);
     }
     varve_jobs_settle(d);
@@ -233,12 +235,15 @@ static void job_said(struct varve_daemon *d, const struct varve_cat_job *j)
     if (j->state == VARVE_JOB_COMPLETED) {
         say_status(d, j->id, "waiting");
         say_status(d, j->id, "pending");
-        varve_log("Job '%s' has completed", j->id);
+        varve_log_about(VARVE_ABOUT(.job = j->id, .disk = j->disk), "Job '%s' has completed",
+                        j->id);
     } else if (j->state == VARVE_JOB_FAILED) {
         say_status(d, j->id, "aborting");
-        varve_log("Job '%s' has failed: %s", j->id, j->error);
+        varve_log_about(VARVE_ABOUT(.level = VARVE_LOG_WARNING, .job = j->id, .disk = j->disk),
+                        "Job '%s' has failed: %s", j->id, j->error);
     } else {
-        varve_log("Job '%s' was cancelled", j->id);
+        varve_log_about(VARVE_ABOUT(.job = j->id, .disk = j->disk), "Job '%s' was cancelled",
+                        j->id);
     }
     say_end(d, j);
 }
@@ -265,7 +270,8 @@ static bool runner_conclude(struct varve_runner *r)
     while (rc == -EAGAIN);
     if (rc < 0) {
         if (!r->unsaid)
-            varve_log("Job '%s' has ended, which cannot be noted: %s", r->id, err.msg);
+            varve_log_about(VARVE_ABOUT(.level = VARVE_LOG_WARNING, .job = r->id),
+                            "Job '%s' has ended, which cannot be noted: %s", r->id, err.msg);
         r->unsaid = true;
         return false;
     }
@@ -440,6 +446,7 @@ void varve_jobs_save(struct varve_runner *r, uint64_t current, const struct varv
     if (rc == 0)
         varve_disk_tidy(disk);
     else if (!r->unsaid)
-        varve_log("Job '%s': where it is cannot be noted: %s", r->id, err.msg);
+        varve_log_about(VARVE_ABOUT(.level = VARVE_LOG_WARNING, .job = r->id),
+                        "Job '%s': where it is cannot be noted: %s", r->id, err.msg);
     r->unsaid = rc < 0;
 }

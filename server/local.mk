@@ -137,6 +137,8 @@ server_libvarved_la_SOURCES = \
 	%D%/job-loop.c \
 	%D%/job.c \
 	%D%/job.h \
+	%D%/journal.c \
+	%D%/journal.h \
 	%D%/log.c \
 	%D%/log.h \
 	%D%/mailbox.c \

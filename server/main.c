@@ -122,7 +122,7 @@ static void app_on_end_timer(uv_timer_t *timer)
 {
     struct app *app = timer->data;
 
-    varve_log("not all ended in time; leaving");
+    varve_log_about(VARVE_ABOUT(.level = VARVE_LOG_WARNING), "not all ended in time; leaving");
     for (size_t i = 0; i < app->nown; i++) {
         if (strncmp(app->daemon.listeners[i], "unix:", 5) == 0)
             unlink(app->daemon.listeners[i] + 5);
@@ -188,11 +188,13 @@ static void app_on_sighup(uv_signal_t *handle, int number)
     if (app->stopping)
         return;
     if (app_load_tls(app, &err) < 0)
-        varve_log("%s; certificates and keys stay as they were", err.msg);
+        varve_log_about(VARVE_ABOUT(.level = VARVE_LOG_WARNING),
+                        "%s; certificates and keys stay as they were", err.msg);
     else
         varve_log("%s: certificates and keys are read", strsignal(number));
     if (app_load_access(app, &err) < 0)
-        varve_log("%s; access stays as it was", err.msg);
+        varve_log_about(VARVE_ABOUT(.level = VARVE_LOG_WARNING), "%s; access stays as it was",
+                        err.msg);
     else
         varve_log("%s: access rules are read", strsignal(number));
 }
@@ -260,7 +262,7 @@ static void app_on_restored(struct varve_letter *letter)
     if (app->stopping)
         return;
     if (app_listen(app, &err) < 0) {
-        varve_log("%s", err.msg);
+        varve_log_about(VARVE_ABOUT(.level = VARVE_LOG_ERROR), "%s", err.msg);
         app->status = EXIT_FAILURE;
         app_stop(app);
         return;
@@ -375,13 +377,14 @@ int main(int argc, char **argv)
     static struct app app; /* what is left at a failed start is the process's to free */
     struct varve_err err = VARVE_ERR_INIT;
 
+    varve_log_begin();
     if (argc == 4 && strcmp(argv[1], VARVE_FREEZE_KEEPER_ARG) == 0)
         return varve_freeze_keeper(argv[2], argv[3]); /* another process with a life of its own */
     switch (varve_options_parse(&app.options, argc, argv, &err)) {
     case VARVE_OPTIONS_DONE:
         return EXIT_SUCCESS;
     case VARVE_OPTIONS_USAGE:
-        varve_log("%s; see varved --help", err.msg);
+        varve_log_about(VARVE_ABOUT(.level = VARVE_LOG_ERROR), "%s; see varved --help", err.msg);
         return 2;
     case VARVE_OPTIONS_RUN:
         break;
@@ -389,7 +392,7 @@ int main(int argc, char **argv)
     app.watchdog_ms = varve_sd_watchdog_ms();
     if (varve_sd_listen(&app.passed, &err) < 0 || app_prepare(&app, &err) < 0 ||
         app_start(&app, &err) < 0) {
-        varve_log("%s", err.msg);
+        varve_log_about(VARVE_ABOUT(.level = VARVE_LOG_ERROR), "%s", err.msg);
         return EXIT_FAILURE;
     }
     uv_run(&app.loop, UV_RUN_DEFAULT);

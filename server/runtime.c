@@ -66,7 +66,8 @@ static int runtime_lock(struct varve_runtime *r, const char *dir, struct varve_e
     if (rc == 0)
         rc = r->w->pwrite(r->w, r->lock_fd, pid, strlen(pid), 0);
     if (rc < 0) /* only who comes second would read it; backups can be ended on a full file system */
-        varve_log("cannot write %s: %s", path, strerror(-rc));
+        varve_log_about(VARVE_ABOUT(.level = VARVE_LOG_WARNING), "cannot write %s: %s", path,
+                        strerror(-rc));
     return 0;
 }
 

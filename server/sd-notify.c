@@ -30,7 +30,8 @@ void varve_sd_notify(const char *state)
     if (fd < 0)
         return;
     if (sendto(fd, state, strlen(state), MSG_NOSIGNAL, (struct sockaddr *)&to, len) < 0)
-        varve_log("cannot notify the service manager at %s: %s", path, strerror(errno));
+        varve_log_about(VARVE_ABOUT(.level = VARVE_LOG_WARNING),
+                        "cannot notify the service manager at %s: %s", path, strerror(errno));
     close(fd);
 }
 

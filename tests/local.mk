@@ -171,6 +171,12 @@ check_PROGRAMS += %D%/unit/test-dirt-rate
 %C%_unit_test_dirt_rate_LDADD = server/libvarved.la $(CMOCKA_LIBS)
 TESTS += %D%/unit/test-dirt-rate
 
+check_PROGRAMS += %D%/unit/test-journal
+%C%_unit_test_journal_SOURCES = %D%/unit/test-journal.c
+%C%_unit_test_journal_CFLAGS = $(AM_CFLAGS) $(CMOCKA_CFLAGS)
+%C%_unit_test_journal_LDADD = %D%/lib/libtest.la server/libvarved.la $(CMOCKA_LIBS)
+TESTS += %D%/unit/test-journal
+
 check_PROGRAMS += %D%/unit/test-failed-reads
 %C%_unit_test_failed_reads_SOURCES = %D%/unit/test-failed-reads.c
 %C%_unit_test_failed_reads_CFLAGS = $(AM_CFLAGS) $(CMOCKA_CFLAGS)

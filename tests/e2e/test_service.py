@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """What systemd/ promises, with systemd's own judges and its protocol: units that are right, the service
 manager's watchdog, a daemon in its sandbox, and a daemon that may open no image."""
+import contextlib
 import os
 import re
 import shutil
@@ -13,6 +14,7 @@ import sys
 import tempfile
 
 import backups
+import smallfs
 from harness import BUILD, M, PLUGIN, VARVED, Stack, run, wait_for
 from tap import Skip, main, test
 
@@ -178,6 +180,46 @@ def a_watchdog_that_waits_for_another_process_hears_nothing():
             assert manager.hears() == "STOPPING=1", env
             assert daemon.wait(60) == 0
             manager.close()
+
+
+# --- the journal ------------------------------------------------------------------------------------
+
+
+def fields(entry):
+    return dict(line.split("=", 1) for line in entry.decode().splitlines())
+
+
+@test
+def the_journal_is_told_which_disk_and_which_backup():
+    """A daemon whose standard error systemd connected to the journal, and one whose variable is of another."""
+    with Stack() as s, smallfs.tmpfs("/run", M):
+        os.makedirs("/run/systemd/journal")
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as journal:
+            journal.bind("/run/systemd/journal/socket")
+            journal.settimeout(60)
+            s.serve("vda", s.image("vda.img", SIZE, OLD))
+            for is_it in (True, False):
+                stream = "$(stat -L -c %d:%i /dev/stderr)" if is_it else "1:1"
+                s.daemon = s.spawn("varved", [
+                    "sh", "-c", "JOURNAL_STREAM=%s exec \"$@\"" % stream, "sh", VARVED, "--state-dir", s.state,
+                    "--runtime-dir", s.runtime])
+                wait_for("varved sees the disk", lambda: os.path.exists(s.control) and s.disk_info("vda"), s.daemon)
+                with s.qmp() as q:
+                    backups.end(q, backups.begin(q, ["vda"], checkpoint="c%d" % is_it)[0])
+                assert s.stop(s.daemon) == 0
+                with open(s.daemon.log, encoding="utf-8") as f:
+                    assert ("varved: Backup" in f.read()) != is_it
+            entries = []
+            journal.setblocking(False)
+            with contextlib.suppress(BlockingIOError):
+                while True:
+                    entries.append(fields(journal.recv(65536)))
+        assert all(e["SYSLOG_IDENTIFIER"] == "varved" and e["PRIORITY"] == "6" for e in entries), entries
+        live = [e for e in entries if e["MESSAGE"] == "Disk 'vda' is live"]
+        assert len(live) == 1 and live[0]["VARVE_DISK"] == "vda", entries
+        begun = [e for e in entries if e["MESSAGE"].startswith("Backup") and "begins" in e["MESSAGE"]]
+        assert len(begun) == 1 and begun[0]["VARVE_CHECKPOINT"] == "c1" and begun[0]["VARVE_BACKUP"], entries
+    assert settings("varve@.service", "LogExtraFields") == ["VARVE_DISK=%i"]
 
 
 # --- the sandbox ------------------------------------------------------------------------------------

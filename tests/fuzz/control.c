@@ -67,6 +67,12 @@ void varve_log(const char *fmt, ...)
     (void)fmt;
 }
 
+void varve_log_about(const struct varve_log_about *about, const char *fmt, ...)
+{
+    (void)about;
+    (void)fmt;
+}
+
 /* --- the daemon, as server/main.c runs it ----------------------------------------------------- */
 
 static void on_control_closed(void *arg)
