@@ -23,6 +23,10 @@ K = 1 << 10
 tests = []
 
 
+class Skip(Exception):
+    """The test cannot run here; the text says why.  tests/SKIPS lists what may be skipped."""
+
+
 def test(function):
     tests.append(function)
     return function
@@ -38,6 +42,8 @@ def main():
         try:
             function()
             print("ok %d - %s" % (number, function.__name__), flush=True)
+        except Skip as why:
+            print("ok %d - %s # SKIP %s" % (number, function.__name__, why), flush=True)
         except Exception:  # pylint: disable=broad-except
             failed += 1
             print("not ok %d - %s" % (number, function.__name__))
@@ -112,6 +118,14 @@ class Folder:
         options = ["-B", bitmap] if bitmap else []
         return self.start(["qemu-nbd", "-r", "-t", "-f", "qcow2", "-k", self(sock), *options,
                            self(image)], self(sock))
+
+    def qemu_storage_daemon(self, image, bitmap=None, sock="sock"):
+        """The same, as qemu-storage-daemon does it: several clients, and export ""."""
+        bitmaps = ",bitmaps.0=" + bitmap if bitmap else ""
+        return self.start(["qemu-storage-daemon", "--blockdev", "qcow2,node-name=q,read-only=on,"
+                           "file.driver=file,file.filename=" + self(image), "--nbd-server",
+                           "addr.type=unix,addr.path=" + self(sock), "--export",
+                           "nbd,id=e,node-name=q,name=,writable=off" + bitmaps], self(sock))
 
 
 def stop(process):
@@ -203,3 +217,9 @@ def same(a, b):
 
 def allocated(path):
     return os.stat(path).st_blocks * 512
+
+
+def no_marker(d):
+    """Nothing in the folder says that it is unfinished."""
+    left = [f for f in os.listdir(d.path) if "partial" in f]
+    assert not left, left

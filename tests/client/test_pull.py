@@ -4,14 +4,15 @@
 import json
 import os
 import random
+import shutil
 import signal
 import socket
 import subprocess
 import time
 
 from fakenbd import FakeNbd, hang_up, io_error, stall
-from harness import (K, M, VARVE, Folder, allocated, good, main, misused, refused, run, same, test,
-                     varve)
+from harness import (K, M, VARVE, Folder, Skip, allocated, good, main, misused, no_marker, refused, run, same,
+                     test, varve)
 
 B0 = "qemu:dirty-bitmap:b0"
 ALLOCATION = "base:allocation"
@@ -37,26 +38,23 @@ def write_sparse(path, content):
                 f.write(piece)
 
 
-def no_marker(d, name="out.img"):
-    left = [f for f in os.listdir(d.path) if "partial" in f]
-    assert not left, left
-
-
 class Qcow2:
     """yesterday.img: a full pull; then changes of each kind; then q.qcow2 served with bitmap b0."""
 
-    def __init__(self, d):
-        self.d = d
+    def __init__(self, d, serve=None):
+        self.d, serve = d, serve or d.qemu_nbd
         run("qemu-img", "create", "-q", "-f", "qcow2", d("q.qcow2"), "64M")
         self.io("write -P 1 0 8M", "write -P 2 40M 3M")
-        server = d.qemu_nbd("q.qcow2")
-        good("pull", d.uri(), d("yesterday.img"))
+        run("qemu-img", "convert", "-O", "raw", d("q.qcow2"), d("today.img"))
+        server = serve("q.qcow2")
+        good("pull", d.uri(), d("yesterday.img"), "--verify")
         d.stop(server)
+        assert same(d("yesterday.img"), d("today.img"))
         run("qemu-img", "bitmap", "--add", "-g", "65536", d("q.qcow2"), "b0")
         self.io("write -P 7 1M 200k", "write -z 2M 1M", "discard 41M 1M", "write -P 8 50M 5000",
                 "write -P 9 65500k 36k", "write -P 1 6M 64k")
         run("qemu-img", "convert", "-O", "raw", d("q.qcow2"), d("today.img"))
-        d.qemu_nbd("q.qcow2", "b0")
+        serve("q.qcow2", "b0")
 
     def io(self, *commands):
         args = [a for c in commands for a in ("-c", c)]
@@ -139,6 +137,17 @@ def incremental_pull_makes_todays_of_yesterdays():
         good("pull", d.uri(), d("yesterday.img"), "--context", B0)
         assert same(d("yesterday.img"), d("today.img"))
         no_marker(d)
+
+
+@test
+def qemu_storage_daemon_is_pulled_whole_and_by_its_bitmap():
+    if not shutil.which("qemu-storage-daemon"):
+        raise Skip("qemu-storage-daemon is not installed")
+    with Folder() as d:
+        Qcow2(d, d.qemu_storage_daemon)
+        for name in ("yesterday.img", "new.img"):
+            good("pull", d.uri(), d(name), "--context", B0, "--verify")
+            assert same(d(name), d("today.img"))
 
 
 @test
