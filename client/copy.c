@@ -6,6 +6,10 @@
  *
  *     worker 0 --status--> runs [ off,len | off,len | ... ] --pieces--> workers 0..3
  *
+ * Ranges are queued and pieces cut in the order of the disk, so all is dealt with below the lowest
+ * of: the pieces in flight, the queue's head, the end of what status is known.  A saver tells that
+ * now and then.
+ *
  * The end: the whole disk's status is known, the queue is empty, nobody has a request in flight.
  * The first error makes everybody stop where they are; what is in flight dies with its handle.
  */
@@ -18,6 +22,7 @@
 #include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
 /* More bytes in flight than these 8 MiB fall out of the processor's caches: measured over a unix
  * socket, 16 requests of 512 KiB each take twice as long. */
@@ -25,6 +30,7 @@
 #define DEPTH     8u              /* requests in flight a worker */
 #define PIECE_MAX (256u * 1024u)  /* bytes of a request */
 #define RUNS_LOW  ((size_t)16384) /* more status is asked for below this many queued ranges */
+#define SAVE_MS   2000            /* between two words of how far it is */
 #define TICK_MS   100             /* how soon a waiting worker notices that it should stop */
 
 struct run {
@@ -33,6 +39,7 @@ struct run {
 
 struct copy_state {
     struct varve_copy *copy;
+    struct copy_worker *workers; /* WORKERS */
     uint64_t export_size;
     uint32_t piece_max;
     atomic_bool enough; /* no more connections are needed */
@@ -42,10 +49,13 @@ struct copy_state {
     pthread_cond_t more;  /* runs came, or all_known, or failed */
     struct run *runs;     /* a FIFO: [head, tail) */
     size_t head, tail, cap;
+    uint64_t known; /* ranges below it are queued, zeroes below it dealt with */
     bool all_known; /* no more runs will come */
     bool failed;
     struct varve_err err;
     uint64_t data_bytes;
+    bool ended; /* the saver is not needed any more */
+    pthread_cond_t end;
 };
 
 struct slot {
@@ -53,6 +63,7 @@ struct slot {
     char *buf;
     uint64_t off;
     uint32_t len;
+    bool busy; /* from when the piece is cut until it was dealt with; guarded by the state's lock */
 };
 
 struct copy_worker {
@@ -111,8 +122,8 @@ out:
     return rc;
 }
 
-/* Cuts a piece, aligned at its end, off the first range.  False: none now. */
-static bool state_take(struct copy_state *s, uint64_t *off, uint32_t *len)
+/* Cuts a piece, aligned at its end, off the first range, for that slot.  False: none now. */
+static bool state_take(struct copy_state *s, struct slot *slot)
 {
     struct run *r;
     uint64_t left;
@@ -122,10 +133,11 @@ static bool state_take(struct copy_state *s, uint64_t *off, uint32_t *len)
     if (!s->failed && s->head < s->tail) {
         r = &s->runs[s->head];
         left = s->piece_max - r->off % s->piece_max;
-        *off = r->off;
-        *len = (uint32_t)(r->len < left ? r->len : left);
-        r->off += *len;
-        r->len -= *len;
+        slot->off = r->off;
+        slot->len = (uint32_t)(r->len < left ? r->len : left);
+        slot->busy = true;
+        r->off += slot->len;
+        r->len -= slot->len;
         if (r->len == 0)
             s->head++;
         taken = true;
@@ -165,6 +177,7 @@ static int worker_read_done(void *opaque, int *error)
     if (rc == 0) {
         pthread_mutex_lock(&s->lock);
         s->data_bytes += slot->len;
+        slot->busy = false;
         pthread_mutex_unlock(&s->lock);
     } else {
         state_fail(s, &err);
@@ -176,16 +189,11 @@ static int worker_read_done(void *opaque, int *error)
 /* Issues reads while there are slots and ranges. */
 static int worker_issue(struct copy_worker *w, struct varve_err *err)
 {
-    uint64_t off;
-    uint32_t len;
-
-    while (w->nfree > 0 && state_take(w->state, &off, &len)) {
+    while (w->nfree > 0 && state_take(w->state, w->free[w->nfree - 1])) {
         struct slot *slot = w->free[--w->nfree];
         nbd_completion_callback cb = {.callback = worker_read_done, .user_data = slot};
 
-        slot->off = off;
-        slot->len = len;
-        if (nbd_aio_pread(w->h, slot->buf, len, off, cb, 0) == -1)
+        if (nbd_aio_pread(w->h, slot->buf, slot->len, slot->off, cb, 0) == -1)
             return varve_nbd_failed(err, "reading from the server");
     }
     return 0;
@@ -238,11 +246,80 @@ out:
     return NULL;
 }
 
-/* Worker 0: what it knows of the disk's status. */
+/* --- the saver -------------------------------------------------------------------------- */
+
+/* Called with the lock. */
+static uint64_t state_reached(const struct copy_state *s)
+{
+    uint64_t off = s->head < s->tail ? s->runs[s->head].off : s->known;
+
+    for (int i = 0; i < WORKERS; i++)
+        for (unsigned k = 0; k < DEPTH; k++)
+            if (s->workers[i].slots[k].busy && s->workers[i].slots[k].off < off)
+                off = s->workers[i].slots[k].off;
+    return off;
+}
+
+/* Waits until it is time to tell again.  False: it ended first. */
+static bool saver_wait(struct copy_state *s)
+{
+    struct timespec at;
+    int rc = 0;
+
+    clock_gettime(CLOCK_MONOTONIC, &at);
+    at.tv_sec += SAVE_MS / 1000;
+    while (!s->ended && rc != ETIMEDOUT)
+        rc = pthread_cond_timedwait(&s->end, &s->lock, &at);
+    return !s->ended;
+}
+
+static void *saver_main(void *opaque)
+{
+    struct copy_state *s = opaque;
+    uint64_t told = s->copy->from, off;
+    struct varve_err err = VARVE_ERR_INIT;
+    bool last;
+    int rc = 0;
+
+    pthread_mutex_lock(&s->lock);
+    do {
+        last = !saver_wait(s);
+        off = state_reached(s);
+        pthread_mutex_unlock(&s->lock);
+        if (off > told)
+            rc = s->copy->reached(s->copy->opaque, off, &err);
+        told = off;
+        if (rc != 0)
+            state_fail(s, &err);
+        pthread_mutex_lock(&s->lock);
+    } while (rc == 0 && !last);
+    pthread_mutex_unlock(&s->lock);
+    return NULL;
+}
+
+static int saver_start(struct copy_state *s, pthread_t *thread, struct varve_err *err)
+{
+    int rc = pthread_create(thread, NULL, saver_main, s);
+
+    return rc == 0 ? 0 : varve_err_sys(err, rc, "no thread");
+}
+
+static void saver_stop(struct copy_state *s, pthread_t thread)
+{
+    pthread_mutex_lock(&s->lock);
+    s->ended = true;
+    pthread_cond_signal(&s->end);
+    pthread_mutex_unlock(&s->lock);
+    pthread_join(thread, NULL);
+}
+
+/* --- worker 0 --------------------------------------------------------------------------- */
+
+/* What it knows of the disk's status. */
 struct asker {
     struct varve_status status;
     bool asking;
-    uint64_t known; /* bytes from the disk's start whose status is known */
+    uint64_t known; /* as the state's, for worker 0 alone */
 };
 
 /* Sorts what a finished status says into ranges to read and ranges of zeroes. */
@@ -292,6 +369,7 @@ static int asker_tick(struct asker *a, struct copy_state *s, struct nbd_handle *
         }
         pthread_mutex_lock(&s->lock);
         queued = s->tail - s->head;
+        s->known = a->known;
         s->all_known = a->known >= s->export_size;
         if (s->all_known)
             pthread_cond_broadcast(&s->more);
@@ -310,7 +388,7 @@ static int lead(struct copy_worker *w, struct copy_state *s, struct varve_err *e
 {
     const char *ctx[2];
     struct varve_progress progress;
-    struct asker a = {0};
+    struct asker a = {.known = s->copy->from};
     int rc = 0;
 
     varve_copy_contexts(s->copy, ctx);
@@ -350,8 +428,11 @@ void varve_copy_contexts(const struct varve_copy *c, const char *ctx[2])
 
 int varve_copy_run(struct varve_copy *c, struct nbd_handle *h, struct varve_err *err)
 {
-    struct copy_state s = {.copy = c, .piece_max = PIECE_MAX};
     struct copy_worker workers[WORKERS] = {{0}};
+    struct copy_state s = {.copy = c, .workers = workers, .piece_max = PIECE_MAX, .known = c->from};
+    pthread_condattr_t monotonic;
+    pthread_t saver;
+    bool saves = false;
     int64_t export_size = nbd_get_size(h);
     int64_t block_max = nbd_get_block_size(h, LIBNBD_SIZE_MAXIMUM);
     int nworkers = 1;
@@ -365,9 +446,17 @@ int varve_copy_run(struct varve_copy *c, struct nbd_handle *h, struct varve_err 
         s.piece_max = (uint32_t)block_max;
     pthread_mutex_init(&s.lock, NULL);
     pthread_cond_init(&s.more, NULL);
+    pthread_condattr_init(&monotonic);
+    pthread_condattr_setclock(&monotonic, CLOCK_MONOTONIC);
+    pthread_cond_init(&s.end, &monotonic);
+    pthread_condattr_destroy(&monotonic);
     rc = worker_init(&workers[0], &s, h);
     if (rc != 0)
         varve_err_set(err, ENOMEM, "no memory for the buffers");
+    if (rc == 0 && c->reached) {
+        rc = saver_start(&s, &saver, err);
+        saves = rc == 0;
+    }
 
     while (rc == 0 && nworkers < WORKERS && nbd_can_multi_conn(h) == 1) {
         workers[nworkers].state = &s;
@@ -383,6 +472,8 @@ int varve_copy_run(struct varve_copy *c, struct nbd_handle *h, struct varve_err 
     }
     for (int i = 1; i < nworkers; i++)
         pthread_join(workers[i].thread, NULL);
+    if (saves)
+        saver_stop(&s, saver);
     if (rc == 0 && s.failed) {
         *err = s.err;
         rc = -s.err.code;
@@ -390,6 +481,7 @@ int varve_copy_run(struct varve_copy *c, struct nbd_handle *h, struct varve_err 
     c->data_bytes = s.data_bytes;
     free(workers[0].memory);
     free(s.runs);
+    pthread_cond_destroy(&s.end);
     pthread_cond_destroy(&s.more);
     pthread_mutex_destroy(&s.lock);
     return rc;

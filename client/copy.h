@@ -14,11 +14,16 @@ struct varve_copy {
     const char *what;      /* for the progress bar: "pulling" */
     const char *dirty_ctx; /* only ranges dirty in this context; NULL: all ranges */
     bool read_zeroes;      /* read also what base:allocation calls zeroes */
+    uint64_t from;         /* nothing before it is wanted */
 
     /* A range was read.  Any thread, several at once, never two that overlap. */
     int (*data)(void *opaque, const char *buf, uint64_t off, size_t len, struct varve_err *err);
     /* A range reads as zeroes.  The calling thread.  Not used with read_zeroes. */
     int (*zero)(void *opaque, uint64_t off, uint64_t len, struct varve_err *err);
+    /* All that is wanted below `off` was dealt with.  A thread of its own, every few seconds in
+     * which it became more, and once more in the end, a good one or not.  NULL: nobody wants to
+     * know. */
+    int (*reached)(void *opaque, uint64_t off, struct varve_err *err);
     void *opaque;
 
     /* Results, in bytes. */

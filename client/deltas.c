@@ -181,6 +181,21 @@ static void instant(const char *number, const char *uuid, char text[VARVE_DELTA_
         snprintf(text, VARVE_DELTA_TEXT, VARVE_DESC_INSTANT "%.*s %s", (int)digits, number, uuid);
 }
 
+char *varve_view_id(const char *description)
+{
+    const char *epoch = description ? strstr(description, VARVE_DESC_EPOCH) : NULL;
+    const char *id;
+
+    if (!epoch || strncmp(description, "disk ", 5) != 0)
+        return NULL;
+    epoch += strlen(VARVE_DESC_EPOCH);
+    id = epoch + strspn(epoch, "0123456789");
+    if (strncmp(id, VARVE_DESC_VIEW, strlen(VARVE_DESC_VIEW)) != 0)
+        return NULL;
+    id += strlen(VARVE_DESC_VIEW);
+    return strspn(id, "0123456789abcdef") == 16 ? strndup(id, 16) : NULL;
+}
+
 void varve_instants(const char *description, char point[VARVE_DELTA_TEXT],
                     char base[VARVE_DELTA_TEXT])
 {

@@ -42,4 +42,8 @@ size_t varve_deltas_find(const struct varve_deltas *d, const char *id_text);
 void varve_instants(const char *description, char point[VARVE_DELTA_TEXT],
                     char base[VARVE_DELTA_TEXT]);
 
+/* From the same: the view's id (include/varve.h), digits that the caller frees; NULL: there is
+ * none, or no memory. */
+char *varve_view_id(const char *description);
+
 #endif

@@ -39,6 +39,7 @@ bin_PROGRAMS += %D%/varve
 	%D%/screen.h \
 	%D%/sink-data.c \
 	%D%/sink-marker.c \
+	%D%/sink-tail.c \
 	%D%/sink.c \
 	%D%/sink.h \
 	%D%/status.c \

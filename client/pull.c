@@ -28,12 +28,29 @@ static const struct varve_option pull_options[] = {
     {NULL, NULL, NULL},
 };
 
+/* Exports of one view under several names need not tell the same: vda+delta has holes where vda has
+ * data. */
+static int pull_view(struct varve_pull *p, struct varve_err *err)
+{
+    char *id = varve_view_id(p->description), *name = id ? nbd_get_export_name(p->h) : NULL;
+    int rc = 0;
+
+    if (name && asprintf(&p->view, "%s as %s", id, name) < 0) {
+        p->view = NULL;
+        rc = varve_err_set(err, ENOMEM, "no memory");
+    }
+    free(name);
+    free(id);
+    return rc;
+}
+
 /* Connects, with the context that is asked checked even where a full copy makes no use of it. */
 static int pull_connect(struct varve_pull *p, struct varve_err *err)
 {
     const char *const ctx[2] = {p->context, VARVE_CTX_ALLOCATION};
     const char *base;
     int64_t export_size;
+    uint64_t epoch = 0;
     int rc = varve_nbd_dial(&p->h, &p->target, NULL, err);
 
     if (rc == 0)
@@ -46,9 +63,16 @@ static int pull_connect(struct varve_pull *p, struct varve_err *err)
     p->description = nbd_get_export_description(p->h);
     varve_instants(p->description, p->point, p->base);
     base = p->description ? strstr(p->description, VARVE_DESC_CHANGES) : NULL;
+    rc = pull_view(p, err);
+    if (rc != 0)
+        return rc;
+    if (p->point[0])
+        epoch = strtoull(p->point + strlen(VARVE_DESC_INSTANT), NULL, 10);
     p->want = (struct varve_sink_want){
         .uri = p->target.uri,
         .context = p->context,
+        .view = p->view,
+        .epoch = epoch < INT64_MAX ? epoch : 0,
         .base = base ? base + strlen(VARVE_DESC_CHANGES) : NULL,
         .export_size = (uint64_t)export_size,
     };
@@ -74,12 +98,41 @@ int varve_pull_again(struct varve_pull *p,
 
 static int pull_verify(struct varve_pull *p, struct varve_sink *sink, struct varve_err *err)
 {
+    int rc;
+
     varve_sink_forget(sink);
-    return varve_pull_again(p, varve_sink_compare, sink, err);
+    rc = varve_pull_again(p, varve_sink_compare, sink, err);
+    /* Nothing of it is to be kept by the next one. */
+    if (rc != 0 && atomic_load(&sink->differs))
+        varve_sink_mark(sink, &p->want, 0, NULL);
+    return rc;
+}
+
+struct pull_into {
+    struct varve_pull *pull;
+    struct varve_sink *sink;
+};
+
+static int into_data(void *opaque, const char *buf, uint64_t off, size_t len, struct varve_err *err)
+{
+    return varve_sink_data(((struct pull_into *)opaque)->sink, buf, off, len, err);
+}
+
+static int into_zero(void *opaque, uint64_t off, uint64_t len, struct varve_err *err)
+{
+    return varve_sink_zero(((struct pull_into *)opaque)->sink, off, len, err);
+}
+
+static int into_reached(void *opaque, uint64_t off, struct varve_err *err)
+{
+    struct pull_into *into = opaque;
+
+    return varve_sink_save(into->sink, &into->pull->want, off, err);
 }
 
 static int pull_into(struct varve_pull *p, struct varve_sink *sink, struct varve_err *err)
 {
+    struct pull_into into = {p, sink};
     struct varve_err was;
     int rc = varve_sink_begin(sink, &p->want, err);
 
@@ -89,15 +142,19 @@ static int pull_into(struct varve_pull *p, struct varve_sink *sink, struct varve
         .target = &p->target,
         .what = "pulling",
         .dirty_ctx = sink->kind == VARVE_SINK_INCREMENTAL ? p->context : NULL,
-        .data = varve_sink_data,
-        .zero = varve_sink_zero,
-        .opaque = sink,
+        .from = sink->kept,
+        .data = into_data,
+        .zero = into_zero,
+        .reached = sink->token[0] ? into_reached : NULL,
+        .opaque = &into,
     };
     rc = varve_copy_run(&p->copy, p->h, err);
     if (rc == 0)
         rc = varve_sink_sync(sink, err);
     if (rc == 0 && p->verify)
         rc = pull_verify(p, sink, err);
+    if (rc == 0)
+        rc = varve_sink_cut_tail(sink, p->want.export_size, err);
     if (rc == 0)
         rc = varve_sink_put_stamp(sink, p->point[0] ? p->point : NULL, NULL, err);
     if (rc == 0)
@@ -125,14 +182,14 @@ static void pull_print_delta(const struct varve_pull *p)
 static void pull_print(const struct varve_pull *p, bool json)
 {
     const struct varve_copy *c = &p->copy;
-    char buf[3][VARVE_OUT_SIZE_LEN];
+    char buf[4][VARVE_OUT_SIZE_LEN];
 
     if (json) {
-        json_t *result =
-            json_pack("{s:I, s:I, s:I, s:I, s:b, s:s*}", "size", (json_int_t)p->want.export_size,
-                      "dirty-bytes", (json_int_t)c->dirty_bytes, "data-bytes",
-                      (json_int_t)c->data_bytes, "zero-bytes", (json_int_t)c->zero_bytes,
-                      "verified", p->verify && !p->there, "delta", p->delta);
+        json_t *result = json_pack(
+            "{s:I, s:I, s:I, s:I, s:I, s:b, s:s*}", "size", (json_int_t)p->want.export_size, "from",
+            (json_int_t)c->from, "dirty-bytes", (json_int_t)c->dirty_bytes, "data-bytes",
+            (json_int_t)c->data_bytes, "zero-bytes", (json_int_t)c->zero_bytes, "verified",
+            p->verify && !p->there, "delta", p->delta);
 
         varve_out_json(result);
         json_decref(result);
@@ -142,10 +199,11 @@ static void pull_print(const struct varve_pull *p, bool json)
         pull_print_delta(p);
         return;
     }
-    printf("pulled %s of %s into %s (%s; %s of zeroes not moved)%s\n",
+    printf("pulled %s of %s into %s (%s; %s of zeroes not moved%s%s)%s\n",
            varve_out_size(buf[0], c->data_bytes), varve_out_size(buf[1], p->want.export_size),
            p->file, c->dirty_ctx ? "what changed" : "a full copy",
-           varve_out_size(buf[2], c->zero_bytes), p->verify ? ", verified" : "");
+           varve_out_size(buf[2], c->zero_bytes), c->from > 0 ? "; went on at " : "",
+           c->from > 0 ? varve_out_size(buf[3], c->from) : "", p->verify ? ", verified" : "");
 }
 
 static int pull_file(struct varve_pull *p, struct varve_err *err)
@@ -208,6 +266,7 @@ static int pull_run(const struct varve_cli *cli, const struct varve_args *args,
         pull_print(&p, cli->json);
     free(p.delta);
     varve_nbd_close(p.h);
+    free(p.view);
     free(p.description);
     free(p.context);
     return rc;

@@ -18,6 +18,7 @@ struct varve_pull {
     bool verify;
     struct nbd_handle *h;
     char *description;                                    /* of the export; NULL: it has none */
+    char *view;                                           /* whose view that is, under which name */
     char point[VARVE_DELTA_TEXT], base[VARVE_DELTA_TEXT]; /* varve_instants() */
     struct varve_sink_want want;
     struct varve_copy copy;

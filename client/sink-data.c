@@ -43,8 +43,8 @@ int varve_sink_zero(void *opaque, uint64_t off, uint64_t len, struct varve_err *
     static const char zeroes[VARVE_ZEROES_CHUNK];
     struct varve_sink *s = opaque;
 
-    if (s->kind == VARVE_SINK_FULL)
-        return 0; /* the file began as one hole */
+    if (s->blank)
+        return 0;
     if (fallocate(s->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)off, (off_t)len) == 0)
         return 0;
     if (errno != EOPNOTSUPP && errno != ENOSYS)
@@ -88,6 +88,8 @@ int varve_sink_compare(void *opaque, const char *buf, uint64_t off, size_t len,
         rc = varve_err_set(err, EIO, "verifying: %s differs from the export at byte %" PRIu64,
                            s->path, off + i);
     }
+    if (rc != 0)
+        atomic_store(&s->differs, true);
     free(ours);
     return rc;
 }

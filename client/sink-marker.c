@@ -77,19 +77,21 @@ static int sink_put(struct varve_sink *s, const char *name, const json_t *object
     return rc;
 }
 
-int varve_sink_mark(struct varve_sink *s, const struct varve_sink_want *want, struct varve_err *err)
+int varve_sink_mark(struct varve_sink *s, const struct varve_sink_want *want, uint64_t copied,
+                    struct varve_err *err)
 {
     bool full = s->kind == VARVE_SINK_FULL;
     char when[TIME_TEXT];
     json_t *marker;
     int rc;
 
-    marker = json_pack("{s:s, s:s, s:s*, s:s*, s:s, s:i, s:s}", "note",
+    marker = json_pack("{s:s, s:s, s:s*, s:s*, s:s*, s:I, s:s*, s:I, s:s, s:i, s:s}", "note",
                        full ? "the file beside this is an unfinished copy, not a backup"
                             : "the file beside this is neither the old backup nor the new one",
                        "kind", full ? "full" : "incremental", "context", want->context, "base",
-                       full ? NULL : want->base, "uri", want->uri, "pid", (int)getpid(), "time",
-                       time_text(when));
+                       full ? NULL : want->base, "view", want->view, "epoch", (json_int_t)want->epoch, "token",
+                       s->token[0] ? s->token : NULL, "copied", (json_int_t)copied, "uri",
+                       want->uri, "pid", (int)getpid(), "time", time_text(when));
     if (!marker)
         return varve_err_set(err, EINVAL, "URI and context must be UTF-8");
     rc = sink_put(s, s->marker, marker, err);

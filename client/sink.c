@@ -2,15 +2,16 @@
  *
  * What is on disk, in this order, each step durable before the next:
  *
- *     full:         marker | file made, empty | data ... synced | folder synced | no marker
- *     incremental:  marker |                    data ... synced |                 no marker
+ *     full:         marker | file made, empty | data ... synced, its folder too | no marker
+ *     incremental:  marker |                    data ... synced                 | no marker
  *
  * So whoever finds a file without a marker finds a whole backup, or nothing that was changed.
  * What the file is then, where the server told it, stands in FILE.varve, written between the last
  * sync and the end of the marker.
  *
- * A dirty range may be pulled again, so an incremental pull that was cut short is finished by doing
- * all of it again; a full copy starts over.
+ * One that was cut short goes on where it was (sink-tail.c), if the server tells that its view is
+ * the same still.  Else a full copy starts over, and an incremental one is done again: a dirty
+ * range may be pulled twice, and what one view has dirty a later one since the same base has too; an earlier one is refused.
  */
 #include "client/sink.h"
 #include "lib/qmp.h"
@@ -95,9 +96,9 @@ static int sink_resume(struct varve_sink *s, const json_t *marker,
     const char *uri = json_string_value(json_object_get(marker, "uri"));
     const char *base = json_string_value(json_object_get(marker, "base"));
     const char *deltas = json_string_value(json_object_get(marker, "deltas"));
+    json_int_t epoch = json_integer_value(json_object_get(marker, "epoch"));
     bool same = was && want->context && strcmp(was, want->context) == 0;
 
-    s->resumed = true;
     if (strcmp(kind, "full") == 0 && (!want->context || same)) {
         s->kind = VARVE_SINK_FULL;
         return 0;
@@ -109,6 +110,13 @@ static int sink_resume(struct varve_sink *s, const json_t *marker,
                                  "%.100s, this export has those since %.100s: finish it from a "
                                  "backup with the same base, or remove both files",
                                  s->path, base, want->base ? want->base : "it does not say when");
+        /* It has blocks that were not written yet at an earlier instant, and so are not dirty in it. */
+        if (want->epoch != 0 && (uint64_t)epoch > want->epoch)
+            return varve_err_set(err, EEXIST,
+                                 "%.120s.partial: the unfinished pull was of a later instant (the start "
+                                 "of epoch %" PRIu64 ") than this export's: finish it from that backup "
+                                 "or a newer one, or remove both files",
+                                 s->path, (uint64_t)epoch);
         s->kind = VARVE_SINK_INCREMENTAL;
         return 0;
     }
@@ -124,17 +132,37 @@ static int sink_resume(struct varve_sink *s, const json_t *marker,
                          uri ? uri : "?", was ? " --context " : "", was ? was : "");
 }
 
+/* An incremental one's length, or what a pull that died has left of it. */
+static int sink_check_size(const struct varve_sink *s, const struct varve_sink_want *want,
+                           bool unfinished, struct varve_err *err)
+{
+    struct stat st;
+    uint64_t most = want->export_size + (unfinished ? VARVE_SINK_TAIL : 0);
+
+    if (fstat(s->fd, &st) != 0)
+        return varve_err_sys(err, errno, "%s", s->path);
+    if ((uint64_t)st.st_size < want->export_size || (uint64_t)st.st_size > most)
+        return varve_err_set(err, EINVAL,
+                             "%s has %jd bytes and the export %" PRIu64 ": it is no "
+                             "earlier backup of it; make a full copy into another file",
+                             s->path, (intmax_t)st.st_size, want->export_size);
+    return 0;
+}
+
 static int sink_decide(struct varve_sink *s, const struct varve_sink_want *want,
                        struct varve_err *err)
 {
     json_t *marker;
-    struct stat st;
+    bool unfinished;
     int rc = varve_sink_read_marker(s, &marker, err);
 
     if (rc != 0)
         return rc;
+    unfinished = marker != NULL;
     if (marker) {
         rc = sink_resume(s, marker, want, err);
+        if (rc == 0)
+            varve_sink_keep(s, marker, want);
         json_decref(marker);
         if (rc != 0)
             return rc;
@@ -148,16 +176,7 @@ static int sink_decide(struct varve_sink *s, const struct varve_sink_want *want,
                              "with --context or --since which changes to pull onto it",
                              s->path);
     }
-    if (s->kind != VARVE_SINK_INCREMENTAL)
-        return 0;
-    if (fstat(s->fd, &st) != 0)
-        return varve_err_sys(err, errno, "%s", s->path);
-    if ((uint64_t)st.st_size != want->export_size)
-        return varve_err_set(err, EINVAL,
-                             "%s has %jd bytes and the export %" PRIu64 ": it is no "
-                             "earlier backup of it; make a full copy into another file",
-                             s->path, (intmax_t)st.st_size, want->export_size);
-    return 0;
+    return s->kind == VARVE_SINK_INCREMENTAL ? sink_check_size(s, want, unfinished, err) : 0;
 }
 
 int varve_sink_open(struct varve_sink *s, const char *path, const struct varve_sink_want *want,
@@ -204,17 +223,18 @@ void varve_sink_close(struct varve_sink *s)
 int varve_sink_begin(struct varve_sink *s, const struct varve_sink_want *want,
                      struct varve_err *err)
 {
-    int rc;
+    int rc = 0;
 
-    /* A marker that is there says the same; but who renamed it may have died before the sync. */
-    if (!s->resumed)
-        rc = varve_sink_mark(s, want, err);
-    else
-        rc = fsync(s->dir) == 0 ? 0 : varve_err_sys(err, errno, "syncing %s.partial", s->path);
+    /* Its marker says it all; but who renamed it may have died before the sync. */
+    if (s->kept > 0)
+        return fsync(s->dir) == 0 ? 0 : varve_err_sys(err, errno, "syncing %s.partial", s->path);
+    if (want->view)
+        rc = varve_sink_new_token(s, err);
+    if (rc == 0)
+        rc = varve_sink_mark(s, want, 0, err);
     if (rc != 0)
         return rc;
-    if (s->kind != VARVE_SINK_FULL)
-        return 0;
+    s->blank = s->kind == VARVE_SINK_FULL;
     if (s->fd < 0) {
         struct flock lock = {.l_type = F_WRLCK, .l_whence = SEEK_SET};
 
@@ -223,10 +243,11 @@ int varve_sink_begin(struct varve_sink *s, const struct varve_sink_want *want,
             return varve_err_sys(err, errno, "making %s", s->path);
         fcntl(s->fd, F_OFD_SETLK, &lock);
     }
-    if (ftruncate(s->fd, 0) != 0 || ftruncate(s->fd, (off_t)want->export_size) != 0)
+    /* An incremental one may have the tail of a pull that died. */
+    if ((s->blank && ftruncate(s->fd, 0) != 0) || ftruncate(s->fd, (off_t)want->export_size) != 0)
         return varve_err_sys(err, errno, "making %s %" PRIu64 " bytes long", s->path,
                              want->export_size);
-    return 0;
+    return varve_sink_put_tail(s, want->export_size, err);
 }
 
 int varve_sink_sync(struct varve_sink *s, struct varve_err *err)
@@ -236,6 +257,14 @@ int varve_sink_sync(struct varve_sink *s, struct varve_err *err)
     if (fsync(s->dir) != 0)
         return varve_err_sys(err, errno, "syncing the folder of %s", s->path);
     return 0;
+}
+
+int varve_sink_save(struct varve_sink *s, const struct varve_sink_want *want, uint64_t copied,
+                    struct varve_err *err)
+{
+    int rc = varve_sink_sync(s, err);
+
+    return rc == 0 ? varve_sink_mark(s, want, copied, err) : rc;
 }
 
 void varve_sink_forget(struct varve_sink *s)

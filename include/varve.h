@@ -41,13 +41,18 @@
 
 /* An export's description:
  *
- *     disk NAME at the start of its epoch N[, changes since BASE] [first half of the disk's uuid]
+ *     disk NAME at the start of its epoch N, view ID[, changes since BASE] [first half of the
+ * disk's uuid]
+ *
+ * ID is of one disk in one backup and of nothing else, ever: what two connections read of exports
+ * with the same ID are the same bytes.  varve pull goes on by it where it was.
  *
  * What stands behind VARVE_DESC_CHANGES, to its end, is the base of its dirty bitmap: equal texts
- * mean the same base of the same disk.  varve pull keeps it in its marker.  Where BASE is the start of
- * an epoch it is VARVE_DESC_INSTANT and the number, and for a bitmap VARVE_DESC_UNITS and its
+ * mean the same base of the same disk.  varve pull keeps it in its marker.  Where BASE is the start
+ * of an epoch it is VARVE_DESC_INSTANT and the number, and for a bitmap VARVE_DESC_UNITS and its
  * granularity: varve pull --delta tells by them whether one delta begins where another one ends. */
 #define VARVE_DESC_EPOCH   " at the start of its epoch "
+#define VARVE_DESC_VIEW    ", view "
 #define VARVE_DESC_CHANGES ", changes since "
 #define VARVE_DESC_INSTANT "the start of epoch "
 #define VARVE_DESC_UNITS   ", in units of "

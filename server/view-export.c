@@ -201,11 +201,11 @@ static char *view_describe(const struct varve_served_view *view, const char *bas
     char *text;
 
     if (asprintf(&text,
-                 "disk %s" VARVE_DESC_EPOCH "%" PRIu64
+                 "disk %s" VARVE_DESC_EPOCH "%" PRIu64 VARVE_DESC_VIEW "%016" PRIx64
                  "%s%s [%02x%02x%02x%02x%02x%02x%02x%02x]",
-                 view->disk->name, view->view.boundary, base ? VARVE_DESC_CHANGES : "",
-                 base ? base : "", uuid[0], uuid[1], uuid[2], uuid[3], uuid[4], uuid[5], uuid[6],
-                 uuid[7]) < 0)
+                 view->disk->name, view->view.boundary, view->view.id,
+                 base ? VARVE_DESC_CHANGES : "", base ? base : "", uuid[0], uuid[1], uuid[2],
+                 uuid[3], uuid[4], uuid[5], uuid[6], uuid[7]) < 0)
         return NULL;
     return text;
 }

@@ -6,6 +6,7 @@ client_tests = \
 	%D%/test_delta.py \
 	%D%/test_map.py \
 	%D%/test_pull.py \
+	%D%/test_pull_again.py \
 	%D%/test_top.py \
 	%D%/test_watching.py
 TESTS += $(client_tests)
@@ -17,4 +18,5 @@ EXTRA_DIST += \
 	%D%/terminal.py
 THREAD_TESTS += \
 	%D%/test_delta.py \
-	%D%/test_pull.py
+	%D%/test_pull.py \
+	%D%/test_pull_again.py

@@ -37,6 +37,7 @@ e2e_tests = \
 	%D%/test_oracle.py \
 	%D%/test_point_in_time.py \
 	%D%/test_programs.py \
+	%D%/test_pull_resumes.py \
 	%D%/test_push.py \
 	%D%/test_queries.py \
 	%D%/test_races.py \

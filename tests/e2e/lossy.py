@@ -13,25 +13,21 @@ from tap import Skip
 LOSSFS = os.path.join(BUILD, "tests/e2e/lossfs")
 
 
-class Lossy(Dying):
+class LossFs:
+    """A mounted lossfs, which forgets when it is told."""
+
     def __init__(self):
         if not os.path.exists(LOSSFS):
             raise Skip("FUSE: lossfs is not built (libfuse3-dev)")
         if not os.access("/dev/fuse", os.W_OK) or not shutil.which("fusermount3"):
             raise Skip("FUSE cannot be used here")
-        super().__init__()
-        self.losses = 0
-        self.mount = tempfile.mkdtemp(prefix="loss-", dir=os.path.dirname(self.dir))
+        self.mount = tempfile.mkdtemp(prefix="loss-")
         self.fs = subprocess.Popen([LOSSFS, "-f", self.mount], stdin=subprocess.DEVNULL,
                                    stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
         try:
             wait_for("lossfs is mounted", lambda: os.path.ismount(self.mount), self.fs)
-            os.rmdir(self.state)
-            self.state = self.path("state")
-            os.mkdir(self.state)
         except BaseException as e:
             self.unmount()
-            super().close()
             if isinstance(e, RuntimeError):
                 raise Skip("FUSE cannot be used here: lossfs ended") from e
             raise
@@ -43,9 +39,37 @@ class Lossy(Dying):
         with open(self.path(".lossfs"), "wb", buffering=0) as f:
             f.write(what.encode())
 
+    def unmount(self):
+        self.fs.terminate()
+        self.fs.communicate(timeout=WAIT)
+        os.rmdir(self.mount)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exc):
+        self.unmount()
+
+
+class Lossy(Dying):
+    def __init__(self):
+        super().__init__()
+        self.losses = 0
+        try:
+            self.fs = LossFs()
+        except BaseException:
+            super().close()
+            raise
+        os.rmdir(self.state)
+        self.state = self.path("state")
+        os.mkdir(self.state)
+
+    def path(self, name):
+        return self.fs.path(name)
+
     def image(self, name, size, content=None):
         image = super().image(name, size, content)
-        self.tell("sync")
+        self.fs.tell("sync")
         return image
 
     def power_loss(self, seed):
@@ -54,17 +78,12 @@ class Lossy(Dying):
             if p.poll() is None:
                 self.kill(p)
         shutil.rmtree(self.runtime)
-        self.tell("lose %d" % seed)
+        self.fs.tell("lose %d" % seed)
         os.mkdir(self.runtime)
         self.losses += 1
-
-    def unmount(self):
-        self.fs.terminate()
-        self.fs.communicate(timeout=WAIT)
-        os.rmdir(self.mount)
 
     def close(self, show=False):
         try:
             return super().close(show)
         finally:
-            self.unmount()
+            self.fs.unmount()
