@@ -122,7 +122,7 @@ struct varve_backup_counts {
 };
 void varve_backup_count(const struct varve_backup_disk *bd, struct varve_backup_counts *n);
 
-/* --- between backup.c, backup-begin.c and backup-end.c -------------------------------------- */
+/* --- between backup*.c ---------------------------------------------------------------------- */
 
 /* Exports for backup `cb` of catalogue c, not yet published.  changes[i] (references are taken
  * over, also on failure) are those of disk i; sources must be open. */
@@ -131,6 +131,9 @@ int varve_backup_new(struct varve_daemon *d, const struct varve_catalogue *c,
                      struct varve_changes **changes, struct varve_backup **out,
                      struct varve_err *err);
 int varve_backup_publish(struct varve_backup *b, struct varve_err *err);
+/* Makes what bd->exports has to hold; bd->served is there.  After a failure some may be in it. */
+int varve_backup_disk_exports(struct varve_backup_disk *bd, const struct varve_catalogue *c,
+                              const struct varve_cat_backup_disk *cbd, struct varve_err *err);
 /* Frees one that was never published. */
 void varve_backup_discard(struct varve_backup *b);
 /* Takes the exports back and waits a little for readers to leave. */

@@ -57,6 +57,7 @@ server_libvarved_la_SOURCES = \
 	%D%/args.h \
 	%D%/backup-begin.c \
 	%D%/backup-end.c \
+	%D%/backup-exports.c \
 	%D%/backup-restore.c \
 	%D%/failed-reads.c \
 	%D%/failed-reads.h \
