@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: BSD-3-Clause
  *
- * Bitmaps, and what backups from them are based on, as JSON.  A span is [first, end], or [first]
- * while it is open.
+ * Bitmaps, and what backups and extra exports are based on, as JSON.  A span is [first, end], or
+ * [first] while it is open.
  */
 #include "lib/catalogue-json.h"
 
@@ -206,4 +206,49 @@ int varve_cat_from_parse(json_t *o, struct varve_cat_backup_disk *d, struct varv
     if (!d->bitmap)
         return varve_err_set(err, ENOMEM, "no memory");
     return set_parse(o, &d->set, err);
+}
+
+json_t *varve_cat_extra_dump(const struct varve_cat_extra *e, bool *bad)
+{
+    json_t *o = json_object();
+
+    put(o, "id", json_string(e->id), bad);
+    put(o, "name", json_string(e->name), bad);
+    if (e->description)
+        put(o, "description", json_string(e->description), bad);
+    if (!e->base)
+        return o;
+    put(o, "base", json_string(e->base), bad);
+    if (e->granularity)
+        put(o, "granularity", json_integer((json_int_t)e->granularity), bad);
+    set_dump(o, &e->set, bad);
+    return o;
+}
+
+int varve_cat_extra_parse(json_t *o, struct varve_cat_backup_disk *d, struct varve_err *err)
+{
+    const char *description = json_string_value(json_object_get(o, "description"));
+    char id[VARVE_NAME_MAX + 1] = "", name[VARVE_NAME_MAX + 1] = "";
+    bool base = json_object_get(o, "base") != NULL;
+    struct varve_cat_extra *e;
+    int rc = get_name(o, "id", false, id, err);
+
+    if (rc == 0)
+        rc = get_name(o, "name", false, name, err);
+    if (rc == 0 && base && !get_bitmap_name(o, "base"))
+        rc = bad_value("base", err);
+    if (rc == 0 && description && strlen(description) > VARVE_DESCRIPTION_MAX)
+        rc = bad_value("description", err);
+    if (rc < 0)
+        return rc;
+    e = varve_catalogue_add_extra(d, id, name);
+    if (e && description)
+        e->description = strdup(description);
+    if (e && base)
+        e->base = strdup(get_bitmap_name(o, "base"));
+    if (!e || (description && !e->description) || (base && !e->base))
+        return varve_err_set(err, ENOMEM, "no memory");
+    if (base && json_object_get(o, "granularity"))
+        rc = get_granularity(o, &e->granularity, err);
+    return rc < 0 || !base ? rc : set_parse(o, &e->set, err);
 }

@@ -76,7 +76,7 @@ static json_t *disk_dump(const struct varve_cat_disk *d, bool *bad)
 
 static json_t *backup_disk_dump(const struct varve_cat_backup_disk *d, bool *bad)
 {
-    json_t *o = json_object();
+    json_t *o = json_object(), *list;
 
     put(o, "uuid", hex_dump(d->uuid, 16), bad);
     put(o, "disk", json_string(d->disk), bad);
@@ -92,6 +92,12 @@ static json_t *backup_disk_dump(const struct varve_cat_backup_disk *d, bool *bad
         put(o, "bytes-released", json_integer((json_int_t)d->bytes_released), bad);
     if (d->bitmap)
         put(o, "from", varve_cat_from_dump(d, bad), bad);
+    if (d->nextras == 0)
+        return o;
+    list = json_array();
+    for (size_t i = 0; i < d->nextras; i++)
+        push(list, varve_cat_extra_dump(&d->extras[i], bad), bad);
+    put(o, "extras", list, bad);
     return o;
 }
 
@@ -249,6 +255,8 @@ static int backup_disk_parse(json_t *o, struct varve_cat_backup_disk *d, struct 
 {
     const char *bitmap = json_string_value(json_object_get(o, "exportbitmap"));
     uint8_t view[8];
+    json_t *item;
+    size_t k;
     int rc = get_hex(o, "uuid", d->uuid, sizeof(d->uuid), err);
 
     if (rc == 0)
@@ -278,7 +286,13 @@ static int backup_disk_parse(json_t *o, struct varve_cat_backup_disk *d, struct 
     d->exportbitmap = strdup(bitmap);
     if (!d->exportbitmap)
         return varve_err_set(err, ENOMEM, "no memory");
-    return varve_cat_from_parse(json_object_get(o, "from"), d, err);
+    rc = varve_cat_from_parse(json_object_get(o, "from"), d, err);
+    json_array_foreach(json_object_get(o, "extras"), k, item)
+    {
+        if (rc == 0)
+            rc = varve_cat_extra_parse(item, d, err);
+    }
+    return rc;
 }
 
 static int backup_state_parse(json_t *o, struct varve_cat_backup *b, struct varve_err *err)

@@ -27,6 +27,8 @@ int varve_cat_bitmap_parse(json_t *o, struct varve_cat_disk *d, struct varve_err
 /* Of a backup's disk: its bitmap and what goes with that. */
 json_t *varve_cat_from_dump(const struct varve_cat_backup_disk *d, bool *bad);
 int varve_cat_from_parse(json_t *o, struct varve_cat_backup_disk *d, struct varve_err *err);
+json_t *varve_cat_extra_dump(const struct varve_cat_extra *e, bool *bad);
+int varve_cat_extra_parse(json_t *o, struct varve_cat_backup_disk *d, struct varve_err *err);
 
 /* --- catalogue-json-job.c: the same ---------------------------------------------------------- */
 

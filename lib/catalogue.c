@@ -24,8 +24,29 @@ struct varve_catalogue *varve_catalogue_new(void)
     return c;
 }
 
+static void extra_fini(struct varve_cat_extra *e)
+{
+    free(e->description);
+    free(e->base);
+    varve_change_set_clear(&e->set);
+}
+
+void varve_catalogue_remove_extras(struct varve_cat_backup *b)
+{
+    for (size_t i = 0; i < b->ndisks; i++) {
+        struct varve_cat_backup_disk *d = &b->disks[i];
+
+        for (size_t k = 0; k < d->nextras; k++)
+            extra_fini(&d->extras[k]);
+        free(d->extras);
+        d->extras = NULL;
+        d->nextras = 0;
+    }
+}
+
 static void backup_fini(struct varve_cat_backup *b)
 {
+    varve_catalogue_remove_extras(b);
     for (size_t i = 0; i < b->ndisks; i++) {
         free(b->disks[i].exportbitmap);
         free(b->disks[i].bitmap);
@@ -319,6 +340,48 @@ struct varve_cat_backup *varve_catalogue_add_backup(struct varve_catalogue *c, c
     snprintf(b->id, sizeof(b->id), "%s", id);
     c->nbackups++;
     return b;
+}
+
+struct varve_cat_extra *varve_catalogue_extra(const struct varve_catalogue *c, const char *id,
+                                              struct varve_cat_backup_disk **of)
+{
+    for (size_t i = 0; i < c->nbackups; i++) {
+        const struct varve_cat_backup *b = &c->backups[i];
+
+        for (size_t k = 0; varve_cat_backup_open(b) && k < b->ndisks; k++) {
+            struct varve_cat_backup_disk *d = &b->disks[k];
+
+            for (size_t n = 0; n < d->nextras; n++) {
+                if (strcmp(d->extras[n].id, id) != 0)
+                    continue;
+                *of = d;
+                return &d->extras[n];
+            }
+        }
+    }
+    return NULL;
+}
+
+struct varve_cat_extra *varve_catalogue_add_extra(struct varve_cat_backup_disk *d, const char *id,
+                                                  const char *name)
+{
+    struct varve_cat_extra *e = realloc(d->extras, (d->nextras + 1) * sizeof(*e));
+
+    if (!e)
+        return NULL;
+    d->extras = e;
+    e = &d->extras[d->nextras++];
+    memset(e, 0, sizeof(*e));
+    snprintf(e->id, sizeof(e->id), "%s", id);
+    snprintf(e->name, sizeof(e->name), "%s", name);
+    return e;
+}
+
+void varve_catalogue_remove_extra(struct varve_cat_backup_disk *d, struct varve_cat_extra *e)
+{
+    extra_fini(e);
+    d->nextras--;
+    memmove(e, e + 1, (size_t)(d->extras + d->nextras - e) * sizeof(*e));
 }
 
 void varve_catalogue_trim(struct varve_catalogue *c)

@@ -105,6 +105,22 @@ enum varve_bitmap_mode {
 /* As users write it. */
 const char *varve_bitmap_mode_name(enum varve_bitmap_mode mode);
 
+/* An extra export of a backup's disk: the same bytes, with another base's changes. */
+struct varve_cat_extra {
+    char id[VARVE_NAME_MAX + 1];
+    char name[VARVE_NAME_MAX + 1]; /* of the export */
+    char *description;             /* owned; NULL: as other exports have */
+    char *base; /* a checkpoint's or bitmap's name, owned; NULL: the backup's own base */
+    uint64_t granularity; /* with base only, as is the set; 0: the base is a checkpoint */
+    struct varve_change_set set; /* the base's, as it was when the export was added */
+};
+
+/* Of one disk of a backup: each keeps the epochs that it tells of. */
+#define VARVE_CATALOGUE_EXTRAS_MAX 64u
+
+/* An export's description, in bytes (what NBD's strings may have). */
+#define VARVE_DESCRIPTION_MAX 4096u
+
 struct varve_cat_backup_disk {
     uint8_t uuid[16];
     char disk[VARVE_NAME_MAX + 1];
@@ -123,6 +139,8 @@ struct varve_cat_backup_disk {
     uint64_t dirty_bytes;
     uint64_t bytes_read; /* by clients, once it has ended */
     uint64_t bytes_released; /* the same */
+    struct varve_cat_extra *extras; /* oldest first; none once it has ended */
+    size_t nextras;
 };
 
 struct varve_cat_backup {
@@ -239,6 +257,15 @@ bool varve_catalogue_remove_transient(struct varve_catalogue *c);
 /* A zeroed backup of that id with room for ndisks zeroed disks.  NULL: no memory. */
 struct varve_cat_backup *varve_catalogue_add_backup(struct varve_catalogue *c, const char *id,
                                                     size_t ndisks);
+/* The extra export of that id, and the open backup's disk that has it.  NULL: there is none. */
+struct varve_cat_extra *varve_catalogue_extra(const struct varve_catalogue *c, const char *id,
+                                              struct varve_cat_backup_disk **of);
+/* A zeroed one of that id and name.  NULL: no memory. */
+struct varve_cat_extra *varve_catalogue_add_extra(struct varve_cat_backup_disk *d, const char *id,
+                                                  const char *name);
+void varve_catalogue_remove_extra(struct varve_cat_backup_disk *d, struct varve_cat_extra *e);
+/* All of its disks. */
+void varve_catalogue_remove_extras(struct varve_cat_backup *b);
 /* Forgets those of the ended backups beyond VARVE_CATALOGUE_ENDED_MAX that ended first. */
 void varve_catalogue_trim(struct varve_catalogue *c);
 /* A zeroed job of that id and type.  NULL: no memory. */

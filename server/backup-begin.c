@@ -73,9 +73,17 @@ static int check_export_name(const struct varve_tx *tx, const struct varve_backu
                              size_t index, struct varve_err *err)
 {
     const char *name = plan->disks[index].export;
+    struct varve_cat_backup_disk *of;
+    const struct varve_cat_extra *extra;
 
     if (plan->push)
         return 0;
+    extra = varve_catalogue_extra(tx->draft, name, &of); /* its export's name is its id */
+    if (extra)
+        return varve_err_set(err, EEXIST,
+                             "Block export id '%s' is already in use, by the extra export '%s': "
+                             "delete that, or give another name as 'export'",
+                             name, extra->name);
     if (export_is_taken(tx, name))
         return varve_err_set(err, EEXIST,
                              "Export '%s' exists already: end the backup that offers it, or give "

@@ -358,6 +358,7 @@ int varve_backup_draft_end(struct varve_daemon *d, struct varve_catalogue *draft
         cb->disks[i].bytes_released = n.released_bytes;
     }
     cb->ended_ns = d->w->realtime_ns(d->w);
+    varve_catalogue_remove_extras(cb);
     if (success) {
         rc = draft_succeed(draft, cb, b, err);
         if (rc < 0)

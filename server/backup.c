@@ -5,6 +5,7 @@
 #include "server/guest-writes.h"
 #include "server/log.h"
 
+#include <assert.h>
 #include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -189,6 +190,18 @@ int varve_backup_publish(struct varve_backup *b, struct varve_err *err)
     return 0;
 }
 
+void varve_backup_extra_publish(struct varve_backup_disk *bd, struct varve_view_export *x)
+{
+    int rc;
+
+    x->next = bd->exports;
+    bd->exports = x;
+    varve_export_ref(&x->e); /* the registry's */
+    rc = varve_exports_add(bd->backup->daemon->exports, &x->e, NULL);
+    assert(rc == 0);
+    (void)rc;
+}
+
 /* --- taking them back
  * ------------------------------------------------------------------------------ */
 
@@ -199,6 +212,25 @@ static bool backup_all_gone(const struct varve_backup *b)
             return false;
     }
     return true;
+}
+
+void varve_backup_extra_withdraw(struct varve_backup_disk *bd, struct varve_view_export *x)
+{
+    struct varve_daemon *d = bd->backup->daemon;
+    uint64_t last = x->e.clients ? d->w->monotonic_ns(d->w) : x->e.last_client_ns;
+    struct varve_view_export **at = &bd->exports;
+
+    while (*at != x)
+        at = &(*at)->next;
+    *at = x->next;
+    bd->past.bytes_read += x->e.bytes_read;
+    bd->past.requests += x->e.requests;
+    bd->past.errors += x->e.errors;
+    if (last > bd->past.last_client_ns)
+        bd->past.last_client_ns = last;
+    varve_exports_remove(d->exports, &x->e);
+    varve_export_unref(&x->e);
+    varve_nbd_server_kick(d->nbd);
 }
 
 static void backup_remove_exports(struct varve_backup *b)
@@ -221,7 +253,7 @@ static void backup_tell_exports_gone(const struct varve_backup *b)
         for (const struct varve_view_export *x = b->disks[i].exports; x; x = x->next) {
             if (x->e.listed)
                 varve_events_send(b->daemon->events, "BLOCK_EXPORT_DELETED",
-                                  json_pack("{s:s}", "id", x->e.name));
+                                  json_pack("{s:s}", "id", x->id[0] ? x->id : x->e.name));
         }
     }
 }
@@ -330,7 +362,7 @@ void varve_backups_fini(struct varve_daemon *d)
 
 void varve_backup_count(const struct varve_backup_disk *bd, struct varve_backup_counts *n)
 {
-    memset(n, 0, sizeof(*n));
+    *n = bd->past;
     for (const struct varve_view_export *x = bd->exports; x; x = x->next) {
         uint64_t last = x->e.last_client_ns;
 

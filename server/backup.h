@@ -16,6 +16,14 @@
 #include "server/served-view.h"
 #include "server/view-export.h"
 
+/* Counters over the exports of one of its disks. */
+struct varve_backup_counts {
+    unsigned clients;
+    uint64_t bytes_read, requests, errors;
+    uint64_t scratch_bytes, lost_bytes, released_bytes;
+    uint64_t last_client_ns;
+};
+
 struct varve_backup_disk {
     struct varve_backup *backup;
     struct varve_disk *disk;
@@ -23,6 +31,7 @@ struct varve_backup_disk {
     struct varve_served_view *served; /* our reference; NULL once it was dropped */
     struct varve_changes *changes;
     struct varve_view_export *exports; /* our references */
+    struct varve_backup_counts past;   /* of extra exports that were deleted */
     bool gone; /* nobody reads the view any more; guarded by the daemon's views_lock */
 };
 
@@ -113,13 +122,7 @@ struct varve_backup *varve_backups_find(struct varve_daemon *d, const char *id);
 /* All exports go; the catalogue stays as it is. */
 void varve_backups_fini(struct varve_daemon *d);
 
-/* Counters over the exports of one of its disks. */
-struct varve_backup_counts {
-    unsigned clients;
-    uint64_t bytes_read, requests, errors;
-    uint64_t scratch_bytes, lost_bytes, released_bytes;
-    uint64_t last_client_ns;
-};
+/* Of all exports of one of its disks, of those, too, that were deleted. */
 void varve_backup_count(const struct varve_backup_disk *bd, struct varve_backup_counts *n);
 
 /* --- between backup*.c ---------------------------------------------------------------------- */
@@ -134,6 +137,21 @@ int varve_backup_publish(struct varve_backup *b, struct varve_err *err);
 /* Makes what bd->exports has to hold; bd->served is there.  After a failure some may be in it. */
 int varve_backup_disk_exports(struct varve_backup_disk *bd, const struct varve_catalogue *c,
                               const struct varve_cat_backup_disk *cbd, struct varve_err *err);
+
+/* The base of that name, a checkpoint or else a bitmap, for an export of cbd: *set is the caller's to
+ * clear, *granularity 0 for a checkpoint.  -ENOENT, -EBUSY, -EINVAL: it cannot be one.  It looks at
+ * no epoch. */
+int varve_backup_find_base(const struct varve_catalogue *c, const struct varve_cat_backup_disk *cbd,
+                           const char *name, struct varve_change_set *set, uint64_t *granularity,
+                           struct varve_err *err);
+/* The export of e, of cbd, with one reference; not in bd->exports, not published. */
+int varve_backup_extra_new(struct varve_backup_disk *bd, const struct varve_catalogue *c,
+                           const struct varve_cat_backup_disk *cbd, const struct varve_cat_extra *e,
+                           struct varve_view_export **out, struct varve_err *err);
+/* Publishes what varve_backup_extra_new made, whose reference is taken over.  Its name is free. */
+void varve_backup_extra_publish(struct varve_backup_disk *bd, struct varve_view_export *x);
+/* Takes it back: clients are disconnected. */
+void varve_backup_extra_withdraw(struct varve_backup_disk *bd, struct varve_view_export *x);
 /* Frees one that was never published. */
 void varve_backup_discard(struct varve_backup *b);
 /* Takes the exports back and waits a little for readers to leave. */

@@ -67,6 +67,11 @@ json_t *varve_command_nbd_server_stop(struct varve_daemon *d, json_t *args, stru
 json_t *varve_command_backup_begin(struct varve_daemon *d, json_t *args, struct varve_err *err);
 json_t *varve_command_backup_end(struct varve_daemon *d, json_t *args, struct varve_err *err);
 json_t *varve_command_query_backups(struct varve_daemon *d, json_t *args, struct varve_err *err);
+/* commands-export.c */
+json_t *varve_command_block_export_add(struct varve_daemon *d, json_t *args, struct varve_err *err);
+json_t *varve_command_block_export_del(struct varve_daemon *d, json_t *args, struct varve_err *err);
+json_t *varve_command_query_block_exports(struct varve_daemon *d, json_t *args,
+                                          struct varve_err *err);
 /* push.c */
 json_t *varve_command_backup_push(struct varve_daemon *d, json_t *args, struct varve_err *err);
 /* commands-disk.c */

@@ -231,11 +231,13 @@ static int need_backup_disk(struct needed *n, const struct varve_cat_backup_disk
 
     if (rc == 0 && bd->base != 0)
         rc = add_number(&n->boundaries, &n->nboundaries, bd->base);
+    for (size_t i = 0; rc == 0 && i < bd->nextras; i++)
+        rc = need_set(n, &bd->extras[i].set);
     return rc < 0 ? rc : need_set(n, &bd->set);
 }
 
 /* Exports NAME@BASE of open backups go by checkpoints and bitmaps: one that is deleted takes its
- * exports' answers along. */
+ * exports' answers along.  Extra exports have what they need of their own. */
 static int disk_needed(struct varve_disk *disk, struct needed *n)
 {
     const struct varve_catalogue *c = disk->daemon->catalogue;

@@ -81,6 +81,7 @@ server_libvarved_la_SOURCES = \
 	%D%/commands-checkpoints.c \
 	%D%/commands-disk.c \
 	%D%/commands-estimate.c \
+	%D%/commands-export.c \
 	%D%/commands-job.c \
 	%D%/commands-move.c \
 	%D%/commands-nbd.c \

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: BSD-3-Clause
  *
  * Transactions: several changes of the catalogue at one boundary over all disks they concern, all
- * of them or none.  Every command that changes the catalogue, but for the end of a backup and the
- * export of a checkpoint, is one, of one action.  For the clerk's thread.  It knows no action from within, only this page's
+ * of them or none.  Every command that changes the catalogue, but for the end of a backup, the export
+ * of a checkpoint and extra exports of a backup, is one, of one action.  For the clerk's thread.  It knows no action from within, only this page's
  * functions.
  */
 #ifndef VARVE_SERVER_TRANSACTION_H

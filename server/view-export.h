@@ -6,6 +6,7 @@
 #ifndef VARVE_SERVER_VIEW_EXPORT_H
 #define VARVE_SERVER_VIEW_EXPORT_H
 
+#include "include/varve.h"
 #include "server/changes.h"
 #include "server/nbd/export.h"
 #include "server/served-view.h"
@@ -13,6 +14,7 @@
 struct varve_view_export {
     struct varve_export e;          /* first */
     struct varve_view_export *next; /* its backup's list */
+    char id[VARVE_NAME_MAX + 1]; /* of an extra export, for its maker; empty: it is none */
     struct varve_served_view *view;
     struct varve_changes *changes;
     bool delta;

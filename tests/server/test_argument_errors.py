@@ -4,7 +4,8 @@
 of range, alone and as an action of a transaction: the class of the error, what its message names,
 and that nothing has changed.
 
-A command that query-commands tells and that has no row here fails the test: give it one."""
+A command that query-commands tells and that has no row here fails the test: give it one; so this is
+as long as the list of commands."""
 import json
 import os
 import re
@@ -19,7 +20,7 @@ from tap import main, test  # noqa: E402
 
 LONG_NAME = "n" * 1024
 VALUES = {"string": "vda", "boolean": True, "integer": 1, "array": ["vda"], "object": {"a": 1}}
-EVERYTHING = ("query-jobs", "query-block", "query-named-block-nodes", "query-checkpoints", "query-backups",
+EVERYTHING = ("query-jobs", "query-block-exports", "query-block", "query-named-block-nodes", "query-checkpoints", "query-backups",
               "query-disks")
 
 
@@ -157,6 +158,23 @@ def bad_addresses(start):
     return [({"addr": addr}, pattern) for addr, pattern in bad]
 
 
+def bad_bases():
+    """Of block-export-add."""
+    names = [(name, "Dirty bitmap '%s.*' not found.*query-block.*'vda'.*query-checkpoints" %
+              re.escape(name[:20])) for name in ("", "no", "B", LONG_NAME, "x" + "ä" * 600)] + [
+        ("hurt", "cannot tell what changed since 'hurt'.*Disk 'vda'.*epoch"),
+        ("later", "checkpoint 'later' belongs to backup 'one', which still runs")]
+    return [({"bitmaps": [name]}, pattern) for name, pattern in names] + [
+        ({"bitmaps": [{"node": node, "name": name}]}, pattern) for name, pattern in names
+        for node in ("vda", "one")] + [
+        ({"bitmaps": [{"node": "vdb", "name": "b"}]}, "Bitmap 'b' of 'vdb' cannot be told by.*'vda'"),
+        ({"bitmaps": ["a", "b"]}, "'bitmaps' names 2: an export has one.*add an export for each"),
+        ({"bitmaps": [1]}, "'bitmaps', expected: array of names"),
+        ({"bitmaps": [["b"]]}, "'bitmaps', expected: array of names"),
+        ({"bitmaps": [{}]}, "'node' is missing"), ({"bitmaps": [{"node": "vda"}]}, "'name' is missing"),
+        ({"bitmaps": [{"node": "vda", "name": "b", "x": 1}]}, "'x' is unexpected")]
+
+
 NO_JOB = [(name, "Job not found: there is no '%s.*query-jobs" % name[:9])
           for name in ("", "no", LONG_NAME, "ä" * 512)]
 NONE = Row({}, {})
@@ -179,6 +197,34 @@ ROWS = {
     "nbd-server-stop": Row({"addr": UNIX}, {"addr": "object"}, bad_addresses(False) + [
         ({"addr": UNIX}, "NBD server not running at unix:/no/such: .*query-nbd-server"),
         ({"addr": KeyError}, "NBD server not running: .*query-nbd-server")], optional=("addr",)),
+    "block-export-add": Row(
+        {"type": "nbd", "id": "new", "node-name": "one", "name": "new", "description": "x",
+         "bitmaps": ["b"], "writable": False},
+        {"type": "string", "id": "string", "node-name": "string", "name": "string",
+         "description": "string", "bitmaps": "array", "writable": "boolean"},
+        bad_disks("node-name") + bad_names("id") + bad_names("name") + bad_bases() +
+        [({"type": "vhost-user-blk"}, "'type' does not accept value 'vhost-user-blk'"),
+         ({"type": LONG_NAME}, "'type' does not accept value 'n"),
+         ({"id": "one"}, "Block export id 'one' is already in use.*query-block-exports"),
+         ({"name": "one"}, "Export 'one' exists already: give another name as 'name'"),
+         ({"name": KeyError}, "Export 'one' exists already: give another name as 'name'"),
+         ({"node-name": "vdb"}, "Disk 'vdb' has no running backup: backup-begin"),
+         ({"node-name": "before"}, NO_DISK % "before", NODEV),
+         ({"description": "x" * 4097}, "'description' has 4097 bytes: at most 4096"),
+         ({"description": "disk a at the start of its epoch 7"}, "'description' reads as one"),
+         ({"description": "x, changes since y"}, "'description' reads as one"),
+         ({"writable": True}, "Cannot export read-only node as writable"),
+         ({"iothread": "x"}, "'iothread' is not available")],
+        optional=("name", "description", "bitmaps", "writable")),
+    "block-export-del": Row(
+        {"id": "no", "mode": "safe"}, {"id": "string", "mode": "string"},
+        [({"id": name}, "Export '%s.*' is not found: query-block-exports" % re.escape(name[:9]))
+         for name in ("", "no", "ONE", "one+delta", "one@a", LONG_NAME, "ä" * 512)] +
+        [({"id": "one"}, "Export 'one' is what backup 'one' is read by.*backup-end"),
+         ({"mode": "soft"}, "'mode' does not accept value 'soft'"),
+         ({"mode": ""}, "'mode' does not accept value ''"),
+         ({"mode": LONG_NAME}, "'mode' does not accept value 'n")], optional=("mode",)),
+    "query-block-exports": NONE,
     "query-block": NONE,
     "query-backups": NONE,
     "query-nbd-server": NONE,

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: BSD-3-Clause
  *
  * The catalogue: what it keeps comes back, a change over several disks is one, and what it cannot
- * believe it refuses.
+ * believe it refuses.  As long as the list of what it keeps.
  */
 #include "lib/catalogue.h"
 
@@ -44,6 +44,21 @@ static void add_jobs(struct varve_catalogue *c)
     snprintf(j->error, sizeof(j->error), "no room");
     j->ended_ns = 9;
     c->next_job = 7;
+}
+
+static void add_extras(struct varve_cat_backup_disk *d)
+{
+    struct varve_cat_extra *e = varve_catalogue_add_extra(d, "e1", "vda-1");
+
+    assert_non_null(e);
+    e = varve_catalogue_add_extra(d, "e2", "vda-2");
+    e->description = strdup("for \"B\"");
+    e->base = strdup("m\xc3\xb6");
+    e->granularity = 1 << 17;
+    assert_int_equal(varve_change_set_add_span(&e->set, 2, VARVE_SPAN_OPEN), 0);
+    e = varve_catalogue_add_extra(d, "e3", "vda-3");
+    e->base = strdup("tuesday");
+    assert_int_equal(varve_change_set_add_span(&e->set, 4, VARVE_SPAN_OPEN), 0);
 }
 
 static struct varve_catalogue *sample(void)
@@ -109,6 +124,7 @@ static struct varve_catalogue *sample(void)
     backup->disks[0].mode = VARVE_BITMAP_ALWAYS;
     backup->disks[0].granularity = 1 << 20;
     assert_int_equal(varve_change_set_add_span(&backup->disks[0].set, 3, 5), 0);
+    add_extras(&backup->disks[0]);
     add_jobs(c);
     return c;
 }
@@ -320,6 +336,37 @@ static void bitmaps_come_back(void **state)
     varve_catalogue_free(c);
 }
 
+static void extra_exports_come_back_and_go_with_their_backup(void **state)
+{
+    struct varve_catalogue *c = sample(), *again = varve_catalogue_clone(c);
+    struct varve_cat_backup_disk *d = NULL;
+    struct varve_cat_extra *e;
+
+    (void)state;
+    assert_non_null(again);
+    e = varve_catalogue_extra(again, "e1", &d);
+    assert_ptr_equal(d, &varve_catalogue_backup(again, "b1")->disks[0]);
+    assert_int_equal(d->nextras, 3);
+    assert_string_equal(e->name, "vda-1");
+    assert_true(!e->base && !e->description && varve_change_set_is_empty(&e->set));
+    e = varve_catalogue_extra(again, "e2", &d);
+    assert_string_equal(e->description, "for \"B\"");
+    assert_string_equal(e->base, "m\xc3\xb6");
+    assert_int_equal(e->granularity, 1 << 17);
+    assert_true(e->set.nspans == 1 && e->set.spans[0].first == 2);
+    e = varve_catalogue_extra(again, "e3", &d);
+    assert_true(e->granularity == 0 && e->set.spans[0].first == 4);
+    varve_catalogue_remove_extra(d, varve_catalogue_extra(again, "e2", &d));
+    assert_null(varve_catalogue_extra(again, "e2", &d));
+    assert_string_equal(varve_catalogue_extra(again, "e3", &d)->base, "tuesday");
+    varve_catalogue_backup(again, "b1")->state = VARVE_BACKUP_COMPLETED;
+    assert_null(varve_catalogue_extra(again, "e3", &d));
+    varve_catalogue_remove_extras(varve_catalogue_backup(again, "b1"));
+    assert_int_equal(d->nextras, 0);
+    varve_catalogue_free(again);
+    varve_catalogue_free(c);
+}
+
 /* What a version without bitmaps wrote. */
 static void an_old_catalogue_is_read(void **state)
 {
@@ -379,6 +426,12 @@ static void the_last_hundred_ended_backups_stay(void **state)
     varve_catalogue_free(c);
 }
 
+#define WITH_EXTRA(extra)                                                                          \
+    "{\"next-backup\":1,\"disks\":[],\"backups\":[{\"id\":\"b\",\"state\":\"running\",\"time\":1," \
+    "\"ended\":0,\"ttl\":0,\"disks\":[{\"uuid\":\"aa010000000000000000000000000000\",\"disk\":" \
+    "\"vda\",\"export\":\"vda\",\"exportbitmap\":\"x\",\"view\":\"0000000000000007\",\"base\":2," \
+    "\"boundary\":3,\"dirty-bytes\":0,\"bytes-read\":0,\"extras\":[" extra "]}]}]}"
+
 static void what_dump_does_not_make_is_refused(void **state)
 {
     static const char *const bad[] = {
@@ -427,9 +480,22 @@ static void what_dump_does_not_make_is_refused(void **state)
         "\"ended\":0,\"ttl\":0,\"disks\":[7]}]}",
         "{\"next-backup\":1,\"backups\":[{\"id\":\"b\",\"state\":\"running\",\"time\":1,"
         "\"ended\":0,\"ttl\":0,\"speed\":-1,\"disks\":[]}]}",
+        WITH_EXTRA("7"),
+        WITH_EXTRA("{\"id\":\"e\"}"),
+        WITH_EXTRA("{\"id\":\"e\",\"name\":\"a@b\"}"),
+        WITH_EXTRA("{\"id\":\"e\",\"name\":\"n\",\"base\":\"\",\"spans\":[[1]]}"),
+        WITH_EXTRA("{\"id\":\"e\",\"name\":\"n\",\"base\":\"m\",\"granularity\":3,"
+                   "\"spans\":[[1]]}"),
+        WITH_EXTRA("{\"id\":\"e\",\"name\":\"n\",\"base\":\"m\",\"spans\":[[0]]}"),
     };
+    struct varve_catalogue *good = NULL;
 
     (void)state;
+    assert_int_equal(varve_catalogue_parse(WITH_EXTRA("{\"id\":\"e\",\"name\":\"n\",\"base\":\"m\","
+                                                      "\"spans\":[[1]]}"),
+                                           &good, NULL),
+                     0);
+    varve_catalogue_free(good);
     for (size_t i = 0; i < sizeof(bad) / sizeof(bad[0]); i++) {
         struct varve_catalogue *c = NULL;
         struct varve_err err = VARVE_ERR_INIT;
@@ -539,6 +605,7 @@ int main(void)
         TEST(ended_jobs_are_forgotten_oldest_first),
         TEST(exports_and_the_newest_epoch_come_back_and_exports_are_limited),
         TEST(bitmaps_come_back),
+        TEST(extra_exports_come_back_and_go_with_their_backup),
         TEST(an_old_catalogue_is_read),
         TEST(checkpoints_keep_the_order_of_epochs),
         TEST(the_last_hundred_ended_backups_stay),
