@@ -105,6 +105,19 @@ int varve_changes_get(struct varve_changes *c, const struct varve_bitmap **map,
     return rc;
 }
 
+bool varve_changes_get_now(struct varve_changes *c, const struct varve_bitmap **map)
+{
+    if (!c->disk) {
+        *map = c->map;
+        return true;
+    }
+    if (pthread_mutex_trylock(&c->lock) != 0)
+        return false;
+    *map = varve_map_cache_pin(&c->disk->daemon->maps, &c->cached);
+    pthread_mutex_unlock(&c->lock);
+    return *map != NULL;
+}
+
 void varve_changes_put(struct varve_changes *c)
 {
     if (c->disk)

@@ -32,6 +32,9 @@ void varve_changes_unref(struct varve_changes *c);
 int varve_changes_get(struct varve_changes *c, const struct varve_bitmap **map,
                       struct varve_err *err);
 
+/* The same, never waiting.  False: that needs the other. */
+bool varve_changes_get_now(struct varve_changes *c, const struct varve_bitmap **map);
+
 void varve_changes_put(struct varve_changes *c);
 
 /* How many blocks its ranges would set in the map, and whether they have this one. */

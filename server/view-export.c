@@ -172,6 +172,21 @@ static int view_export_status(struct varve_export *e, unsigned ctx, uint64_t off
     return n;
 }
 
+/* What the map alone tells. */
+static int view_export_status_now(struct varve_export *e, unsigned ctx, uint64_t off, uint64_t len,
+                                  struct varve_extent *out, size_t max)
+{
+    struct varve_view_export *x = of(e);
+    const struct varve_bitmap *map;
+    int n;
+
+    if ((ctx != CTX_DIRTY && !x->delta) || !varve_changes_get_now(x->changes, &map))
+        return -EAGAIN;
+    n = changes_status(x, map, ctx, off, len, out, max, NULL);
+    varve_changes_put(x->changes);
+    return n;
+}
+
 static void view_export_free(struct varve_export *e)
 {
     struct varve_view_export *x = of(e);
@@ -192,6 +207,7 @@ static const struct varve_export_ops view_export_ops = {
     .read_failed = view_export_read_failed,
     .release = view_export_release,
     .status = view_export_status,
+    .status_now = view_export_status_now,
     .free = view_export_free,
 };
 

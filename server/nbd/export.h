@@ -42,6 +42,11 @@ struct varve_export_ops {
     int (*status)(struct varve_export *e, unsigned ctx, uint64_t off, uint64_t len,
                   struct varve_extent *out, size_t max, struct varve_err *err);
 
+    /* The same on a connection's loop: never waits.  -EAGAIN: it would have to, or there is an
+     * error to tell; then status() is asked.  May be NULL. */
+    int (*status_now)(struct varve_export *e, unsigned ctx, uint64_t off, uint64_t len,
+                      struct varve_extent *out, size_t max);
+
     /* A client's whole read of [off, off+len) is about to be answered with an error, whatever part
      * of it went wrong.  On the loop's thread: must not wait.  May be NULL. */
     void (*read_failed)(struct varve_export *e, uint64_t off, uint64_t len);

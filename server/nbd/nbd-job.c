@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: BSD-3-Clause
  *
- * Pieces of requests: read at once on the loop when memory has them, else on their way through the
- * pool; whose turn it is within a connection, what a piece costs, what becomes of its result.  A
+ * Pieces of requests: answered at once on the loop when memory has them, else on their way through
+ * the pool; whose turn it is within a connection, what a piece costs, what becomes of its result. A
  * request that has more pieces goes to the tail, so a long read does not hold up short ones; the
  * first of the queue waits for the budget, and all wait behind it, so that one that needs much is
  * not starved by many that need little.
@@ -135,7 +135,12 @@ static void on_job_done(uv_work_t *work, int status)
 /* The next piece may be in memory: nobody has looked. */
 static bool may_be_warm(const struct varve_nbd_conn *c, const struct varve_nbd_req *req)
 {
-    return req->hdr.type == VARVE_NBD_CMD_READ && c->tx.export->ops->read_now && !req->cold;
+    const struct varve_export_ops *ops = c->tx.export->ops;
+
+    if (req->cold)
+        return false;
+    return (req->hdr.type == VARVE_NBD_CMD_READ && ops->read_now) ||
+           (req->hdr.type == VARVE_NBD_CMD_BLOCK_STATUS && ops->status_now);
 }
 
 /* --- launching ------------------------------------------------------------------------------ */
@@ -326,8 +331,8 @@ enum varve_nbd_turn varve_nbd_transmit_turn(struct varve_nbd_conn *c)
 
 /* --- at once -------------------------------------------------------------------------------- */
 
-/* Reads the request's next piece if memory has it.  False: that is the pool's. */
-static bool read_now(struct varve_nbd_conn *c, struct varve_nbd_req *req)
+/* Answers the request's next piece if memory has it.  False: that is the pool's. */
+static bool answer_now(struct varve_nbd_conn *c, struct varve_nbd_req *req)
 {
     size_t cost = req_cost(c, req);
     struct varve_nbd_job job;
@@ -336,9 +341,10 @@ static bool read_now(struct varve_nbd_conn *c, struct varve_nbd_req *req)
         req->cold = true; /* who launches it tells of the lack */
         return false;
     }
-    if (!varve_nbd_read_now(&job)) {
+    if (req->hdr.type == VARVE_NBD_CMD_BLOCK_STATUS ? !varve_nbd_status_now(&job)
+                                                    : !varve_nbd_read_now(&job)) {
         req->cold = true;
-        if (!job.out)
+        if (req->whole)
             varve_nbd_pool_hold(c, cost); /* the whole reply keeps its memory */
         free(job.out);
         return false;
@@ -361,7 +367,7 @@ static bool serve_now(struct varve_nbd_conn *c)
         if (served >= NOW_BYTES)
             return true;
         served += next_len(req);
-        if (!read_now(c, req))
+        if (!answer_now(c, req))
             break;
     }
     return false;

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: BSD-3-Clause
  *
- * Block status, in the pool: one chunk for each selected context, all ending at the same offset
- * (virtnbdbackup lays them side by side and loses dirty data where they differ).
+ * Block status, in the pool or at once: one chunk for each selected context, all ending at the same
+ * offset (virtnbdbackup lays them side by side and loses dirty data where they differ).
  */
 #include "server/nbd/nbd-conn.h"
 
@@ -136,10 +136,20 @@ static int chunk_add(struct chunk *k, const struct varve_extent *runs, int nruns
     return 0;
 }
 
+/* At once: one step, then the pool has its turn. */
+static int status_ask(struct varve_nbd_job *job, unsigned ctx, uint64_t off, uint64_t len,
+                      struct varve_extent *runs, size_t step)
+{
+    const struct varve_export_ops *ops = job->export->ops;
+
+    if (!job->at_once)
+        return ops->status(job->export, ctx, off, len, runs, step, &job->err);
+    return off > job->off ? -EAGAIN : ops->status_now(job->export, ctx, off, len, runs, step);
+}
+
 /* Asks the export for [job->off, job->off + len) in its context ctx. */
 static int status_collect(struct varve_nbd_job *job, unsigned ctx, uint64_t len, struct chunk *k)
 {
-    struct varve_export *e = job->export;
     struct varve_extent runs[STATUS_STEP];
     size_t step = job->extents_max < STATUS_STEP ? job->extents_max : STATUS_STEP;
 
@@ -149,7 +159,7 @@ static int status_collect(struct varve_nbd_job *job, unsigned ctx, uint64_t len,
 
         if (atomic_load_explicit(&job->conn->dead, memory_order_relaxed))
             return varve_err_set(&job->err, ESHUTDOWN, "the connection is closing");
-        n = e->ops->status(e, ctx, job->off + before, len - before, runs, step, &job->err);
+        n = status_ask(job, ctx, job->off + before, len - before, runs, step);
         if (n < 0) {
             job->err.code = -n;
             return n;
@@ -224,4 +234,14 @@ void varve_nbd_status_run(struct varve_nbd_job *job)
         chunk_finish(&chunks[i], job, req->ctx[i], len);
         job->chunks[i] = chunks[i].out;
     }
+}
+
+bool varve_nbd_status_now(struct varve_nbd_job *job)
+{
+    if (job->req->hdr.len > UINT32_MAX) /* a map of gigabytes is looked through elsewhere */
+        return false;
+    job->at_once = true;
+    varve_nbd_status_run(job);
+    job->at_once = false;
+    return job->err.code == 0;
 }

@@ -53,7 +53,7 @@ struct varve_nbd_req {
     unsigned nctx;                       /* block status: contexts asked for, */
     unsigned ctx[VARVE_NBD_METACTX_MAX]; /* by the export's numbers */
     unsigned running;                    /* jobs in the pool */
-    bool cold;                           /* reads: the next piece is not in memory */
+    bool cold;                           /* what its next piece asks for is not in memory */
     struct varve_nbd_out *whole;         /* replies in one piece: filled by all jobs */
     uint64_t hole_off, hole_len;         /* zeroes that were read and not yet sent */
     struct varve_err err;                /* code != 0: it failed, at err_off if that is known */
@@ -76,6 +76,7 @@ struct varve_nbd_job {
     uint8_t *last_chunk;       /* in out */
     /* block status */
     size_t extents_max;
+    bool at_once; /* or not at all */
     struct varve_nbd_out *chunks[VARVE_NBD_METACTX_MAX];
     struct varve_err err; /* code != 0: it failed */
 };
@@ -155,6 +156,9 @@ bool varve_nbd_read_now(struct varve_nbd_job *job);
 
 /* In the pool, nbd-status.c: makes job->chunks. */
 void varve_nbd_status_run(struct varve_nbd_job *job);
+
+/* On the loop: the same if that can be done at once.  False: nothing was made. */
+bool varve_nbd_status_now(struct varve_nbd_job *job);
 
 /* Extents that a query may be answered with, in each context. */
 size_t varve_nbd_status_extents_max(const struct varve_nbd_conn *c,

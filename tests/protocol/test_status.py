@@ -1,7 +1,10 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: BSD-3-Clause
 """BLOCK_STATUS."""
+import os
 import random
+import select
+import tempfile
 
 from nbdtest import *  # noqa: F401,F403
 
@@ -326,6 +329,42 @@ def reads_and_statuses_may_be_mixed_in_flight(s):
             else:
                 must(p.status[i] == e.dirty(p.off, p.len), "wrong status")
         c.disc()
+
+
+@test
+def statuses_that_memory_has_wait_for_no_disk(s):
+    """What a map in memory tells is answered at once, if it is not too long; else by the pool."""
+    gate = os.path.join(tempfile.mkdtemp(dir=tmpdir()), "gate")
+    with Fixture(["vda:64M:half,allfine=f,now=1M+32M,slow=" + gate], ["--network-threads", "1"]) as f:
+        e = f.exports["vda"]
+        open(gate, "w").close()
+        holders = [f.open("vda") for _ in range(12)]  # more than the pool has threads
+        for c in holders:
+            c.send(b"".join(c.pack(CMD_READ, 40 * M + k * M, M)[0] for k in range(4)))
+        with f.open("vda", contexts=[BA, e.dirty_context]) as c:
+            i = c.context_id(e.dirty_context)
+            for off, n in ((M, 1), (M, 4 * M), (2 * M + 77, M + 11), (33 * M - 1, 1), (25 * M, 8 * M)):
+                for flags in (0, REQ_ONE):
+                    r = c.status(off, n, flags)
+                    covered = total(r.status[i])
+                    must(flags or covered == n, "%d of %d bytes", covered, n)
+                    must(r.status[i] == e.dirty(off, covered), "wrong status at %d", off)
+            long = c.pack(CMD_BLOCK_STATUS, M, 16 * M)[0]  # 4096 runs
+            cold = c.pack(CMD_BLOCK_STATUS, 0, 2 * M)[0]   # its first half is not in memory
+            c.send(long + cold)
+            with f.open("vda", contexts=[BA, e.dirty_context]) as other:
+                other.status(M, 4096)
+            must(not select.select([c.sock], [], [], 0)[0], "what is the pool's was answered")
+            os.unlink(gate)
+            for _ in range(2):
+                _, p = c.wait_any()
+                must(total(p.status[i]) == p.len, "%d bytes", total(p.status[i]))
+                must(p.status[i] == e.dirty(p.off, p.len), "wrong status at %d", p.off)
+            c.disc()
+        for c in holders:
+            for _ in range(4):
+                _, p = c.wait_any()
+                must(p.data == e.content(p.off, p.len), "wrong bytes")
 
 
 @test

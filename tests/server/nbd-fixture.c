@@ -116,7 +116,7 @@ static const char usage[] =
     "  context=FULLNAME  a context of any name, every odd 64 KiB unit has status 1\n"
     "  errors=OFF+LEN    reads that touch it fail with EIO and the message \"lost\"\n"
     "  statuserrors=OFF+LEN  block status that touches it fails with EIO and \"lost\"\n"
-    "  now=OFF+LEN       reads within it are answered on the loop, whatever slow= says\n"
+    "  now=OFF+LEN       what is asked within it is answered on the loop, whatever slow= says\n"
     "  lastfails         statuserrors are of the last context only\n"
     "  slow=PATH         reads wait while the file PATH exists (looked at every 5 ms)\n"
     "  unlisted          does not stand in LIST; found by its name\n"
@@ -312,6 +312,19 @@ static int fixture_status(struct varve_export *e, unsigned ctx, uint64_t off, ui
     return (int)n;
 }
 
+static int fixture_status_now(struct varve_export *e, unsigned ctx, uint64_t off, uint64_t len,
+                              struct varve_extent *out, size_t max)
+{
+    const struct fixture_export *f = fixture_export(e);
+    struct varve_err err;
+    int n;
+
+    if (off < f->now.off || off + len > f->now.off + f->now.len ||
+        (n = fixture_status(e, ctx, off, len, out, max, &err)) < 0)
+        return -EAGAIN;
+    return n;
+}
+
 static void fixture_free(struct varve_export *e)
 {
     struct fixture_export *f = fixture_export(e);
@@ -328,6 +341,7 @@ static const struct varve_export_ops fixture_ops = {
     .read = fixture_read,
     .read_now = fixture_read_now,
     .status = fixture_status,
+    .status_now = fixture_status_now,
     .cache = fixture_cache,
     .free = fixture_free,
 };
