@@ -228,6 +228,18 @@ static int job_cancel(const struct varve_cli *cli, const struct varve_args *args
     return job_tell(cli, "job-cancel", json_pack("{s:s}", "id", args->words[0]), err);
 }
 
+static int job_pause(const struct varve_cli *cli, const struct varve_args *args,
+                     struct varve_err *err)
+{
+    return job_tell(cli, "job-pause", json_pack("{s:s}", "id", args->words[0]), err);
+}
+
+static int job_resume(const struct varve_cli *cli, const struct varve_args *args,
+                      struct varve_err *err)
+{
+    return job_tell(cli, "job-resume", json_pack("{s:s}", "id", args->words[0]), err);
+}
+
 static int job_dismiss(const struct varve_cli *cli, const struct varve_args *args,
                        struct varve_err *err)
 {
@@ -252,6 +264,20 @@ const struct varve_verb varve_job_verbs[] = {
      .synopsis = "",
      .summary = "Lists the daemon's jobs: those that run, and the last that have ended",
      .run = job_list},
+    {.name = "job",
+     .sub = "pause",
+     .synopsis = "ID",
+     .summary = "Lets a job rest, also over a restart of the daemon",
+     .words_min = 1,
+     .words_max = 1,
+     .run = job_pause},
+    {.name = "job",
+     .sub = "resume",
+     .synopsis = "ID",
+     .summary = "Lets a paused job go on",
+     .words_min = 1,
+     .words_max = 1,
+     .run = job_resume},
     {.name = "job",
      .sub = "cancel",
      .synopsis = "ID",

@@ -28,6 +28,8 @@ json_t *varve_cat_job_dump(const struct varve_cat_job *j, bool *bad)
     put_text(o, "backup", j->backup, bad);
     put(o, "start", json_integer((json_int_t)j->start), bad);
     put(o, "speed", json_integer((json_int_t)j->speed), bad);
+    if (j->paused)
+        put(o, "paused", json_true(), bad);
     put(o, "time", json_integer((json_int_t)j->time_ns), bad);
     put(o, "ended", json_integer((json_int_t)j->ended_ns), bad);
     put(o, "current", json_integer((json_int_t)j->current), bad);
@@ -117,6 +119,7 @@ int varve_cat_job_parse(json_t *o, struct varve_catalogue *c, struct varve_err *
         rc = numbers_parse(o, j, err);
     if (rc == 0)
         rc = owned_parse(o, j, err);
+    j->paused = json_is_true(json_object_get(o, "paused"));
     if (error)
         text_cut(j->error, sizeof(j->error), error);
     if (proof)

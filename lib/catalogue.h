@@ -178,6 +178,7 @@ struct varve_cat_job {
     char backup[VARVE_NAME_MAX + 1]; /* that it copies; empty: none */
     uint64_t start;                  /* the first epoch after its boundary */
     uint64_t speed;                  /* bytes per second; 0: no limit */
+    bool paused;                     /* nothing of it begins until somebody says so */
     uint64_t time_ns, ended_ns;      /* since 1970; ended 0: not yet */
     uint64_t current, total;         /* bytes; while it runs, current is from where it can go on */
     char proof[128];                 /* if it looks at this again and finds the same; may be empty */

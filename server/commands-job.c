@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: BSD-3-Clause
  *
- * query-jobs, job-cancel, job-dismiss, block-job-set-speed; block-dirty-bitmap-diff, a transaction
- * of one action.
+ * query-jobs, job-pause, job-resume, job-cancel, job-dismiss, block-job-set-speed;
+ * block-dirty-bitmap-diff, a transaction of one action.
  */
 #include "server/commands.h"
 
@@ -22,7 +22,7 @@ static const char *describe_status(const struct varve_cat_job *j, const struct v
         return "concluded";
     if (j->state == VARVE_JOB_ABORTING || (r && r->ended && r->rc < 0))
         return "aborting";
-    return !r ? "created" : r->ended ? "pending" : "running";
+    return !r ? "created" : r->ended ? "pending" : j->paused ? "paused" : "running";
 }
 
 static json_t *describe_job(struct varve_daemon *d, const struct varve_cat_job *j)
@@ -82,6 +82,16 @@ static json_t *with_id(struct varve_daemon *d, json_t *args,
 json_t *varve_command_job_cancel(struct varve_daemon *d, json_t *args, struct varve_err *err)
 {
     return with_id(d, args, varve_jobs_cancel, err);
+}
+
+json_t *varve_command_job_pause(struct varve_daemon *d, json_t *args, struct varve_err *err)
+{
+    return with_id(d, args, varve_jobs_pause, err);
+}
+
+json_t *varve_command_job_resume(struct varve_daemon *d, json_t *args, struct varve_err *err)
+{
+    return with_id(d, args, varve_jobs_resume, err);
 }
 
 json_t *varve_command_job_dismiss(struct varve_daemon *d, json_t *args, struct varve_err *err)

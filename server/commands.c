@@ -32,6 +32,8 @@ static const struct varve_command commands[] = {
     {"disk-import", varve_command_disk_import},
     {"job-cancel", varve_command_job_cancel},
     {"job-dismiss", varve_command_job_dismiss},
+    {"job-pause", varve_command_job_pause},
+    {"job-resume", varve_command_job_resume},
     {"qmp_capabilities", NULL},
     {"query-backups", varve_command_query_backups},
     {"query-block", varve_command_query_block},

@@ -39,6 +39,8 @@ json_t *varve_command_query_named_block_nodes(struct varve_daemon *d, json_t *ar
 /* commands-job.c */
 json_t *varve_command_bitmap_diff(struct varve_daemon *d, json_t *args, struct varve_err *err);
 json_t *varve_command_query_jobs(struct varve_daemon *d, json_t *args, struct varve_err *err);
+json_t *varve_command_job_pause(struct varve_daemon *d, json_t *args, struct varve_err *err);
+json_t *varve_command_job_resume(struct varve_daemon *d, json_t *args, struct varve_err *err);
 json_t *varve_command_job_cancel(struct varve_daemon *d, json_t *args, struct varve_err *err);
 json_t *varve_command_job_dismiss(struct varve_daemon *d, json_t *args, struct varve_err *err);
 json_t *varve_command_job_set_speed(struct varve_daemon *d, json_t *args, struct varve_err *err);

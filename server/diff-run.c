@@ -292,6 +292,13 @@ static void run_well(struct varve_diff_run *run)
 
 static void run_tick(struct varve_diff_run *run)
 {
+    unsigned ms = varve_runner_pause(run->r);
+
+    if (ms > 0) {
+        if (!run->waiting && !run->ending)
+            run_wait(run, ms);
+        return;
+    }
     while (run_step(run))
         ;
     if (!run->ending && run->cursor == run->end && run->nbusy == 0)

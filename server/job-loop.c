@@ -131,6 +131,14 @@ unsigned varve_runner_pace(struct varve_runner *r, uint64_t bytes)
     return wait_ms < PACE_MAX_MS ? (unsigned)wait_ms : PACE_MAX_MS;
 }
 
+unsigned varve_runner_pause(struct varve_runner *r)
+{
+    if (!r->paused)
+        return 0;
+    r->paced_ns = 0; /* what it did not do meanwhile is no credit */
+    return PACE_MAX_MS;
+}
+
 /* --- the machine ---------------------------------------------------------------------------- */
 
 int varve_jobs_new(uv_loop_t *loop, struct varve_daemon *d, struct varve_err *err)

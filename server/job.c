@@ -2,6 +2,8 @@
  *
  * The clerk's side of jobs.  A job's states, as QEMU names them:
  *
+ *                 paused
+ *                   ▲▼
  *     created ──▶ running ──────────────▶ waiting ──▶ pending ──▶ concluded ──▶ null
  *                    │   (its work is done, its end is committed)     ▲           (dismissed)
  *                    └─▶ aborting ────────────────────────────────────┘
@@ -112,6 +114,7 @@ static struct varve_runner *runner_new(struct varve_daemon *d, const struct varv
     r->current = j->current;
     r->total = j->total;
     r->speed = j->speed;
+    r->paused = j->paused;
     r->err = (struct varve_err)VARVE_ERR_INIT;
     r->next = d->jobs->runners;
     d->jobs->runners = r;
@@ -173,7 +176,8 @@ void varve_jobs_restore(struct varve_daemon *d)
         if (!varve_cat_job_open(j) || varve_jobs_find(d, j->id))
             continue;
         if (j->state == VARVE_JOB_RUNNING)
-            varve_log_about(VARVE_ABOUT(.job = j->id, .disk = j->disk), "Job '%s' goes on", j->id);
+            varve_log_about(VARVE_ABOUT(.job = j->id, .disk = j->disk), "Job '%s' %s", j->id,
+                            j->paused ? "is paused still" : "goes on");
         job_begin(d, j);
     }
     varve_jobs_settle(d);
@@ -200,6 +204,7 @@ static void job_close(struct varve_runner *r, struct varve_cat_job *j, bool canc
     j->ended_ns = r->daemon->w->realtime_ns(r->daemon->w);
     j->current = r->current;
     j->total = r->total;
+    j->paused = false;
     j->has_blocks = false;
     j->proof[0] = '\0';
     free(j->args);
@@ -368,6 +373,49 @@ int varve_jobs_set_speed(struct varve_daemon *d, const char *id, uint64_t speed,
     return rc;
 }
 
+static int set_paused(struct varve_daemon *d, const char *id, bool paused, struct varve_err *err)
+{
+    const char *verb = paused ? "pause" : "resume";
+    const struct varve_cat_job *j;
+    struct varve_catalogue *draft;
+    struct varve_runner *r = varve_jobs_find(d, id);
+    int rc = find_open(d, id, verb, &j, err);
+
+    if (rc < 0)
+        return rc;
+    if (j->state == VARVE_JOB_ABORTING || (r && r->ended))
+        return varve_err_set(
+            err, EBUSY, "Job '%s' cannot accept command verb '%s': it is about to end", id, verb);
+    if (j->paused == paused)
+        return varve_err_set(err, EINVAL, "Job '%s' is %s: there is nothing to %s", id,
+                             paused ? "paused already" : "not paused", verb);
+    draft = varve_daemon_draft(d, err);
+    if (!draft)
+        return -ENOMEM;
+    varve_catalogue_job(draft, id)->paused = paused;
+    rc = varve_daemon_commit(d, draft, err);
+    if (rc < 0)
+        return rc;
+    if (r) {
+        r->paused = paused;
+        r->rate = 0;
+        r->rated_ns = d->w->monotonic_ns(d->w);
+        r->rated_bytes = r->current;
+    }
+    say_status(d, id, paused ? "paused" : "running");
+    return 0;
+}
+
+int varve_jobs_pause(struct varve_daemon *d, const char *id, struct varve_err *err)
+{
+    return set_paused(d, id, true, err);
+}
+
+int varve_jobs_resume(struct varve_daemon *d, const char *id, struct varve_err *err)
+{
+    return set_paused(d, id, false, err);
+}
+
 int varve_jobs_dismiss(struct varve_daemon *d, const char *id, struct varve_err *err)
 {
     const struct varve_cat_job *j = varve_catalogue_job(d->catalogue, id);
@@ -382,7 +430,10 @@ int varve_jobs_dismiss(struct varve_daemon *d, const char *id, struct varve_err 
         return varve_err_set(err, EBUSY,
                              "Job '%s' in state '%s' cannot accept command verb 'dismiss': wait "
                              "for its end, or cancel it first",
-                             id, j->state == VARVE_JOB_ABORTING ? "aborting" : "running");
+                             id,
+                             j->state == VARVE_JOB_ABORTING ? "aborting"
+                             : j->paused                    ? "paused"
+                                                            : "running");
     draft = varve_daemon_draft(d, err);
     if (!draft)
         return -ENOMEM;
@@ -400,7 +451,7 @@ static void runner_rate(struct varve_runner *r, uint64_t now)
 {
     uint64_t current = r->current, ns = now - r->rated_ns, rate;
 
-    if (!r->launched || r->ended || ns < 500000000)
+    if (!r->launched || r->ended || r->paused || ns < 500000000)
         return;
     rate = current > r->rated_bytes
                ? (uint64_t)((double)(current - r->rated_bytes) * 1e9 / (double)ns)

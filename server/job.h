@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: BSD-3-Clause
  *
- * Jobs: long work of the daemon, as QEMU has them (query-jobs, job-cancel, job-dismiss).  The
- * catalogue says which there are and what is needed to begin each again (struct varve_cat_job); a
- * *runner* is what runs for an open one.  Policy belongs to the clerk's thread, the work itself to
- * the main loop's; each function says whose it is.  A job is never lost silently: it is open in the
- * catalogue until its end is durable there, and ended ones stay until they are dismissed.
+ * Jobs: long work of the daemon, as QEMU has them (query-jobs, job-pause, job-cancel, job-dismiss).
+ * The catalogue says which there are and what is needed to begin each again (struct varve_cat_job);
+ * a *runner* is what runs for an open one.  Policy belongs to the clerk's thread, the work itself
+ * to the main loop's; each function says whose it is.  A job is never lost silently: it is open in
+ * the catalogue until its end is durable there, and ended ones stay until they are dismissed.
  *
  *     clerk   varve_jobs_draft ─ commit ─ varve_jobs_launch: open()                 conclude() ─
  * commit ─ concluded() ─ free() │ letter                              ▲ job loop └──▶ run() ─ … ─
@@ -59,6 +59,7 @@ struct varve_runner {
     /* bytes; any thread */
     _Atomic uint64_t current, total;
     _Atomic uint64_t speed; /* per second; 0: no limit */
+    _Atomic bool paused;    /* any thread */
 
     /* the clerk's */
     uint64_t rate; /* bytes per second, lately; 0: not known yet */
@@ -98,6 +99,11 @@ struct varve_runner *varve_jobs_find(struct varve_daemon *d, const char *id);
 int varve_jobs_cancel(struct varve_daemon *d, const char *id, struct varve_err *err);
 int varve_jobs_set_speed(struct varve_daemon *d, const char *id, uint64_t speed,
                          struct varve_err *err);
+/* Durable when they return 0, also over a restart.  What is under way ends; nothing begins while it
+ * is paused, not its end either.  -ENOENT; -EBUSY: it has ended, or is about to; -EINVAL: it is so
+ * already. */
+int varve_jobs_pause(struct varve_daemon *d, const char *id, struct varve_err *err);
+int varve_jobs_resume(struct varve_daemon *d, const char *id, struct varve_err *err);
 /* An ended job is forgotten.  -ENOENT, -EBUSY: it has not ended. */
 int varve_jobs_dismiss(struct varve_daemon *d, const char *id, struct varve_err *err);
 
@@ -116,6 +122,8 @@ void varve_runner_ended(struct varve_runner *r, int rc, const struct varve_err *
 
 /* 0: so many bytes may begin, and are counted.  Else milliseconds after which to ask again. */
 unsigned varve_runner_pace(struct varve_runner *r, uint64_t bytes);
+/* 0: it may go on.  Else the same: it is paused. */
+unsigned varve_runner_pause(struct varve_runner *r);
 
 /* At the start, before the clerk.  d->jobs is set. */
 int varve_jobs_new(uv_loop_t *loop, struct varve_daemon *d, struct varve_err *err);

@@ -388,6 +388,12 @@ static void run_on_timer(uv_timer_t *timer)
     run_tick(run);
 }
 
+static void run_wait(struct varve_push_run *run, unsigned ms)
+{
+    run->waiting = true;
+    uv_timer_start(&run->timer, run_on_timer, ms, 0);
+}
+
 static struct slot *slot_free(struct varve_push_run *run)
 {
     for (unsigned i = 0; i < SLOTS; i++) {
@@ -424,8 +430,7 @@ static bool run_step(struct varve_push_run *run)
     }
     ms = zero ? 0 : varve_runner_pace(run->r, end - off);
     if (ms > 0) {
-        run->waiting = true;
-        uv_timer_start(&run->timer, run_on_timer, ms, 0);
+        run_wait(run, ms);
         return false;
     }
     run->cursor = end;
@@ -435,6 +440,13 @@ static bool run_step(struct varve_push_run *run)
 
 static void run_tick(struct varve_push_run *run)
 {
+    unsigned ms = varve_runner_pause(run->r);
+
+    if (ms > 0) {
+        if (!run->waiting && !run->ending)
+            run_wait(run, ms);
+        return;
+    }
     while (run_step(run))
         ;
     if (!run->ending && !run->flushing && run->cursor >= run->p->g.size && run->nbusy == 0)

@@ -94,12 +94,16 @@ def what_cannot_be_asked_of_a_job_is_refused():
         refused(q, "'slow' already in use", "block-dirty-bitmap-diff", node="vda", name="other",
                 reference=older, job_id="slow")
         refused(q, "in state 'running' cannot accept command verb 'dismiss'", "job-dismiss", id="slow")
-        for command in ("job-cancel", "job-dismiss"):
+        for command in ("job-cancel", "job-dismiss", "job-pause", "job-resume"):
             refused(q, "Job not found: there is no 'none'", command, id="none")
+        refused(q, "'slow' is not paused", "job-resume", id="slow")
+        q.cmd("job-pause", id="slow")
+        refused(q, "'slow' is paused already", "job-pause", id="slow")
+        refused(q, "in state 'paused' cannot accept command verb 'dismiss'", "job-dismiss", id="slow")
         refused(q, "Job not found", "block-job-set-speed", device="none", speed=1)
         q.cmd("job-cancel", id="slow")
         concluded(q, "slow")
-        for command in ("job-cancel",):
+        for command in ("job-cancel", "job-pause", "job-resume"):
             refused(q, "'slow' in state 'concluded'", command, id="slow")
         refused(q, "'slow' already in use.*job-dismiss", "block-dirty-bitmap-diff", node="vda",
                 name="b", reference=older, job_id="slow")
@@ -162,6 +166,46 @@ def a_peer_that_stalls_holds_up_nobody_else():
             peer.let_go()
             assert "error" not in concluded(q, ident)
         assert bitmaps.frozen(s, q, ["b"])["b"] == {7}
+
+
+def rests(q, ident, older):
+    """Others come to their end, and it does not get on."""
+    before = job(q, ident)
+    assert before["status"] == "paused" and "rate" not in before, before
+    for _ in range(2):
+        diffed(q, "other", older)
+    assert job(q, ident) == before, (job(q, ident), before)
+
+
+@test
+def a_paused_job_rests_until_it_is_resumed_and_over_a_restart():
+    """Not for want of speed: it has that again while it rests.  Nor does it end when all was compared."""
+    with Disk() as (s, c, q0):
+        full(c)
+        older = copy_of(s)
+        c.write(0, b"differs")
+        ident = diff(q0, "b", older, speed=1)
+        wait_in_the_middle(q0, ident)
+        s.varve("job", "pause", ident)
+        q0.cmd("block-job-set-speed", device=ident, speed=0)
+        rests(q0, ident, older)
+        said = [e["data"]["status"] for e in q0.events if e["data"].get("id") == ident]
+        assert said == ["created", "running", "paused"], said
+        killed(s)
+        with s.qmp() as q:
+            rests(q, ident, older)
+            s.varve("job", "resume", ident)
+            assert "error" not in concluded(q, ident)
+            assert statuses(q, ident)[0] == ["running", "waiting", "pending", "concluded"]
+            assert bitmaps.frozen(s, q, ["b"])["b"] == {0}
+            with Held(s, older) as peer:
+                peer.hold()
+                ident = diff(q, "held", peer.uri)
+                q.cmd("job-pause", id=ident)
+                peer.let_go()
+                rests(q, ident, older)
+                q.cmd("job-cancel", id=ident)
+                assert concluded(q, ident)["cancelled"]
 
 
 def killed(s):

@@ -435,6 +435,26 @@ def a_target_that_is_held_holds_nobody_else():
             assert concluded(q, ident)["cancelled"]
 
 
+@test
+def a_paused_push_rests_until_it_is_resumed():
+    """Others come to their end meanwhile, and it has all the speed that it wants."""
+    with Disk() as (s, c, q):
+        fill(c)
+        content = instant(s, c)
+        ident = push(q, s.path("t.img"), speed=1)
+        wait_in_the_middle(q, ident)
+        q.cmd("job-pause", id=ident)
+        q.cmd("block-job-set-speed", device=ident, speed=0)
+        before = job(q, ident)
+        c.write(0, b"later" * K)
+        for i in range(8):
+            pushed(q, s.path("other%d.img" % i))
+        assert job(q, ident) == before and before["status"] == "paused", before
+        q.cmd("job-resume", id=ident)
+        assert "error" not in concluded(q, ident)
+        same(s.path("t.img"), content)
+
+
 # --- on the command line ----------------------------------------------------------------------
 
 @test

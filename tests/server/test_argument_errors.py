@@ -322,6 +322,8 @@ ROWS = {
         optional=("job-id", "speed", "on-error", "resize"), action=True),
     "query-jobs": NONE,
     "job-cancel": Row({"id": "no"}, {"id": "string"}, [({"id": n}, p) for n, p in NO_JOB]),
+    "job-pause": Row({"id": "no"}, {"id": "string"}, [({"id": n}, p) for n, p in NO_JOB]),
+    "job-resume": Row({"id": "no"}, {"id": "string"}, [({"id": n}, p) for n, p in NO_JOB]),
     "job-dismiss": Row({"id": "no"}, {"id": "string"}, [({"id": n}, p) for n, p in NO_JOB]),
     "block-job-set-speed": Row(
         {"device": "no", "speed": 1}, {"device": "string", "speed": "integer"},
