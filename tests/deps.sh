@@ -17,7 +17,7 @@ build="gcc libc6-dev make autoconf automake libtool pkg-config perl xz-utils
 # The address sanitizer's and the others' libraries come with gcc.
 test="python3 python3-libnbd libnbd-bin qemu-utils gnutls-bin e2fsprogs fuse3 libfuse3-dev
     procps util-linux fio virtnbdbackup zsh systemd libseccomp2 jq"
-ci="clang llvm git"
+ci="clang llvm git debhelper"
 packages="debhelper dpkg-dev lintian fakeroot"
 # qemu-system-common: qemu-storage-daemon
 bench="fio qemu-system-common gnutls-bin libnbd-bin"

@@ -52,6 +52,7 @@ e2e_tests = \
 	%D%/test_throttle.py \
 	%D%/test_transaction.py \
 	%D%/test_two_disks.py \
+	%D%/test_upgrade.py \
 	%D%/test_versions.py
 TESTS += $(e2e_tests)
 EXTRA_DIST += \
