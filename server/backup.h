@@ -73,6 +73,14 @@ struct varve_backup_plan {
  * were refreshed. */
 int varve_backup_parse_disks(struct varve_daemon *d, json_t *args, struct varve_backup_plan *plan,
                              struct varve_err *err);
+/* One of its objects. */
+int varve_backup_parse_disk(struct varve_daemon *d, json_t *o, struct varve_plan_disk *pd,
+                            struct varve_err *err);
+
+/* ORs what changed since the disk's base as of now, where `live` is its live epoch; without a base
+ * it is everything. */
+int varve_backup_estimate_map(struct varve_daemon *d, const struct varve_plan_disk *pd,
+                              uint64_t live, struct varve_bitmap *map, struct varve_err *err);
 
 /* What the disk's backup would be based on: the changes since `since`, or `bitmap`, which must be
  * there and usable; empty for a full backup.  *granularity: of the bitmap, else 0.  The set is the

@@ -55,8 +55,8 @@ static int parse_preserve(json_t *args, bool *dirty, struct varve_err *err)
     return 0;
 }
 
-static int parse_plan_disk(struct varve_daemon *d, json_t *o, struct varve_plan_disk *pd,
-                           struct varve_err *err)
+int varve_backup_parse_disk(struct varve_daemon *d, json_t *o, struct varve_plan_disk *pd,
+                            struct varve_err *err)
 {
     static const char *const known[] = {"disk",         "since",       "bitmap", "export",
                                         "exportbitmap", "bitmap-mode", NULL};
@@ -124,7 +124,7 @@ int varve_backup_parse_disks(struct varve_daemon *d, json_t *args, struct varve_
     plan->ndisks = json_array_size(disks);
     json_array_foreach(disks, i, item)
     {
-        rc = parse_plan_disk(d, item, &plan->disks[i], err);
+        rc = varve_backup_parse_disk(d, item, &plan->disks[i], err);
         if (rc < 0)
             return rc;
         for (size_t k = 0; k < i; k++) {

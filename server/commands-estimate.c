@@ -11,9 +11,8 @@
 #include <errno.h>
 #include <stdlib.h>
 
-/* What changed since the base, as of now.  Without a base it is everything. */
-static int estimate_map(struct varve_daemon *d, const struct varve_plan_disk *pd, uint64_t live,
-                        struct varve_bitmap *map, struct varve_err *err)
+int varve_backup_estimate_map(struct varve_daemon *d, const struct varve_plan_disk *pd,
+                              uint64_t live, struct varve_bitmap *map, struct varve_err *err)
 {
     struct varve_change_set base;
     uint64_t granularity;
@@ -70,7 +69,7 @@ static json_t *estimate_disk(struct varve_daemon *d, const struct varve_plan_dis
         varve_err_set(err, ENOMEM, "Disk '%s': no memory for a map", pd->disk->name);
         return NULL;
     }
-    if (estimate_map(d, pd, live, map, err) == 0)
+    if (varve_backup_estimate_map(d, pd, live, map, err) == 0)
         o = json_pack("{s:s, s:I, s:I, s:I, s:I, s:I}", "disk", pd->disk->name, "size",
                       (json_int_t)g->size, "dirty-bytes", (json_int_t)varve_dirty_bytes(g, map),
                       "extents", (json_int_t)count_extents(map), "scratch-free",

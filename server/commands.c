@@ -38,6 +38,7 @@ static const struct varve_command commands[] = {
     {"query-backups", varve_command_query_backups},
     {"query-block", varve_command_query_block},
     {"query-block-exports", varve_command_query_block_exports},
+    {"query-changes", varve_command_query_changes},
     {"query-checkpoints", varve_command_query_checkpoints},
     {"query-commands", NULL},
     {"query-disks", varve_command_query_disks},

@@ -47,6 +47,8 @@ json_t *varve_command_job_set_speed(struct varve_daemon *d, json_t *args, struct
 /* commands-query.c */
 json_t *varve_command_query_disks(struct varve_daemon *d, json_t *args, struct varve_err *err);
 json_t *varve_command_query_nbd_server(struct varve_daemon *d, json_t *args, struct varve_err *err);
+/* commands-changes.c */
+json_t *varve_command_query_changes(struct varve_daemon *d, json_t *args, struct varve_err *err);
 /* metrics.c */
 json_t *varve_command_query_metrics(struct varve_daemon *d, json_t *args, struct varve_err *err);
 /* commands-checkpoint.c */

@@ -76,6 +76,7 @@ server_libvarved_la_SOURCES = \
 	%D%/clerk.h \
 	%D%/commands-backup.c \
 	%D%/commands-bitmap.c \
+	%D%/commands-changes.c \
 	%D%/commands-checkpoint-file.c \
 	%D%/commands-checkpoint.c \
 	%D%/commands-checkpoints.c \
@@ -175,9 +176,19 @@ server_libvarved_la_SOURCES = \
 	%D%/transaction.c \
 	%D%/transaction.h \
 	%D%/view-export.c \
-	%D%/view-export.h
+	%D%/view-export.h \
+	%D%/web.c \
+	%D%/web.h
+nodist_server_libvarved_la_SOURCES = %D%/web-files.c
 server_libvarved_la_CFLAGS = $(AM_CFLAGS) $(LIBUV_CFLAGS) $(GNUTLS_CFLAGS) $(JANSSON_CFLAGS) $(LIBNBD_CFLAGS)
 server_libvarved_la_LIBADD = server/libnbdserver.la lib/libvarve.la $(LIBUV_LIBS) $(JANSSON_LIBS) $(LIBNBD_LIBS)
+
+# The page of --web.
+web_files = %D%/web/page.html %D%/web/page.css %D%/web/page.js %D%/web/icon.svg
+EXTRA_DIST += $(web_files) %D%/web/embed.sh
+CLEANFILES += %D%/web-files.c
+%D%/web-files.c: $(web_files) %D%/web/embed.sh
+	$(AM_V_GEN)$(MKDIR_P) $(@D) && (cd $(srcdir) && %D%/web/embed.sh $(web_files)) >$@.tmp && mv $@.tmp $@
 
 sbin_PROGRAMS += server/varved
 server_varved_SOURCES = %D%/main.c

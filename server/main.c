@@ -21,6 +21,7 @@
 #include "server/runtime.h"
 #include "server/sd-listen.h"
 #include "server/sd-notify.h"
+#include "server/web.h"
 
 #include <errno.h>
 #include <signal.h>
@@ -41,7 +42,7 @@ struct app {
     size_t nown; /* of the listeners are ours, and come first */
     uv_loop_t loop;
     struct varve_control *control;
-    struct varve_http *metrics;
+    struct varve_http *metrics, *web;
     struct varve_mailbox *mailbox; /* news from the clerk to this file */
     struct varve_job restore;
     struct varve_letter restored, clerk_ended;
@@ -141,6 +142,7 @@ static void app_stop(struct app *app)
     uv_timer_start(&app->end_timer, app_on_end_timer, END_MS, 0);
     varve_control_stop(app->control);
     varve_http_close(app->metrics, app_on_http_closed, app);
+    varve_http_close(app->web, app_on_http_closed, app);
     varve_jobs_stop(app->daemon.jobs);
     varve_clerk_stop(app->daemon.clerk);
     varve_nbd_server_close(app->daemon.nbd, NBD_CLOSE_MS, app_on_nbd_closed, app);
@@ -247,6 +249,8 @@ static int app_listen(struct app *app, struct varve_err *err)
     app->daemon.nfixed = app->daemon.nlisteners;
     if (rc == 0)
         rc = app_listen_http(app->metrics, &o->metrics, &app->passed.metrics, err);
+    if (rc == 0)
+        rc = app_listen_http(app->web, &o->web, &app->passed.web, err);
     if (rc < 0)
         return rc;
     if (app->passed.control >= 0)
@@ -326,6 +330,8 @@ static int app_start(struct app *app, struct varve_err *err)
     if (rc == 0)
         rc = varve_http_new(&app->loop, d, &varve_metrics_site, &app->metrics, err);
     if (rc == 0)
+        rc = varve_http_new(&app->loop, d, &varve_web_site, &app->web, err);
+    if (rc == 0)
         rc = app_load_tls(app, err);
     if (rc == 0)
         rc = app_load_access(app, err);
@@ -334,7 +340,7 @@ static int app_start(struct app *app, struct varve_err *err)
     if (rc < 0)
         return rc;
     app->clerk_running = app->nbd_running = true;
-    app->http_running = 1;
+    app->http_running = 2;
     app->clerk_ended.deliver = app_on_clerk_ended;
     app->restored.deliver = app_on_restored;
     app->restore.run = clerk_restore;

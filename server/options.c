@@ -44,6 +44,8 @@ static const char usage_text[] =
     "                           vsock:PORT\n"
     "                           (default: unix:RUNTIME/" VARVE_NBD_SOCKET ")\n"
     "  --metrics WHERE          metrics for Prometheus over HTTP: GET /metrics (default: nowhere)\n"
+    "  --web WHERE              a read-only page for browsers that shows disks and backups\n"
+    "                           (default: nowhere)\n"
     "  --max-connections N      NBD connections at once (default: 1024)\n"
     "  --max-connections-per-peer N\n"
     "                           of one address or user (default: no other limit)\n"
@@ -75,6 +77,7 @@ enum option_code {
     OPT_CONTROL,
     OPT_LISTEN,
     OPT_METRICS,
+    OPT_WEB,
     OPT_MAX_CONNECTIONS,
     OPT_MAX_PER_PEER,
     OPT_HANDSHAKE_TIMEOUT,
@@ -103,6 +106,7 @@ static const struct option long_options[] = {
     {"control", required_argument, NULL, OPT_CONTROL},
     {"listen", required_argument, NULL, OPT_LISTEN},
     {"metrics", required_argument, NULL, OPT_METRICS},
+    {"web", required_argument, NULL, OPT_WEB},
     {"max-connections", required_argument, NULL, OPT_MAX_CONNECTIONS},
     {"max-connections-per-peer", required_argument, NULL, OPT_MAX_PER_PEER},
     {"handshake-timeout", required_argument, NULL, OPT_HANDSHAKE_TIMEOUT},
@@ -223,6 +227,8 @@ static int options_take(struct varve_options *o, int code, const char *name, cha
         return where_add(&o->listen, name, value, err);
     case OPT_METRICS:
         return where_add(&o->metrics, name, value, err);
+    case OPT_WEB:
+        return where_add(&o->web, name, value, err);
     case OPT_MAX_CONNECTIONS:
         return parse_count(name, value, 1, 1000000, &o->nbd.max_connections, err);
     case OPT_MAX_PER_PEER:
@@ -361,4 +367,5 @@ void varve_options_fini(struct varve_options *o)
     free(o->control);
     where_fini(&o->listen);
     where_fini(&o->metrics);
+    where_fini(&o->web);
 }

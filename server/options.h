@@ -27,7 +27,7 @@ struct varve_options {
     const char *scratch_dir;           /* NULL: the state directory */
     char *control;                     /* path of the control socket */
     struct varve_where listen;         /* NBD */
-    struct varve_where metrics;        /* HTTP */
+    struct varve_where metrics, web;   /* HTTP */
     bool default_listen;               /* nobody named one: not needed where sockets were passed */
     unsigned threads; /* of the pool that reads disks */
     uint64_t map_memory; /* bytes of maps that are kept though nobody uses them just now */

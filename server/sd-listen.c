@@ -12,6 +12,7 @@
 #define FIRST_FD     3
 #define CONTROL_NAME "control"
 #define METRICS_NAME "metrics"
+#define WEB_NAME     "web"
 
 /* A decimal number up to max; -1: it is none. */
 static long env_number(const char *text, long max)
@@ -50,6 +51,8 @@ static int take(struct varve_sd_sockets *out, unsigned n, const char *names, str
             return varve_err_sys(err, errno, "LISTEN_FDS: file descriptor %d", fd);
         if (name_is(names, i, METRICS_NAME))
             list_add(&out->metrics, fd);
+        else if (name_is(names, i, WEB_NAME))
+            list_add(&out->web, fd);
         else if (!name_is(names, i, CONTROL_NAME))
             list_add(&out->nbd, fd);
         else if (out->control < 0)

@@ -16,9 +16,9 @@ struct varve_sd_list {
 };
 
 struct varve_sd_sockets {
-    int control;                  /* the one named "control"; -1: none */
-    struct varve_sd_list metrics; /* those of that name */
-    struct varve_sd_list nbd;     /* of any other name */
+    int control;                       /* the one named "control"; -1: none */
+    struct varve_sd_list metrics, web; /* those of these names */
+    struct varve_sd_list nbd;          /* of any other name */
 };
 
 /* Takes them; none if they are not meant for this process.  Children see nothing of it.  -EINVAL:

@@ -4,7 +4,7 @@ systemusersdir = $(prefix)/lib/sysusers.d
 systemtmpfilesdir = $(prefix)/lib/tmpfiles.d
 
 made_units = %D%/varved.service %D%/varve@.service
-dist_systemunit_DATA = %D%/varved.socket %D%/varve@.socket %D%/varve-metrics.socket
+dist_systemunit_DATA = %D%/varved.socket %D%/varve@.socket %D%/varve-metrics.socket %D%/varve-web.socket
 dist_pkgdata_DATA = %D%/alerts.yml %D%/grafana.json
 nodist_systemunit_DATA = $(made_units)
 EXTRA_DIST += %D%/varved.service.in %D%/varve@.service.in %D%/sysusers.conf %D%/tmpfiles.conf

@@ -21,8 +21,9 @@ ci="clang llvm git debhelper"
 packages="debhelper dpkg-dev lintian fakeroot"
 # qemu-system-common: qemu-storage-daemon
 bench="fio qemu-system-common gnutls-bin libnbd-bin"
-# What make interop runs beside test's clients: a guest, and its kernel's NBD client.
-interop="qemu-system-x86 busybox-static nbd-client"
+# What make interop runs beside test's clients: a guest, its kernel's NBD client, and a browser for the
+# web page.
+interop="qemu-system-x86 busybox-static nbd-client chromium"
 
 want=
 for set in "${@:-build test}"; do

@@ -53,7 +53,8 @@ e2e_tests = \
 	%D%/test_transaction.py \
 	%D%/test_two_disks.py \
 	%D%/test_upgrade.py \
-	%D%/test_versions.py
+	%D%/test_versions.py \
+	%D%/test_web.py
 TESTS += $(e2e_tests)
 EXTRA_DIST += \
 	$(e2e_tests) \

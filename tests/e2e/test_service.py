@@ -44,7 +44,7 @@ class Units:
     def __init__(self, change=lambda name, text: text):
         self.dir = tempfile.mkdtemp(prefix="units.")
         for name in ("varved.service", "varved.socket", "varve@.service", "varve@.socket",
-                     "varve-metrics.socket"):
+                     "varve-metrics.socket", "varve-web.socket"):
             text = re.sub(r"^ExecStart=\S*varved", "ExecStart=" + VARVED, unit(name), flags=re.MULTILINE)
             text = re.sub(r"^ExecStart=\S*nbdkit", "ExecStart=" + shutil.which("nbdkit"), text,
                           flags=re.MULTILINE)
@@ -60,7 +60,7 @@ class Units:
     def complaints(self):
         r = run(["systemd-analyze", "verify", "--man=no"] + [os.path.join(self.dir, n) for n in (
             "varved.service", "varved.socket", "varve@vda.service", "varve@vda.socket",
-            "varve-metrics.socket")],
+            "varve-metrics.socket", "varve-web.socket")],
                 check=False, env={"SYSTEMD_UNIT_PATH": self.dir + ":"})
         return "".join(line for line in r.stderr.splitlines(True) if self.dir in line or "varve" in line)
 

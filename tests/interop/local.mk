@@ -1,6 +1,7 @@
 # Real clients against real exports.  What make check runs of it is for the clients of this machine;
 # tests/interop/run does more, and takes another Debian's clients.
 interop_tests = \
+	%D%/test_chromium.py \
 	%D%/test_fio.py \
 	%D%/test_fragments.py \
 	%D%/test_guest.py \

@@ -272,6 +272,18 @@ ROWS = {
     "query-checkpoints": Row({"disk": "vda", "exported": True},
                              {"disk": "string", "exported": "boolean"}, bad_disks("disk"),
                              optional=("disk", "exported")),
+    "query-changes": Row(
+        {"disk": "vda", "bitmap": "b", "cells": 1},
+        {"disk": "string", "bitmap": "string", "cells": "integer"},
+        bad_disks("disk") + old_bitmap("bitmap") +
+        [({"since": "a"}, "'since' and 'bitmap' exclude each other"),
+         ({"since": 1}, "'since', expected: string"),
+         ({"bitmap": KeyError, "since": "no"}, "Disk 'vda' has no checkpoint 'no'.*query-checkpoints"),
+         ({"bitmap": KeyError, "since": "later"}, "Disk 'vda'.*checkpoint 'later'.*backup 'one'"),
+         ({"export": "e"}, "'export' is unexpected"),
+         ({"cells": 0}, "'cells' must be from 1 to 65536"), ({"cells": 65537}, "'cells' must be from 1"),
+         ({"cells": -1}, "'cells' must not be negative")],
+        optional=("bitmap", "cells")),
     PREFIX + "add": Row(
         {"node": "vda", "name": "new", "granularity": 65536, "persistent": True, "disabled": False},
         dict(BITMAP, granularity="integer", persistent="boolean", disabled="boolean"),
