@@ -36,6 +36,7 @@ e2e_tests = \
 	%D%/test_older_folder.py \
 	%D%/test_move.py \
 	%D%/test_oracle.py \
+	%D%/test_page_cache.py \
 	%D%/test_point_in_time.py \
 	%D%/test_programs.py \
 	%D%/test_pull_resumes.py \
