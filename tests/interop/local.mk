@@ -10,7 +10,8 @@ interop_tests = \
 	%D%/test_libvirt.py \
 	%D%/test_nbd_client.py \
 	%D%/test_qemu.py \
-	%D%/test_virtnbdbackup.py
+	%D%/test_virtnbdbackup.py \
+	%D%/test_wire.py
 TESTS += $(interop_tests)
 EXTRA_DIST += \
 	$(interop_tests) \
@@ -19,7 +20,9 @@ EXTRA_DIST += \
 	%D%/guest.py \
 	%D%/history.py \
 	%D%/imageio_copy.py \
+	%D%/imageio_jobs.py \
 	%D%/make-root \
+	%D%/overheard.py \
 	%D%/qemu_map.py \
 	%D%/reach.py \
 	%D%/run \

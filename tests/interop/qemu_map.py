@@ -24,10 +24,11 @@ def qemu_img(h, r, verb, export, *args, options=(), **more):
     return run(h, ["qemu-img", verb, *objects, *options, *opts, *args])
 
 
-def dirty_by_qemu(h, r, export, context):
-    """[(offset, length)]: what is dirty shows as "data": false, QEMU's convention."""
-    got = json.loads(qemu_img(h, r, "map", export, options=["--output=json"],
-                              x_dirty_bitmap=context).stdout)
+def dirty_by_qemu(h, r, export, context, at=None):
+    """[(offset, length)] from the server that `at` reaches: what is dirty shows as "data": false, QEMU's
+    convention."""
+    objects, opts = image(at or h, r, export, x_dirty_bitmap=context)
+    got = json.loads(run(h, ["qemu-img", "map", *objects, "--output=json", *opts]).stdout)
     out = []
     for e in got:
         if not e["data"]:
