@@ -11,7 +11,7 @@
 #   role=reader what=DEV:MIB:COUNT,...
 #       Says "read WHAT SHA256" of each part of a device, COUNT of MiB from MIB on.
 #   nbd=DEV:HOST:PORT:CONNECTIONS:EXPORT,...
-#       Before that, the kernel's NBD client is connected.
+#       Before that, the kernel's NBD client is connected (busybox has one, too, that can less).
 export PATH=/bin
 /bin/busybox mkdir -p /proc /sys /dev /mnt /run
 /bin/busybox --install -s /bin
@@ -42,7 +42,7 @@ if [ -n "$nbd" ]; then
         IFS=: read -r dev host port connections export <<END
 $one
 END
-        nbd-client "$host" "$port" "/dev/$dev" -N "$export" -b 512 -C "$connections"
+        /programs/nbd-client "$host" "$port" "/dev/$dev" -N "$export" -b 512 -C "$connections"
     done
 fi
 
@@ -80,6 +80,6 @@ END
 
 "$role"
 for one in $(echo "$nbd" | tr , ' '); do
-    nbd-client -d "/dev/${one%%:*}"
+    /programs/nbd-client -d "/dev/${one%%:*}"
 done
 echo "done"

@@ -81,7 +81,7 @@ def programs(h, names):
         path = find(name)
         if path is None:
             raise Skip("%s is not installed" % name)
-        out["bin/" + name] = path
+        out[("bin/" if name == "busybox" else "programs/") + name] = path
         for lib in re.findall(r"(/\S+) \(0x", run(h, ["ldd", path], check=False).stdout):
             out[lib.lstrip("/")] = lib
     return [(inside, 0o100755, content(ROOT + path)) for inside, path in out.items()]

@@ -7,15 +7,16 @@ does in each step (guest-init.sh).
     guest      durable 1 … D ┐ … ┐ …          … goes on writing, discarding, trimming
     backup                   └ begin: k ≥ D   copies, while the guest's steps k + 2, … go on
 """
+import contextlib
 import hashlib
 import os
 import re
 import signal
 
 import history
-from clients import client, main, need, run
+from clients import client, main, need, run, spawn
 from guest import QEMU, Machine
-from harness import K, M, run as run_here
+from harness import K, M, run as run_here, wait_for
 from history import BIG, BLOCK, HERE, backups
 from reach import TCP, UNIX
 
@@ -78,11 +79,16 @@ def expect_files(h, path, k):
     run_here(["rm", "-rf", out, check])
 
 
-def by_the_page(disk):
-    """What varve-recipes(7) says of a guest's disk in QEMU, for this one."""
+def by_the_page(pattern, disk):
+    """The words that varve-recipes(7) has for such a guest's disk, for this one."""
     with open(PAGE, encoding="utf-8") as f:
-        words = re.search(r"^ QEMU +(-drive \S+)$", f.read(), re.MULTILINE).group(1).split()
-    return [w.replace("/run/varve-nbd/vda.sock", disk.sock) for w in words]
+        words = re.search("^ " + pattern, f.read(), re.MULTILINE).group(1).split()
+    return [w.replace("/run/varve-nbd/vda.sock", disk.sock).replace("/run/vda.vhost", vhost(disk))
+            for w in words]
+
+
+def vhost(disk):
+    return disk.sock + ".vhost"
 
 
 class Chain:
@@ -193,8 +199,36 @@ def backups_of_a_running_guest_are_instants_of_it(h, r):
     need(QEMU, "nbdkit")
     served = disks(h, "files", "raw")
     full_and_increments(h, r, ("files", "raw"), lambda: Machine(
-        h, [word for d in served for word in by_the_page(d)],
+        h, [word for d in served for word in by_the_page(r"QEMU +(-drive \S+)$", d)],
         ["role=writer", "seed=" + SEED, "files=vda", "raw=vdb"]), (False, True, False))
+
+
+@contextlib.contextmanager
+def vhost_machine(h, served):
+    """The guest, and one qemu-storage-daemon for each of its disks."""
+    arguments = ["-object", "memory-backend-memfd,id=memory,size=256M,share=on",
+                 "-machine", "memory-backend=memory"]
+    daemons = []
+    try:
+        for disk in served:
+            words = by_the_page(r"vhost +(qemu-storage-daemon .*\n.*)$", disk)
+            daemons.append(spawn(h, words))
+            wait_for("qemu-storage-daemon listens", lambda: os.path.exists(vhost(disk)), daemons[-1])
+            arguments += ["-chardev", "socket,id=%s,path=%s" % (disk.name, vhost(disk)),
+                          "-device", "vhost-user-blk-pci,chardev=" + disk.name]
+        with Machine(h, arguments, ["role=writer", "seed=" + SEED, "files=vda", "raw=vdb"]) as guest:
+            yield guest
+    finally:
+        for p in daemons:
+            h.s.stop(p)
+
+
+@client("qemu-system-common", "qemu-storage-daemon serves two disks to a guest by vhost-user-blk; full and"
+        " incremental backups meanwhile, and the disks' servers are started anew", [UNIX])
+def backups_of_a_vhost_users_disk_are_instants_of_it(h, r):
+    need(QEMU, "nbdkit", "qemu-storage-daemon")
+    served = disks(h, "vhostfiles", "vhostraw")
+    full_and_increments(h, r, ("vhostfiles", "vhostraw"), lambda: vhost_machine(h, served), (False, True))
 
 
 def network(*forwards):
