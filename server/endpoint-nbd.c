@@ -482,7 +482,8 @@ static void remote_on_connect(uv_work_t *work)
 {
     struct remote *n = work->data;
 
-    if (nbd_aio_connect_uri(n->h, n->e.name) < 0)
+    if (varve_endpoint_check_tls(n->e.name, &n->last) == 0 &&
+        nbd_aio_connect_uri(n->h, n->e.name) < 0)
         failed_call(&n->last, n->e.name);
 }
 

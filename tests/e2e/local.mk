@@ -21,6 +21,7 @@ e2e_tests = \
 	%D%/test_garbage.py \
 	%D%/test_job_kill_steps.py \
 	%D%/test_jobs.py \
+	%D%/test_jobs_tls.py \
 	%D%/test_kill_loop.py \
 	%D%/test_kill_steps.py \
 	%D%/test_leftovers.py \

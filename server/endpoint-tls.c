@@ -1,0 +1,94 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ *
+ * Whom libnbd believes.  Where it finds no ca-cert.pem it takes any certificate for good
+ * (until 1.20.3), so that a folder that is not there, or is called otherwise, would send a disk to
+ * anybody.  So nbds: has to say what is to be believed.  A key is proved by both sides.
+ */
+#include "server/endpoint-internal.h"
+
+#include <ctype.h>
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <strings.h>
+#include <unistd.h>
+
+static int digit(char c)
+{
+    return c >= '0' && c <= '9' ? c - '0' : tolower((unsigned char)c) - 'a' + 10;
+}
+
+/* In place. */
+static void unescape(char *text)
+{
+    char *to = text;
+
+    for (; *text; text++) {
+        if (text[0] == '%' && isxdigit((unsigned char)text[1]) &&
+            isxdigit((unsigned char)text[2])) {
+            *to++ = (char)(digit(text[1]) * 16 + digit(text[2]));
+            text += 2;
+        } else {
+            *to++ = *text;
+        }
+    }
+    *to = '\0';
+}
+
+/* The query's value of that name as libnbd takes it: the last one; free() it.  NULL: none, or no
+ * memory. */
+static char *query_value(const char *uri, const char *name)
+{
+    const char *at = strchr(uri, '?'), *end;
+    size_t len = strlen(name);
+    char *value = NULL;
+
+    for (; at && *at && *at != '#'; at = end) {
+        at++;
+        end = at + strcspn(at, "&#");
+        if (strncasecmp(at, name, len) != 0 || at[len] != '=')
+            continue;
+        free(value);
+        value = strndup(at + len + 1, (size_t)(end - at) - len - 1);
+    }
+    if (value)
+        unescape(value);
+    return value;
+}
+
+static int check_folder(const char *uri, const char *folder, struct varve_err *err)
+{
+    char *cert;
+    int rc = 0;
+
+    if (!folder || !folder[0])
+        return varve_err_set(
+            err, EINVAL,
+            "%.200s: for TLS say what the server has to prove itself by, "
+            "tls-certificates=FOLDER with its authority's ca-cert.pem, or tls-psk-file=FILE",
+            uri);
+    if (asprintf(&cert, "%s/ca-cert.pem", folder) < 0)
+        return varve_err_set(err, ENOMEM, "no memory");
+    if (access(cert, R_OK) != 0)
+        rc = varve_err_sys(err, errno, "%.200s: the server cannot prove itself without %.200s", uri,
+                           cert);
+    free(cert);
+    return rc;
+}
+
+int varve_endpoint_check_tls(const char *uri, struct varve_err *err)
+{
+    char *folder, *keys;
+    int rc = 0;
+
+    if (strncasecmp(uri, "nbds", 4) != 0)
+        return 0;
+    keys = query_value(uri, "tls-psk-file");
+    folder = query_value(uri, "tls-certificates");
+    if (!keys || !keys[0])
+        rc = check_folder(uri, folder, err);
+    free(folder);
+    free(keys);
+    return rc;
+}
