@@ -5,6 +5,7 @@
 'use strict';
 
 const EVERY_MS = 5000;
+const MAP_EVERY_MS = 30000; // varved reads a map for each disk
 const CELLS_ACROSS = 64;
 const ENDED_SHOWN = 12;
 const SKIPPED_MOST = 6; // rounds that somebody may take to choose from a list
@@ -17,6 +18,8 @@ const COLOURS = {
 
 // What was chosen for the map of each disk, by its name: the list's value.
 const chosen = new Map();
+// Pictures of disks, by their names: {figure, query, drawn}.
+const pictures = new Map();
 let skipped = 0;
 
 // --- elements
@@ -99,10 +102,11 @@ function isOpen(backup) {
 
 // --- disks
 
-// Each with where it is from 0 to 1, between the oldest and now.
+// From the oldest to now, by varved's clock where that is ahead of ours.
 function timeline(points, spans, now) {
-	const first = Math.min(...points.map((p) => p.time), ...spans.map((s) => s.time), now - 1);
-	const x = (time) => (1 + 98 * (time - first) / (now - first)) + '%';
+	const times = [...points, ...spans].map((o) => o.time);
+	const first = Math.min(...times, now - 1), last = Math.max(...times, now);
+	const x = (time) => (1 + 98 * (time - first) / (last - first)) + '%';
 	const svg = drawn('svg', {class: 'timeline', role: 'img',
 		'aria-label': points.length + ' checkpoints and ' + spans.length + ' running backups since ' +
 			moment(first)});
@@ -110,8 +114,7 @@ function timeline(points, spans, now) {
 	for (const s of spans)
 		svg.append(drawn('line', {class: 'span', x1: x(s.time), x2: '99%', y1: '50%', y2: '50%'}, s.title));
 	for (const p of points)
-		svg.append(drawn('circle', {class: 'point' + (p.usable ? '' : p.made ? ' useless' : ' coming'), cx: x(p.time), cy: '50%',
-			r: 6}, p.title));
+		svg.append(drawn('circle', {class: 'point' + p.kind, cx: x(p.time), cy: '50%', r: 6}, p.title));
 	return element('figure', {}, svg, element('div', {class: 'ends faint'},
 		element('span', {}, moment(first)), element('span', {}, 'now')));
 }
@@ -150,8 +153,20 @@ function choice(disk, checkpoints, bitmaps) {
 	return select;
 }
 
-async function drawMap(figure, name, query) {
+function pictureOf(name) {
+	if (!pictures.has(name))
+		pictures.set(name, {figure: element('figure', {}), query: null, drawn: 0});
+	return pictures.get(name);
+}
+
+async function drawMap(name, query) {
+	const p = pictureOf(name);
 	let picture, words;
+
+	if (p.query === query && Date.now() - p.drawn < MAP_EVERY_MS)
+		return;
+	p.query = query;
+	p.drawn = Date.now();
 	try {
 		const changes = await ask('changes?disk=' + encodeURIComponent(name) + query);
 		picture = map(changes);
@@ -160,7 +175,8 @@ async function drawMap(figure, name, query) {
 		picture = null;
 		words = e.message;
 	}
-	figure.replaceChildren(...(picture ? [picture] : []), element('figcaption', {}, words));
+	if (p.query === query) // and nobody has chosen another one meanwhile
+		p.figure.replaceChildren(...(picture ? [picture] : []), element('figcaption', {}, words));
 }
 
 function newestGood(disk, backups) {
@@ -169,17 +185,26 @@ function newestGood(disk, backups) {
 	return times.length > 0 ? Math.max(...times) : null;
 }
 
-function diskCard(disk, all, now) {
-	const good = newestGood(disk, all.backups);
-	const checkpoints = [];
+// The disk's checkpoints; those whose backup runs are coming, others that cannot be used are useless.
+function checkpointsOf(disk, all) {
+	const found = [];
 	for (const c of all.checkpoints) {
+		const coming = all.backups.some((b) => isOpen(b) && b.checkpoint === c.name);
 		for (const d of c.disks.filter((o) => o.disk === disk.name)) {
-			checkpoints.push({name: c.name, time: c.time, usable: d.usable, made: !all.backups.some(
-				(b) => isOpen(b) && b.checkpoint === c.name), title: c.name + ', ' +
-				moment(c.time) + (d.usable ? ': ' + size(d['dirty-bytes']) + ' changed since' :
-				': ' + (d.reason || 'cannot be used'))});
+			found.push({
+				name: c.name, time: c.time, usable: d.usable,
+				kind: d.usable ? '' : coming ? ' coming' : ' useless',
+				title: c.name + ', ' + moment(c.time) + ': ' + (d.usable ?
+					size(d['dirty-bytes']) + ' changed since' : d.reason || 'cannot be used'),
+			});
 		}
 	}
+	return found;
+}
+
+function diskCard(disk, all, now) {
+	const good = newestGood(disk, all.backups);
+	const checkpoints = checkpointsOf(disk, all);
 	const running = all.backups.filter((b) => isOpen(b) && b.disks.some((d) => d.disk === disk.name))
 		.map((b) => ({time: b.time, title: 'backup ' + b.id + ' since ' + moment(b.time)}));
 	const scratch = disk.scratch || {used: 0, max: null};
@@ -200,14 +225,14 @@ function diskCard(disk, all, now) {
 		card.append(timeline(checkpoints, running, now));
 	if (disk.state === 'live' || disk.state === 'offline') {
 		const select = choice(disk, checkpoints, all.bitmaps.get(disk.name) || []);
-		const figure = element('figure', {});
 		select.addEventListener('change', () => {
 			chosen.set(disk.name, select.value);
 			select.blur();
-			drawMap(figure, disk.name, select.value);
+			drawMap(disk.name, select.value);
 		});
-		card.append(element('figure', {}, element('label', {}, 'Changed since', select)), figure);
-		all.maps.push(() => drawMap(figure, disk.name, select.value));
+		card.append(element('figure', {}, element('label', {}, 'Changed since', select)),
+			pictureOf(disk.name).figure);
+		all.maps.push(() => drawMap(disk.name, select.value));
 	}
 	return card;
 }

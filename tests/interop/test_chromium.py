@@ -92,14 +92,15 @@ def the_page_shows_what_there_is_and_names_do_nothing():
         with s.connect("vda") as reader:
             reader.read(0, M)
             dom, console = browse(url, "--dump-dom")
-            again, _ = browse(url, "--dump-dom")
+            later, console_later = browse(url, "--dump-dom", "--virtual-time-budget=45000")  # drawn anew and anew
             for name, options in (("wide", ["--window-size=1200,1700"]),
                                   ("dark", ["--window-size=1200,1700", "--force-dark-mode"]),
                                   ("phone", ["--window-size=420,2600"])):
                 if os.environ.get("SHOTS"):
                     browse(url, "--screenshot=" + os.path.join(os.environ["SHOTS"], name + ".png"), *options)
-        assert console == "", console
-        assert "<title>varve</title>" in dom and "<title>varve</title>" in again
+        assert console == "" and console_later == "", (console, console_later)
+        assert "<title>varve</title>" in dom and "<title>varve</title>" in later
+        assert Page(later).count["rect"] == 32 and re.search(r'id="now"[^>]*>as of ', later)
         page = Page(dom)
         assert not page.tags & {"img", "b"} and page.scripts == ["page.js"], dom
         assert not any(a.startswith("on") for a in page.attributes), page.attributes
