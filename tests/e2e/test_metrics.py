@@ -11,6 +11,9 @@ import backups
 import prometheus
 import rawhttp
 from harness import K, M, VARVED, Stack, can_connect, wait_for
+from held import Held
+from nbdclient import CMD_WRITE
+from qmpclient import QMPError
 import tap
 from tap import main, test
 from test_listeners import activate, listening
@@ -110,8 +113,8 @@ def pauses(where):
 
 @test
 def each_boundary_that_held_writers_is_in_the_histogram():
-    """One for each boundary, not for each disk, and also for one that the guest's deadline ended; none where
-    nobody serves the disk, and none for a transaction without a boundary."""
+    """One for each boundary, not for each disk; none where nobody serves the disk, and none for a transaction
+    without a boundary."""
     with Stack() as s:
         where = start(s)
         s.start("vda", M)
@@ -130,6 +133,35 @@ def each_boundary_that_held_writers_is_in_the_histogram():
         s.command("checkpoint-create", name="y", disks=["vdb", "vda"])
         assert pauses(where) == before + 6
         assert scraped(where)["varve_freeze_pause_seconds_sum"] > 0
+
+
+@test
+def a_boundary_that_the_guests_deadline_ended_is_in_the_histogram():
+    """
+        writer   enters the epoch, is held
+        daemon   checkpoint-create: quiesce; the deadline of 500 ms ends it, there is no boundary
+        metrics  a pause that was not shorter than that
+    """
+    with Held(M, bytes(M), freeze_timeout="500ms") as s:
+        path = place(s)
+        s.stop(s.daemon)
+        start(s)
+        s.wait_disk("vda", "live")
+        with s.disk.connect() as c:
+            s.hold("write.image.before")
+            c.send(CMD_WRITE, 0, 512, data=b"x" * 512)
+            s.wait_held("write.image.before")
+            try:
+                s.command("checkpoint-create", name="c", disks=["vda"])
+                raise AssertionError("a boundary was made across a write under way")
+            except QMPError:
+                pass
+            s.let_go("write.image.before")
+            assert c.recv().error == 0
+        got = scraped(path)
+        name = "varve_freeze_pause_seconds"
+        assert got[name + "_count"] == 1 and got[name + "_sum"] >= 0.5, got
+        assert got[name + '_bucket{le="0.2"}'] == 0
 
 
 @test
