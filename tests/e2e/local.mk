@@ -4,6 +4,7 @@ e2e_tests = \
 	%D%/test_bad_input.py \
 	%D%/test_bitmap_model.py \
 	%D%/test_bitmaps.py \
+	%D%/test_block_device.py \
 	%D%/test_block_exports.py \
 	%D%/test_checkpoint_files.py \
 	%D%/test_clients.py \
