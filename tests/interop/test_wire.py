@@ -8,7 +8,7 @@ from imageio_jobs import imageio_copies
 from nbdclient import CMD_BLOCK_STATUS, CMD_READ, F_REQ_ONE, INFO_BLOCK_SIZE
 from nbdclient import OPT_LIST_META_CONTEXT, OPT_SET_META_CONTEXT, OPT_STRUCTURED_REPLY
 from overheard import Overheard
-from qemu_map import dirty_by_qemu
+from qemu_map import dirty_by_qemu, image
 from reach import UNIX
 from vnb_jobs import backup, vnb
 
@@ -68,6 +68,16 @@ def qemu_asks_for_one_extent(h, r):
     assert INFO_BLOCK_SIZE in c.wanted(), c.options
     flags = {flags for flags, _, _ in c.of(CMD_BLOCK_STATUS)}
     assert flags == {F_REQ_ONE}, c.requests
+
+
+@client("qemu-utils", "overheard: qemu-img convert reads 2 MiB at most", [UNIX])
+def qemu_reads_pieces(h, r):
+    target = h.s.path("copy.img")
+    with Overheard(h) as o:
+        objects, opts = image(o.h, r, "vda")
+        run(h, ["qemu-img", "convert", *objects, "-O", "raw", *opts, target])
+    h.expect_copy("vda", target)
+    assert max(n for c in o.connections for _, _, n in c.of(CMD_READ)) == 2 * M
 
 
 @client("virtnbdbackup", "overheard: the bitmap (2.x: and the allocation), the whole disk, one connection",
