@@ -304,7 +304,8 @@ bool varve_catalogue_remove_transient(struct varve_catalogue *c)
         struct varve_cat_disk *d = &c->disks[i];
 
         for (size_t k = d->nbitmaps; k-- > 0;) {
-            if (d->bitmaps[k].transient)
+            if (d->bitmaps[k].transient &&
+                !varve_catalogue_job_of_bitmap(c, d->uuid, d->bitmaps[k].name))
                 any = varve_catalogue_remove_bitmap(d, d->bitmaps[k].name);
         }
     }

@@ -253,7 +253,7 @@ int varve_catalogue_add_bitmap(struct varve_cat_disk *d, const char *name, uint6
                                struct varve_cat_bitmap **out, struct varve_err *err);
 /* false: there is none. */
 bool varve_catalogue_remove_bitmap(struct varve_cat_disk *d, const char *name);
-/* Forgets the transient bitmaps of all disks; false: there was none. */
+/* Forgets the transient bitmaps of all disks, but those that an open job fills; false: there was none. */
 bool varve_catalogue_remove_transient(struct varve_catalogue *c);
 /* A zeroed backup of that id with room for ndisks zeroed disks.  NULL: no memory. */
 struct varve_cat_backup *varve_catalogue_add_backup(struct varve_catalogue *c, const char *id,

@@ -117,8 +117,8 @@ static struct varve_catalogue *catalogue_of(struct varve_disk *disk)
         if (memcmp(c->disks[i - 1].uuid, disk->identity.uuid, 16) != 0)
             varve_catalogue_remove_disk(c, c->disks[i - 1].uuid);
     }
-    varve_catalogue_remove_transient(c);
     varve_catalogue_drop_work(c);
+    varve_catalogue_remove_transient(c);
     for (size_t i = 0; c->ndisks > 0 && i < c->disks[0].ncheckpoints; i++)
         c->disks[0].checkpoints[i].backup[0] = '\0';
     return c;

@@ -44,7 +44,8 @@ int varve_daemon_commit(struct varve_daemon *d, struct varve_catalogue *next, st
     return 0;
 }
 
-/* Bitmaps that were not to be kept; running backups from them go on. */
+/* Bitmaps that were not to be kept; running backups from them go on.  A job keeps what it had found
+ * in its one when it began, so that stays until the next end of a daemon. */
 static void drop_transient_bitmaps(struct varve_daemon *d)
 {
     struct varve_err err = VARVE_ERR_INIT;

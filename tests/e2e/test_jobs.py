@@ -250,6 +250,30 @@ def the_next_daemon_takes_up_what_one_that_was_killed_has_begun():
             concluded(q, "job-1")
 
 
+@test
+def a_transient_bitmap_stays_over_a_restart_as_long_as_a_job_fills_it():
+    """With what it had before, and transient still; one that no job fills goes."""
+    with Disk() as (s, c, q0):
+        for name in ("there", "idle"):
+            bitmaps.add(q0, name, persistent=False)
+        c.write(3 * G64, b"before")
+        c.flush()
+        older = copy_of(s)
+        with Held(s, older) as peer:
+            peer.hold()
+            diff(q0, "there", peer.uri, job_id="j")
+            killed(s)
+            c.write(5 * G64, b"after")
+            peer.let_go()
+            with s.qmp() as q:
+                assert "error" not in concluded(q, "j")
+                assert bitmaps.frozen(s, q, ["there"])["there"] == {3, 5}
+                assert not bitmaps.infos(q)["there"]["persistent"] and "idle" not in bitmaps.infos(q)
+        killed(s)
+        with s.qmp() as q:
+            assert bitmaps.infos(q) == {}
+
+
 def saved(s):
     """Where the only job would go on, by the catalogue."""
     found = [0]
