@@ -220,6 +220,7 @@ static int bitmap_list(const struct varve_cli *cli, const struct varve_args *arg
         varve_out_json(o);
     } else {
         varve_table_init(&t, 5, heading);
+        t.state_column = 4;
         list_rows(&t, nodes, only);
         varve_table_print(&t);
     }

@@ -152,6 +152,7 @@ static void checkpoint_table(const json_t *checkpoints)
     size_t i, j;
 
     varve_table_init(&t, 6, heading);
+    t.state_column = 5;
     json_array_foreach(checkpoints, i, checkpoint)
     {
         char when[VARVE_OUT_TIME_LEN];

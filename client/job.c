@@ -185,6 +185,7 @@ static int job_list(const struct varve_cli *cli, const struct varve_args *args,
         printf("no jobs\n");
     } else {
         varve_table_init(&t, 10, heading);
+        t.state_column = 9;
         json_array_foreach(jobs, i, job)
         {
             char when[VARVE_OUT_TIME_LEN], speed[VARVE_OUT_SIZE_LEN], state[512];

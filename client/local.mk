@@ -46,6 +46,8 @@ bin_PROGRAMS += %D%/varve
 	%D%/top-draw.c \
 	%D%/top.c \
 	%D%/top.h \
+	%D%/trouble.c \
+	%D%/trouble.h \
 	%D%/uri.c \
 	%D%/uri.h \
 	%D%/watch.c \

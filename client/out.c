@@ -110,14 +110,20 @@ void varve_table_add(struct varve_table *t, const char *text)
     t->cells[t->count++] = cell;
 }
 
+void varve_table_add_right(struct varve_table *t, const char *text)
+{
+    t->right |= UINT32_C(1) << t->count % (size_t)t->columns;
+    varve_table_add(t, text);
+}
+
 void varve_table_size(struct varve_table *t, const json_t *bytes)
 {
     char buf[VARVE_OUT_SIZE_LEN];
 
     if (json_is_integer(bytes) && json_integer_value(bytes) >= 0)
-        varve_table_add(t, varve_out_size(buf, (uint64_t)json_integer_value(bytes)));
+        varve_table_add_right(t, varve_out_size(buf, (uint64_t)json_integer_value(bytes)));
     else
-        varve_table_add(t, NULL);
+        varve_table_add_right(t, NULL);
 }
 
 void varve_table_number(struct varve_table *t, const json_t *number)
@@ -126,7 +132,7 @@ void varve_table_number(struct varve_table *t, const json_t *number)
 
     if (json_is_integer(number))
         snprintf(buf, sizeof(buf), "%" JSON_INTEGER_FORMAT, json_integer_value(number));
-    varve_table_add(t, buf);
+    varve_table_add_right(t, buf);
 }
 
 /* Columns that a text takes on the screen. */
@@ -145,21 +151,21 @@ static int text_width(const char *text)
     return width >= 0 ? width : (int)n;
 }
 
-/* What is well is green, what needs somebody red; "" for the rest. */
-static const char *state_colour(const char *text)
+const char *varve_out_state_colour(const char *text)
 {
     static const char *const colours[][2] = {
-        {"live", "\033[32m"},     {"running", "\033[32m"}, {"completed", "\033[32m"},
-        {"degraded", "\033[33m"}, {"offline", "\033[33m"}, {"inconsistent", "\033[31m"},
-        {"missing", "\033[31m"},  {"broken", "\033[31m"},  {"failed", "\033[31m"},
+        {"live", "\033[32m"},         {"running", "\033[32m"},   {"completed", "\033[32m"},
+        {"usable", "\033[32m"},       {"recording", "\033[32m"}, {"paused", "\033[33m"},
+        {"degraded", "\033[33m"},     {"offline", "\033[33m"},   {"cancelled", "\033[33m"},
+        {"inconsistent", "\033[31m"}, {"missing", "\033[31m"},   {"broken", "\033[31m"},
+        {"failed", "\033[31m"},
     };
     static const char also[] = ", degraded";
     size_t len = strcspn(text, ":"), tail = sizeof(also) - 1;
 
-    if (len > tail && memcmp(text + len - tail, also, tail) == 0) {
+    if (len > tail && memcmp(text + len - tail, also, tail) == 0)
         text += len - tail + 2;
-        len = tail - 2;
-    }
+    len = strcspn(text, ":,");
     for (size_t i = 0; i < sizeof(colours) / sizeof(colours[0]); i++)
         if (strlen(colours[i][0]) == len && strncmp(colours[i][0], text, len) == 0)
             return colours[i][1];
@@ -180,11 +186,14 @@ void varve_table_write(struct varve_table *t, FILE *f, bool colour)
         size_t column = i % (size_t)t->columns;
         bool last = column + 1 == (size_t)t->columns;
         const char *paint = colour && (int)column == t->state_column && i != column
-                                ? state_colour(t->cells[i])
+                                ? varve_out_state_colour(t->cells[i])
                                 : "";
 
-        fprintf(f, "%s%s%s%*s%s", paint, t->cells[i], paint[0] ? "\033[0m" : "",
-                last ? 0 : widths[column] - text_width(t->cells[i]), "", last ? "\n" : "  ");
+        int room = widths[column] - text_width(t->cells[i]);
+        bool right = t->right >> column & 1;
+
+        fprintf(f, "%*s%s%s%s%*s%s", right ? room : 0, "", paint, t->cells[i],
+                paint[0] ? "\033[0m" : "", right || last ? 0 : room, "", last ? "\n" : "  ");
         free(t->cells[i]);
     }
     free(t->cells);

@@ -42,10 +42,15 @@ bool varve_out_colour(int fd);
 /* Names are free; in place, so that none drives the terminal. */
 void varve_out_harmless(char *text);
 
+/* What is well is green, what somebody should look at yellow, what needs somebody red: the sequence
+ * for a state such as "live", "live, degraded" or "failed: …"; "" for the rest. */
+const char *varve_out_state_colour(const char *state);
+
 /* A table: cells are added row by row, printed with columns as wide as needed. */
 struct varve_table {
     int columns;
     int state_column; /* its words are coloured on a terminal; -1, as init leaves it: none */
+    uint32_t right;   /* columns with numbers: they end where the others do */
     size_t count;     /* cells */
     size_t cap;
     char **cells;
@@ -54,6 +59,8 @@ struct varve_table {
 /* The heading is the first row.  A NULL text prints as "-".  No memory ends the program. */
 void varve_table_init(struct varve_table *t, int columns, const char *const *heading);
 void varve_table_add(struct varve_table *t, const char *text);
+/* Numbers, which stand on the right. */
+void varve_table_add_right(struct varve_table *t, const char *text);
 void varve_table_size(struct varve_table *t, const json_t *bytes);
 void varve_table_number(struct varve_table *t, const json_t *number);
 /* Prints and frees. */

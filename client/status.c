@@ -5,11 +5,13 @@
 #include "client/cli.h"
 #include "client/control.h"
 #include "client/out.h"
+#include "client/trouble.h"
 
 #include <errno.h>
 #include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <unistd.h>
 
 enum { STATUS_CLIENTS };
 
@@ -40,8 +42,8 @@ static void status_table(const json_t *disks)
         varve_table_size(&t, json_object_get(disk, "granularity"));
         varve_table_number(&t, json_object_get(disk, "epochs"));
         varve_table_size(&t, json_object_get(disk, "dirty-bytes"));
-        varve_table_add(&t, count[0]);
-        varve_table_add(&t, count[1]);
+        varve_table_add_right(&t, count[0]);
+        varve_table_add_right(&t, count[1]);
         varve_table_add(&t, varve_get_string(disk, "image"));
     }
     varve_table_print(&t);
@@ -122,6 +124,28 @@ static void status_one(const json_t *disk)
     status_names(disk, "backups", "backups");
 }
 
+/* Below the table: what is wrong with disks, and with backups that run. */
+static int status_trouble(const struct varve_cli *cli, const json_t *disks, struct varve_err *err)
+{
+    bool colour = varve_out_colour(STDOUT_FILENO), any = false;
+    json_t *backups = NULL;
+    const json_t *disk;
+    size_t i;
+    int rc = 0;
+
+    varve_trouble_disks(stdout, colour, disks);
+    json_array_foreach(disks, i, disk)
+    {
+        if (json_array_size(json_object_get(disk, "backups")) > 0)
+            any = true;
+    }
+    if (any)
+        rc = varve_control_once(cli->control, "query-backups", NULL, &backups, err);
+    varve_trouble_backups(stdout, colour, backups);
+    json_decref(backups);
+    return rc;
+}
+
 /* The clients of the NBD server; `all`: what else is known of it, and also when there is none. */
 static int status_run_clients(const struct varve_cli *cli, bool all, struct varve_err *err)
 {
@@ -176,9 +200,10 @@ static int status_run(const struct varve_cli *cli, const struct varve_args *args
         printf("no disks: serve one with 'nbdkit varve IMAGE'\n");
     } else {
         status_table(disks);
+        rc = status_trouble(cli, disks, err);
     }
     json_decref(disks);
-    return cli->json || disk ? 0 : status_run_clients(cli, false, err);
+    return rc != 0 || cli->json || disk ? rc : status_run_clients(cli, false, err);
 }
 
 static const struct varve_option status_options[] = {

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 #include "client/top.h"
 #include "client/out.h"
+#include "client/trouble.h"
 
 #include <inttypes.h>
 #include <stdio.h>
@@ -8,7 +9,6 @@
 #include <string.h>
 
 #define BAR_WIDTH 10
-#define TEXT_LEN  512
 
 /* What is drawn, and what it is drawn onto. */
 struct top_page {
@@ -60,14 +60,14 @@ static void add_rate(struct varve_table *t, double rate)
     char size[VARVE_OUT_SIZE_LEN], text[VARVE_OUT_SIZE_LEN + 8];
 
     if (rate < 0) {
-        varve_table_add(t, NULL);
+        varve_table_add_right(t, NULL);
         return;
     }
     snprintf(text, sizeof(text), "%s/s", varve_out_size(size, (uint64_t)rate));
-    varve_table_add(t, text);
+    varve_table_add_right(t, text);
 }
 
-/* "[####......]  45%" */
+/* "[####......] 45%" */
 static void add_bar(struct varve_table *t, uint64_t done, uint64_t total)
 {
     double part = total == 0 || done >= total ? 1 : (double)done / (double)total;
@@ -76,7 +76,7 @@ static void add_bar(struct varve_table *t, uint64_t done, uint64_t total)
     memset(bar, '.', BAR_WIDTH);
     memset(bar, '#', (size_t)(part * BAR_WIDTH));
     bar[BAR_WIDTH] = '\0';
-    snprintf(text, sizeof(text), "[%s] %3d%%", bar, (int)(part * 100));
+    snprintf(text, sizeof(text), "[%s] %d%%", bar, (int)(part * 100));
     varve_table_add(t, text);
 }
 
@@ -85,36 +85,9 @@ static void add_left(struct varve_table *t, uint64_t done, uint64_t total, doubl
     char span[VARVE_OUT_SPAN_LEN];
 
     if (rate >= 1 && done < total)
-        varve_table_add(t, varve_out_span(span, (uint64_t)((double)(total - done) / rate)));
+        varve_table_add_right(t, varve_out_span(span, (uint64_t)((double)(total - done) / rate)));
     else
-        varve_table_add(t, NULL);
-}
-
-/* --- what stands below a table -------------------------------------------------------------- */
-
-static void put_line(const struct top_page *p, const char *what, const char *name,
-                     const char *reason)
-{
-    char text[TEXT_LEN];
-
-    snprintf(text, sizeof(text), "%s %s: %s", what, name, reason);
-    varve_out_harmless(text);
-    fprintf(p->f, "%s%s%s\n", p->colour ? "\033[31m" : "", text, p->colour ? "\033[0m" : "");
-}
-
-static void put_reasons(const struct top_page *p, const char *what, const char *key,
-                        const json_t *list)
-{
-    const json_t *item;
-    size_t i;
-
-    json_array_foreach(list, i, item)
-    {
-        const char *reason = json_string_value(json_object_get(item, "reason"));
-
-        if (reason && reason[0])
-            put_line(p, what, varve_get_string(item, key), reason);
-    }
+        varve_table_add_right(t, NULL);
 }
 
 /* --- disks ---------------------------------------------------------------------------------- */
@@ -162,21 +135,14 @@ static void put_disks(const struct top_page *p)
         varve_table_size(&t, json_object_get(disk, "size"));
         varve_table_size(&t, json_object_get(disk, "dirty-bytes"));
         add_rate(&t, rate_of(p, disk, before, "dirty-bytes"));
-        varve_table_add(&t, count);
+        varve_table_add_right(&t, count);
         add_scratch(&t, json_object_get(disk, "scratch"));
     }
     varve_table_write(&t, p->f, p->colour);
-    put_reasons(p, "disk", "name", disks);
+    varve_trouble_disks(p->f, p->colour, disks);
 }
 
 /* --- backups -------------------------------------------------------------------------------- */
-
-static bool backup_is_open(const json_t *backup)
-{
-    const char *state = varve_get_string(backup, "state");
-
-    return strcmp(state, "completed") != 0 && strcmp(state, "failed") != 0;
-}
 
 static void add_backup(const struct top_page *p, struct varve_table *t, const json_t *backup,
                        const json_t *disk)
@@ -213,7 +179,7 @@ static void put_backups(const struct top_page *p)
 
     json_array_foreach(p->now->parts[VARVE_TOP_BACKUPS], i, backup)
     {
-        if (!backup_is_open(backup))
+        if (!varve_backup_is_open(backup))
             continue;
         if (!any)
             varve_table_init(&t, 11, heading);
@@ -226,13 +192,7 @@ static void put_backups(const struct top_page *p)
         return;
     fputs("\n", p->f);
     varve_table_write(&t, p->f, p->colour);
-    json_array_foreach(p->now->parts[VARVE_TOP_BACKUPS], i, backup)
-    {
-        const char *reason = json_string_value(json_object_get(backup, "reason"));
-
-        if (backup_is_open(backup) && reason && reason[0])
-            put_line(p, "backup", varve_get_string(backup, "id"), reason);
-    }
+    varve_trouble_backups(p->f, p->colour, p->now->parts[VARVE_TOP_BACKUPS]);
 }
 
 /* --- jobs ----------------------------------------------------------------------------------- */
@@ -330,7 +290,8 @@ static void put_head(const struct top_page *p)
     size_t backups = 0, jobs = 0, i;
     const json_t *item;
 
-    json_array_foreach(p->now->parts[VARVE_TOP_BACKUPS], i, item) backups += backup_is_open(item);
+    json_array_foreach(p->now->parts[VARVE_TOP_BACKUPS], i, item) backups +=
+        varve_backup_is_open(item);
     json_array_foreach(p->now->parts[VARVE_TOP_JOBS], i, item) jobs += job_runs(item);
     fprintf(p->f, "%s  %s, %s, %s, %s\n", varve_out_time(when, p->now->time),
             counted(text[0], json_array_size(p->now->parts[VARVE_TOP_DISKS]), "disk", "disks"),

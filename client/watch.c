@@ -9,38 +9,107 @@
 #include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
 
 /* An hour at a time: nothing has to come. */
 #define WATCH_MS 3600000
 
-/* key=value, strings without quotes, the rest as JSON; nothing in it drives the terminal. */
-static void watch_data(const json_t *data)
+/* The longest names of events fit. */
+#define EVENT_WIDTH 20
+
+/* "vda,vdb"; NULL: not all of them are names.  free() it. */
+static char *watch_names(const json_t *list)
+{
+    char *joined = NULL;
+    const json_t *name;
+    size_t len, i;
+    FILE *f = open_memstream(&joined, &len);
+
+    if (!f)
+        return NULL;
+    json_array_foreach(list, i, name)
+    {
+        if (!json_is_string(name)) {
+            fclose(f);
+            free(joined);
+            return NULL;
+        }
+        fprintf(f, "%s%s", i ? "," : "", json_string_value(name));
+    }
+    if (fclose(f) == 0)
+        return joined;
+    free(joined);
+    return NULL;
+}
+
+/* A value as people read it, a new string; NULL: there is nothing to say of it. */
+static char *watch_value(const char *key, const json_t *value)
+{
+    static const char *const bytes[] = {"lost-bytes", "used", "max", "len", "offset", "speed"};
+    char size[VARVE_OUT_SIZE_LEN];
+    char *names = json_is_array(value) ? watch_names(value) : NULL;
+
+    if (names)
+        return names;
+    if (json_is_string(value))
+        return json_string_value(value)[0] ? strdup(json_string_value(value)) : NULL;
+    if (json_is_false(value))
+        return NULL;
+    for (size_t i = 0; i < sizeof(bytes) / sizeof(bytes[0]); i++)
+        if (strcmp(key, bytes[i]) == 0 && json_is_integer(value) && json_integer_value(value) >= 0)
+            return strdup(varve_out_size(size, (uint64_t)json_integer_value(value)));
+    return json_dumps(value, JSON_ENCODE_ANY);
+}
+
+static void watch_data(const json_t *data, bool colour)
 {
     const char *key;
     json_t *value;
 
     json_object_foreach((json_t *)data, key, value)
     {
-        char *text = json_is_string(value) ? NULL : json_dumps(value, JSON_ENCODE_ANY);
+        bool state = strcmp(key, "state") == 0 || strcmp(key, "status") == 0;
+        char *text = watch_value(key, value);
+        const char *paint = text && colour && state ? varve_out_state_colour(text) : "";
 
-        printf(" %s=", key);
-        for (const char *p = text ? text : json_string_value(value); p && *p; p++)
-            putchar((unsigned char)*p < ' ' || *p == 0x7f ? '?' : *p);
+        if (text)
+            varve_out_harmless(text);
+        if (text)
+            printf(" %s=%s%s%s", key, paint, text, paint[0] ? "\033[0m" : "");
         free(text);
     }
+}
+
+static const char *event_colour(const char *event)
+{
+    static const char *const bad[] = {"BACKUP_BROKEN", "THAW_FAILED"};
+    static const char *const doubtful[] = {"BACKUP_DEGRADED", "SCRATCH_THRESHOLD"};
+
+    for (size_t i = 0; i < 2; i++) {
+        if (strcmp(event, bad[i]) == 0)
+            return "\033[31m";
+        if (strcmp(event, doubtful[i]) == 0)
+            return "\033[33m";
+    }
+    return "";
 }
 
 static void watch_print(const struct varve_cli *cli, const json_t *message)
 {
     const json_t *timestamp = json_object_get(message, "timestamp");
+    const char *event = varve_get_string(message, "event");
+    bool colour = varve_out_colour(STDOUT_FILENO);
+    const char *paint = colour ? event_colour(event) : "";
     char when[VARVE_OUT_TIME_LEN];
 
     if (cli->json) {
         json_dumpf(message, stdout, 0);
     } else {
-        printf("%s %s", varve_out_time(when, (int64_t)varve_get_number(timestamp, "seconds")),
-               varve_get_string(message, "event"));
-        watch_data(json_object_get(message, "data"));
+        printf("%s %s%s%s%*s",
+               varve_out_time(when, (int64_t)varve_get_number(timestamp, "seconds")), paint, event,
+               paint[0] ? "\033[0m" : "", EVENT_WIDTH - (int)strlen(event), "");
+        watch_data(json_object_get(message, "data"), colour);
     }
     putchar('\n');
     fflush(stdout);

@@ -16,6 +16,12 @@ DISK = {
 }
 LOST = {**DISK, "name": "vdb", "state": "missing", "reason": "no such image", "checkpoints": [],
         "backups": [], "scratch": {"used": 0, "max": M}}
+STATES = [
+    {"id": "b1", "state": "failed", "reason": "over and done", "disks": []},
+    {"id": "b2", "state": "broken", "reason": "no room", "disks": []},
+    {"id": "b3", "state": "degraded", "lost-bytes": 3 * M, "disks": []},
+    {"id": "b4", "state": "running", "disks": []},
+]
 CHECKPOINTS = [
     {"name": "monday", "time": 1700000000.25,
      "disks": [{"disk": "vda", "epoch": 3, "dirty-bytes": 5 * M, "usable": True}]},
@@ -134,12 +140,15 @@ def daemon_that_hangs_up_is_one_line():
 @test
 def status_shows_all_disks_and_one():
     with Cli({"query-disks": lambda a: [DISK] if a else [DISK, LOST],
-              "query-nbd-server": {"listeners": [], "clients": []}}) as c:
+              "query-backups": STATES, "query-nbd-server": {"listeners": [], "clients": []}}) as c:
         lines = c.good("status").splitlines()
-        assert lines[0].split()[:3] == ["DISK", "STATE", "SIZE"] and len(lines) == 3, lines
+        assert lines[0].split()[:3] == ["DISK", "STATE", "SIZE"] and len(lines) == 6, lines
+        assert lines[0].index("SIZE") + 4 == lines[1].index("64M") + 3, lines  # numbers stand on the right
+        assert lines[3:] == ["disk vdb: no such image", "backup b2: no room",
+                             "backup b3: 3M could not be kept and cannot be read"], lines
         assert lines[1].split() == ["vda", "live", "64M", "64K", "3", "448K", "2", "1",
                                     "/images/vda.img"], lines
-        assert c.daemon.seen[-2:] == [("query-disks", None), ("query-nbd-server", None)]
+        assert c.daemon.seen[-3:] == [("query-disks", None), ("query-backups", None), ("query-nbd-server", None)]
         told = c.good("status", "vda")
         assert c.last() == ("query-disks", {"disk": "vda"})
         for text in ("64M (67108864 bytes)", "monday, tuesday", "1.5M used", "live", "7 (3 kept)"):
@@ -156,7 +165,7 @@ def status_shows_the_clients():
                    "queue": 4},
                   {"peer": "uid 0 (pid 7)", "tls": False, "since": 1700000000, "requests": 0,
                    "bytes-read": 0, "errors": 0, "queue": 0}]}
-    with Cli({"query-disks": [DISK], "query-nbd-server": server}) as c:
+    with Cli({"query-disks": [DISK], "query-backups": [], "query-nbd-server": server}) as c:
         for words in (("status",), ("status", "--clients")):
             lines = c.good(*words).splitlines()
             one = [x for x in lines if x.startswith("192.0.2.1:50000")][0].split()
@@ -452,7 +461,7 @@ def qmp_quit_ends_well():
 
 @test
 def full_standard_output_is_an_error():
-    with Cli({"query-disks": [DISK], "query-nbd-server": {}}) as c, open("/dev/full", "wb") as full:
+    with Cli({"query-disks": [DISK], "query-backups": [], "query-nbd-server": {}}) as c, open("/dev/full", "wb") as full:
         done = subprocess.run([VARVE, "--control", c("c.sock"), "status"], stdout=full,
                               stderr=subprocess.PIPE, check=False)
         assert done.returncode == 1 and done.stderr.count(b"\n") == 1, done

@@ -57,13 +57,13 @@ class Daemon(Folder):
 def rows(picture, first):
     """{first cell: {heading: cell}} of the table whose heading begins with `first`."""
     lines = picture.splitlines()
-    at = next(i for i, line in enumerate(lines) if line.startswith(first + " "))
-    starts = [m.start() for m in re.finditer(r"\S+", lines[at])] + [None]
+    at = next(i for i, line in enumerate(lines) if line.strip().startswith(first + " "))
     table = []
     for line in lines[at:]:
         if not line or re.match("(disk|backup) [^ ]+: ", line):
             break
-        table.append([line[i:j].strip() for i, j in zip(starts, starts[1:])])
+        table.append(re.split(" {2,}", line.strip()))
+    assert all(len(r) == len(table[0]) for r in table), table
     return {r[0]: dict(zip(table[0], r)) for r in table[1:]}
 
 
@@ -84,12 +84,12 @@ def a_picture_has_disks_backups_jobs_and_clients():
     backups = rows(told, "BACKUP")
     assert sorted(backups) == ["b2", "b3"], backups
     assert backups["b2"] == {
-        "BACKUP": "b2", "STATE": "running", "DISK": "vda", "SINCE": "a", "DONE": "[####......]  45%", "READ": "29M",
+        "BACKUP": "b2", "STATE": "running", "DISK": "vda", "SINCE": "a", "DONE": "[####......] 45%", "READ": "29M",
         "OF": "64M", "RATE": "-", "LEFT": "-", "CLIENTS": "2", "SCRATCH": "12M"}, backups
     assert backups["b3"]["DONE"] == "[##########] 100%" and backups["b3"]["SINCE"] == "(full)", backups
     assert "\nbackup b3: no room\n" in told, told
     assert rows(told, "JOB") == {"j1": {
-        "JOB": "j1", "STATE": "running", "DISK": "vda", "TYPE": "diff", "DONE": "[##........]  25%", "READ": "1M",
+        "JOB": "j1", "STATE": "running", "DISK": "vda", "TYPE": "diff", "DONE": "[##........] 25%", "READ": "1M",
         "OF": "4M", "RATE": "-", "LEFT": "-"}}, told
     assert rows(told, "CLIENT") == {"unix: pid 7": {
         "CLIENT": "unix: pid 7", "IDENTITY": "-", "EXPORT": "vda", "READ": "3M", "RATE": "-", "REQUESTS": "12",

@@ -10,6 +10,7 @@ import sys
 
 from fakevarved import FakeVarved
 from harness import K, M, VARVE, Folder, good, main, refused, test
+from terminal import Terminal
 
 DISKS = [
     {"name": "vda", "state": "live", "size": 64 * M, "dirty-bytes": 448 * K, "intent-regions": 2,
@@ -18,8 +19,9 @@ DISKS = [
      "scratch": {"used": 0, "max": None}, "checkpoints": [], "bitmaps": [], "backups": []},
 ]
 METRICS = {"text": "# HELP a_b \u00e4\n# TYPE a_b gauge\na_b{c=\"d\"} 1\n"}
-REPLIES = {"query-disks": DISKS, "query-nbd-server": {"clients": []}, "query-metrics": METRICS}
-EVENT = {"event": "BACKUP_BROKEN", "data": {"id": "b\x1b4", "reason": "no room", "n": [1]},
+REPLIES = {"query-disks": DISKS, "query-backups": [], "query-nbd-server": {"clients": []}, "query-metrics": METRICS}
+EVENT = {"event": "BACKUP_BROKEN", "data": {"id": "b\x1b4", "reason": "no room", "n": [1], "disks": ["vda", "v\x1bb"],
+                                             "lost-bytes": 3 * M, "speed": "", "degraded": False},
          "timestamp": {"seconds": 1700000000, "microseconds": 0}}
 
 
@@ -59,8 +61,18 @@ def events_are_told_as_they_come():
             if json_too:
                 assert json.loads(line) == EVENT, line
             else:
-                assert line == "2023-11-14 22:13:20 BACKUP_BROKEN id=b?4 reason=no room n=[1]\n", line
+                assert line == "2023-11-14 22:13:20 BACKUP_BROKEN        id=b?4 reason=no room n=[1] disks=vda,v?b lost-bytes=3M\n", line
     refused("--control", "/nowhere", "watch", says="/nowhere")
+
+
+@test
+def what_is_bad_news_is_red_on_a_terminal():
+    with Daemon({}, after=json.dumps(EVENT).encode() + b"\r\n") as d:
+        for no_color in ("", "1"):
+            with Terminal([VARVE, "--control", d.control, "watch"], NO_COLOR=no_color) as t:
+                t.wait_for(lambda: b"lost-bytes=3M" in t.out, "the event")
+                assert (b"\x1b[31mBACKUP_BROKEN\x1b[0m " in t.out) == (not no_color), t.out
+                assert b"\x1b[31mb" not in t.out
 
 
 def on_a_terminal(control, *args, **env):
