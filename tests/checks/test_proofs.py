@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: BSD-3-Clause
 """docs/proofs.md: each line of edges.md has a row, and every test that a row names exists; a row that
-names none says what is open."""
+names none says what is open.  The tests that further tables name exist, too."""
 
 import os
 import re
@@ -27,6 +27,18 @@ def file_of(folder, topic):
     return f"tests/{folder}/test_{topic}.py"
 
 
+def missing(names, read):
+    found = []
+    for name in names:
+        m = NAME.fullmatch(name)
+        text = read(file_of(m.group(1), m.group(2))) if m else None
+        if text is None:
+            found.append(f"no such file of tests: {name}")
+        elif m.group(3) not in test_conformance.tests_in(file_of(m.group(1), m.group(2)), text):
+            found.append(f"no such test: {name}")
+    return found
+
+
 def faults(page, read, lines=LINES):
     """What is wrong with the page; read(path) gives a file's text, or None."""
     found, numbers = [], []
@@ -40,13 +52,9 @@ def faults(page, read, lines=LINES):
             found.append(f"no list of tests: line {row[0]}")
         if not names and row[3] in ("", "–"):
             found.append(f"neither a test nor what is open: line {row[0]}")
-        for name in names:
-            m = NAME.fullmatch(name)
-            text = read(file_of(m.group(1), m.group(2))) if m else None
-            if text is None:
-                found.append(f"no such file of tests: {name}")
-            elif m.group(3) not in test_conformance.tests_in(file_of(m.group(1), m.group(2)), text):
-                found.append(f"no such test: {name}")
+        found += missing(names, read)
+    further = re.findall(r"`([^`]+)`", "".join(page.split("\n## ")[1:]))
+    found += missing([name for name in further if NAME.fullmatch(name)], read)
     if numbers != [str(n) for n in range(1, lines + 1)]:
         found.append(f"not the lines 1 to {lines}: {numbers}")
     return found
@@ -70,6 +78,7 @@ def main():
                        ("a line without test or confession", good.replace("| all", "| –")),
                        ("words instead of a test", good.replace("`sim.b.two`", "somehow")),
                        ("a line that is missing", good.replace("| 2 | y | | all |\n", "")),
+                       ("a test of another table that does not exist", good + "\n## x\n| y | `e2e.a_b.no` | – |\n"),
                        ("a column too few", good.replace("| x | `", "| `"))):
         tap.result(faults(page, files.get, 2), "sees " + what)
 
