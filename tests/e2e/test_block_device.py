@@ -3,6 +3,7 @@
 """An image that is a block device, as LVM volumes and mapped RBD devices are: a loop device here."""
 import contextlib
 import os
+import shutil
 import subprocess
 
 import backups
@@ -18,6 +19,8 @@ def device(s, content):
     """A loop device that holds the content."""
     if os.geteuid() != 0:
         raise Skip("needs root, to make a loop device")
+    if not shutil.which("losetup"):
+        raise Skip("no loop device: losetup is not installed")
     below = s.image("below.img", SIZE, content)
     r = subprocess.run(["losetup", "--find", "--show", below], capture_output=True, text=True)
     if r.returncode != 0:

@@ -42,7 +42,7 @@ if [ -n "$nbd" ]; then
         IFS=: read -r dev host port connections export <<END
 $one
 END
-        /programs/nbd-client "$host" "$port" "/dev/$dev" -N "$export" -b 512 -C "$connections"
+        /programs/nbd-client "$host" "$port" "/dev/$dev" -N "$export" -b 512 -connections "$connections"
     done
 fi
 
