@@ -14,6 +14,7 @@ import sys
 import tempfile
 
 import backups
+import rawhttp
 import smallfs
 from harness import BUILD, M, PLUGIN, VARVED, Stack, run, wait_for
 from tap import Skip, main, test
@@ -297,10 +298,13 @@ def daemon_and_plugin_live_within_their_system_calls():
         s.serve("vda", image)
         s.daemon = s.spawn("varved", confined("varved.service") + [
             VARVED, "--state-dir", s.state, "--runtime-dir", s.runtime, "--listen", "tcp:localhost:0",
-            "--listen", "unix:" + s.nbd])
+            "--listen", "unix:" + s.nbd, "--metrics", "unix:%s/m" % s.socks, "--web", "tcp:localhost:0"])
         wait_for("varved sees the disk", lambda: os.path.exists(s.nbd) and s.disk_info("vda"), s.daemon)
         s.wait_disk("vda", "live")
         life(s, image)
+        page = rawhttp.listener(s.daemon, "web page")
+        for place, path in ((s.socks + "/m", "/metrics"), (page, "/"), (page, "/api/changes?disk=vda")):
+            assert rawhttp.get(place, path)[0] == 200, path
         assert s.stop(s.daemon) == 0
         assert s.stop(s.disks["vda"].process) == 0
 
