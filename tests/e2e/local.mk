@@ -52,6 +52,7 @@ e2e_tests = \
 	%D%/test_scratch.py \
 	%D%/test_service.py \
 	%D%/test_stalled_client.py \
+	%D%/test_stalled_peer.py \
 	%D%/test_throttle.py \
 	%D%/test_transaction.py \
 	%D%/test_two_disks.py \
@@ -100,6 +101,10 @@ check_LTLIBRARIES += %D%/fail.la
 %C%_fail_la_SOURCES = %D%/fail.c
 %C%_fail_la_LDFLAGS = $(AM_LDFLAGS) -module -avoid-version -shared -rpath /nowhere
 %C%_fail_la_LIBADD = -ldl
+check_LTLIBRARIES += %D%/clock.la
+%C%_clock_la_SOURCES = %D%/clock.c
+%C%_clock_la_LDFLAGS = $(AM_LDFLAGS) -module -avoid-version -shared -rpath /nowhere
+%C%_clock_la_LIBADD = -ldl
 check_LTLIBRARIES += %D%/die.la
 %C%_die_la_SOURCES = %D%/die.c
 %C%_die_la_LDFLAGS = $(AM_LDFLAGS) -module -avoid-version -shared -rpath /nowhere

@@ -436,6 +436,22 @@ def a_target_that_is_held_holds_nobody_else():
 
 
 @test
+def a_target_that_is_slower_than_the_writers_gets_the_instant():
+    with Disk() as (s, c, q):
+        c.write(0, random.Random(SEED).randbytes(16 * M))
+        s.image("slow.img", SIZE)
+        with nbdkit(s, "--filter=delay", "file", s.path("slow.img"), "delay-write=50ms") as peer:
+            content = instant(s, c)
+            ident = push(q, peer.uri)
+            with Writers(s) as writers:
+                wait_in_the_middle(q, ident)
+                before = writers.written
+                assert "error" not in concluded(q, ident)
+                assert writers.written > before
+            assert content_of(peer) == content
+
+
+@test
 def a_paused_push_rests_until_it_is_resumed():
     """Others come to their end meanwhile, and it has all the speed that it wants."""
     with Disk() as (s, c, q):
