@@ -78,6 +78,8 @@ lib_libvarve_la_SOURCES = \
 	%D%/tracker-preserve.c \
 	%D%/tracker-private.c \
 	%D%/tracker-rebuild.c \
+	%D%/quiet-io.c \
+	%D%/quiet-io.h \
 	%D%/scratch.c \
 	%D%/scratch.h \
 	%D%/tracker-reap.c \

@@ -193,7 +193,7 @@ static ssize_t read_by_pages(struct varve_source *s, int fd, char *buf, uint64_t
         if (end > stop)
             end = stop;
         *bad = at;
-        n = s->w->pread(s->w, fd, buf + (at - start), (size_t)(end - at), at);
+        n = s->w->pread_quiet(s->w, fd, buf + (at - start), (size_t)(end - at), at);
         if (n < 0)
             return n;
         if ((uint64_t)n != end - at)
@@ -220,7 +220,7 @@ static int read_blocks(struct varve_source *s, const struct look *l, const struc
         n = s->w->pread_now(s->w, fd, rq->buf + (start - rq->off), (size_t)(stop - start), start);
         return n == (ssize_t)(stop - start) && !(f && varve_source_scratch_bad(s, f)) ? 0 : -EAGAIN;
     }
-    n = s->w->pread(s->w, fd, rq->buf + (start - rq->off), (size_t)(stop - start), start);
+    n = s->w->pread_quiet(s->w, fd, rq->buf + (start - rq->off), (size_t)(stop - start), start);
     if (n < 0)
         n = read_by_pages(s, fd, rq->buf + (start - rq->off), start, stop, &bad);
     if (n < 0) {

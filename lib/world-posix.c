@@ -6,6 +6,8 @@
  */
 #include "lib/world.h"
 
+#include "lib/quiet-io.h"
+
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
@@ -22,7 +24,6 @@
 #include <sys/stat.h>
 #include <sys/statvfs.h>
 #include <sys/sysmacros.h>
-#include <sys/uio.h>
 #include <sys/vfs.h>
 #include <time.h>
 #include <unistd.h>
@@ -88,19 +89,22 @@ static bool is_memory(int fd)
 
 static ssize_t posix_pread_now(struct varve_world *w, int fd, void *buf, size_t len, uint64_t off)
 {
-    struct iovec iov = {.iov_base = buf, .iov_len = len};
     ssize_t n;
 
     if (len > SSIZE_MAX || !range_fits_off_t(off, len))
         return -EINVAL;
-    do
-        n = preadv2(fd, &iov, 1, (off_t)off, RWF_NOWAIT);
-    while (n < 0 && errno == EINTR);
+    n = varve_quiet_pread_now(fd, buf, len, off);
     if (n == (ssize_t)len)
         return n;
-    if (n < 0 && errno == EOPNOTSUPP && is_memory(fd))
+    if (n == -EOPNOTSUPP && is_memory(fd))
         return posix_pread(w, fd, buf, len, off);
     return -EAGAIN; /* a part is as good as none, and errors are told by who may wait */
+}
+
+static ssize_t posix_pread_quiet(struct varve_world *w, int fd, void *buf, size_t len, uint64_t off)
+{
+    return len > VARVE_QUIET_MAX ? posix_pread(w, fd, buf, len, off)
+                                 : varve_quiet_pread(fd, buf, len, off);
 }
 
 static int posix_pwrite(UNUSED struct varve_world *w, int fd, const void *buf, size_t len,
@@ -522,6 +526,7 @@ struct varve_world *varve_world_posix(void)
         .close = posix_close,
         .pread = posix_pread,
         .pread_now = posix_pread_now,
+        .pread_quiet = posix_pread_quiet,
         .pwrite = posix_pwrite,
         .allocate = posix_allocate,
         .truncate = posix_truncate,

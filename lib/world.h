@@ -39,6 +39,8 @@ struct varve_world {
     ssize_t (*pread)(struct varve_world *w, int fd, void *buf, size_t len, uint64_t off);
     /* As pread, but never waits for a device: -EAGAIN where it would have to. */
     ssize_t (*pread_now)(struct varve_world *w, int fd, void *buf, size_t len, uint64_t off);
+    /* As pread; what was not in the page cache does not stay there, where the kernel lets us. */
+    ssize_t (*pread_quiet)(struct varve_world *w, int fd, void *buf, size_t len, uint64_t off);
     /* All of it or an error; what was written before an error is not told. */
     int (*pwrite)(struct varve_world *w, int fd, const void *buf, size_t len, uint64_t off);
     /* Blocks for [off, off+len), which grows the file: later writes there cannot fail for space. */

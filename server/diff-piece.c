@@ -8,7 +8,7 @@
 #include "server/diff-internal.h"
 
 #include "server/log.h"
-#include "server/quiet-io.h"
+#include "lib/quiet-io.h"
 
 #include <assert.h>
 #include <errno.h>

@@ -26,7 +26,7 @@
 #include "server/endpoint.h"
 #include "server/job-internal.h"
 #include "server/log.h"
-#include "server/quiet-io.h"
+#include "lib/quiet-io.h"
 #include "server/transaction.h"
 
 #include <errno.h>

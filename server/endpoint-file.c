@@ -8,7 +8,7 @@
  * it: that one is remembered, and every later write and flush tells it.
  */
 #include "server/endpoint-pool.h"
-#include "server/quiet-io.h"
+#include "lib/quiet-io.h"
 
 #include <errno.h>
 #include <fcntl.h>

@@ -162,8 +162,6 @@ server_libvarved_la_SOURCES = \
 	%D%/push-target.h \
 	%D%/push.c \
 	%D%/push.h \
-	%D%/quiet-io.c \
-	%D%/quiet-io.h \
 	%D%/release.c \
 	%D%/release.h \
 	%D%/runtime.c \

@@ -1,10 +1,13 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: BSD-3-Clause
-"""What a comparison reads does not stay in the page cache, and what a guest has there is not pushed out."""
+"""What a comparison or an appliance reads does not stay in the page cache, and what a guest has there is not pushed
+out."""
 import ctypes
+import errno
 import mmap
 import os
 import shutil
+import subprocess
 
 from harness import K, M, Stack
 from jobs import diffed
@@ -73,6 +76,38 @@ def a_comparison_leaves_the_page_cache_as_it_was():
             for name, was in (image, before[0]), (copy, before[1]):
                 now = cached(name)
                 assert now == was, "%s: %d pages more, %d fewer" % (name, len(now - was), len(was - now))
+
+
+def needs_dontcache(path):
+    """Else what is read at once, where memory has it, makes an older kernel read the rest ahead."""
+    with open(path, "rb") as f:
+        try:
+            os.preadv(f.fileno(), [bytearray(1)], 0, 0x80)
+        except OSError as e:
+            if e.errno != errno.EOPNOTSUPP:
+                raise
+            raise Skip("no RWF_DONTCACHE (Linux 6.14, ext4, xfs, btrfs)") from e
+
+
+@test
+def a_pull_leaves_the_page_cache_as_it_was():
+    """A full one: what was not cached is not afterwards, what was is."""
+    random, last = rng("pull"), SIZE // mmap.PAGESIZE - 1
+    with Stack() as s:
+        disk = s.start("vda", SIZE, granularity="64K")
+        with disk.connect() as c:
+            c.write(0, random.randbytes(SIZE))
+            c.flush()
+        needs_dontcache(disk.image)
+        pages = set(random.sample(range(last), 40)) | {0, last} | set(range(1000, 1300))
+        with s.qmp() as q:
+            q.cmd("backup-begin", id="b", disks=[{"disk": "vda"}])
+            before = have_cached(disk.image, pages)
+            assert pages <= before and len(before) < last // 2
+            subprocess.run(["nbdcopy", s.uri("vda"), s.path("pulled.img")], check=True)
+            now = cached(disk.image)
+            assert now == before, "%d pages more, %d fewer" % (len(now - before), len(before - now))
+        assert open(s.path("pulled.img"), "rb").read() == open(disk.image, "rb").read()
 
 
 if __name__ == "__main__":

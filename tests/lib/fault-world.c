@@ -57,21 +57,30 @@ static int fault_close(struct varve_world *w, int fd)
     return rc < 0 ? rc : done;
 }
 
-static ssize_t fault_pread(struct varve_world *w, int fd, void *buf, size_t len, uint64_t off)
+static ssize_t note_read(struct fault_world *f, ssize_t got)
 {
-    struct fault_world *f = self(w);
-    int rc = enter(f, FAULT_PREAD);
-    ssize_t got;
-
-    if (rc < 0)
-        return rc;
-    got = f->inner->pread(f->inner, fd, buf, len, off);
     if (got > 0) {
         pthread_mutex_lock(&f->lock);
         f->bytes_read += (uint64_t)got;
         pthread_mutex_unlock(&f->lock);
     }
     return got;
+}
+
+static ssize_t fault_pread(struct varve_world *w, int fd, void *buf, size_t len, uint64_t off)
+{
+    struct fault_world *f = self(w);
+    int rc = enter(f, FAULT_PREAD);
+
+    return rc < 0 ? rc : note_read(f, f->inner->pread(f->inner, fd, buf, len, off));
+}
+
+static ssize_t fault_pread_quiet(struct varve_world *w, int fd, void *buf, size_t len, uint64_t off)
+{
+    struct fault_world *f = self(w);
+    int rc = enter(f, FAULT_PREAD);
+
+    return rc < 0 ? rc : note_read(f, f->inner->pread_quiet(f->inner, fd, buf, len, off));
 }
 
 /* Counts as the same kind of call: nothing of it is told that is not told of pread. */
@@ -324,6 +333,7 @@ void fault_world_init(struct fault_world *f, struct varve_world *inner)
         .close = fault_close,
         .pread = fault_pread,
         .pread_now = fault_pread_now,
+        .pread_quiet = fault_pread_quiet,
         .pwrite = fault_pwrite,
         .allocate = fault_allocate,
         .truncate = fault_truncate,

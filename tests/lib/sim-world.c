@@ -575,6 +575,7 @@ void sim_init(struct sim *s, uint64_t seed)
         .close = sim_close,
         .pread = sim_pread,
         .pread_now = sim_pread,
+        .pread_quiet = sim_pread,
         .pwrite = sim_pwrite,
         .allocate = sim_allocate,
         .truncate = sim_truncate,

@@ -2,7 +2,7 @@
  *
  * Reads that leave the page cache as it was.
  */
-#include "server/quiet-io.h"
+#include "lib/quiet-io.h"
 
 #include <errno.h>
 #include <fcntl.h>

@@ -552,10 +552,10 @@ static void a_failing_disk_is_told_by_the_page_that_fails(void **state)
     (void)state;
     begin();
     bad_page = 4 * BLOCK;
-    sound_pread = c.w->pread;
-    c.w->pread = pread_of_a_bad_page;
+    sound_pread = c.w->pread_quiet;
+    c.w->pread_quiet = pread_of_a_bad_page;
     r = varve_view_read(c.source, &v, buf, 7, 6 * BLOCK - 7, &at, NULL);
-    c.w->pread = sound_pread;
+    c.w->pread_quiet = sound_pread;
     assert_int_equal(r, -EIO);
     assert_int_equal(at, 4 * BLOCK);
 }

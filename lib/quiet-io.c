@@ -1,5 +1,8 @@
 /* SPDX-License-Identifier: BSD-3-Clause
  *
+ * Where kernel and file system know RWF_DONTCACHE (Linux 6.14, preadv2(2)), they do all of it.
+ * Else:
+ *
  *     which pages are cached?      mincore() on a mapping that is never touched
  *     read
  *     those that were not: drop    so a page that others had is never dropped, nor one that is
@@ -9,14 +12,19 @@
  * kernel does not tell us what is cached (mincore() of a file that is not ours says that all is),
  * nothing is dropped.
  */
-#include "server/quiet-io.h"
+#include "lib/quiet-io.h"
 
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
 #include <stdbool.h>
 #include <sys/mman.h>
+#include <sys/uio.h>
 #include <unistd.h>
+
+#ifndef RWF_DONTCACHE
+#define RWF_DONTCACHE 0x80
+#endif
 
 /* Of the smallest pages; one more where a read is not aligned. */
 #define PAGES_MAX (VARVE_QUIET_MAX / 4096u + 1u)
@@ -52,16 +60,56 @@ static void drop(int fd, uint64_t from, size_t page, size_t npages, const unsign
     }
 }
 
+ssize_t varve_quiet_pread_now(int fd, void *buf, size_t len, uint64_t off)
+{
+    struct iovec iov = {.iov_base = buf, .iov_len = len};
+    ssize_t n;
+
+    do
+        n = preadv2(fd, &iov, 1, (off_t)off, RWF_NOWAIT | RWF_DONTCACHE);
+    while (n < 0 && errno == EINTR);
+    if (n < 0 && errno == EOPNOTSUPP) {
+        do
+            n = preadv2(fd, &iov, 1, (off_t)off, RWF_NOWAIT);
+        while (n < 0 && errno == EINTR);
+    }
+    return n < 0 ? -errno : n;
+}
+
+/* -EOPNOTSUPP: the kernel cannot.  Else as varve_quiet_pread. */
+static ssize_t pread_uncached(int fd, void *buf, size_t len, uint64_t off)
+{
+    size_t done = 0;
+
+    while (done < len) {
+        struct iovec iov = {.iov_base = (char *)buf + done, .iov_len = len - done};
+        ssize_t n = preadv2(fd, &iov, 1, (off_t)(off + done), RWF_DONTCACHE);
+
+        if (n < 0 && errno == EINTR)
+            continue;
+        if (n < 0)
+            return -errno;
+        if (n == 0)
+            break;
+        done += (size_t)n;
+    }
+    return (ssize_t)done;
+}
+
 ssize_t varve_quiet_pread(int fd, void *buf, size_t len, uint64_t off)
 {
     unsigned char cached[PAGES_MAX];
     size_t page = (size_t)sysconf(_SC_PAGESIZE), npages, done = 0;
     uint64_t from = off - off % page;
+    ssize_t got;
     bool known;
     int rc = 0;
 
     if (len > VARVE_QUIET_MAX || off > (uint64_t)INT64_MAX - len - page)
         return -EINVAL;
+    got = pread_uncached(fd, buf, len, off);
+    if (got != -EOPNOTSUPP)
+        return got;
     npages = (size_t)((off + len - from + page - 1) / page);
     known = len > 0 && look(fd, from, npages * page, cached);
     while (done < len) {

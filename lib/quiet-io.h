@@ -4,8 +4,8 @@
  * what was cached stays, what was not does not stay.  Any thread that may wait for a disk.  It
  * needs an open file description of its own, and never changes the file.
  */
-#ifndef VARVE_SERVER_QUIET_IO_H
-#define VARVE_SERVER_QUIET_IO_H
+#ifndef VARVE_LIB_QUIET_IO_H
+#define VARVE_LIB_QUIET_IO_H
 
 #include <stddef.h>
 #include <stdint.h>
@@ -21,5 +21,10 @@ void varve_quiet_prepare(int fd);
 /* Fills buf with [off, off+len), len at most VARVE_QUIET_MAX.  Bytes read, fewer than len only
  * where the file ends, or -errno. */
 ssize_t varve_quiet_pread(int fd, void *buf, size_t len, uint64_t off);
+
+/* What memory has of it from `off` on, never waiting; -EAGAIN: nothing, -EOPNOTSUPP: the file
+ * system does not know.  The kernel may begin to read the rest; that stays only where it does not
+ * know how to drop it (before Linux 6.14). */
+ssize_t varve_quiet_pread_now(int fd, void *buf, size_t len, uint64_t off);
 
 #endif
