@@ -52,6 +52,7 @@ struct varve_daemon {
     struct varve_disk *disks;          /* all that were ever seen, in order of names */
     struct varve_backup *backups;      /* the open ones of the catalogue */
     struct varve_pauses pauses;        /* of disks that were served */
+    int unreadable; /* -errno of the last look at the state directory; 0: it was read */
 };
 
 /* First of all: what the locks above need. */

@@ -105,6 +105,19 @@ static int disks_see(void *arg, const char *name)
     return 0;
 }
 
+/* Once for as long as it lasts: there is a look with each command, and with each tick. */
+static void disks_say(struct varve_daemon *d, int rc)
+{
+    if (rc == d->unreadable)
+        return;
+    d->unreadable = rc;
+    if (rc < 0)
+        varve_log_about(VARVE_ABOUT(.level = VARVE_LOG_WARNING), "cannot read %s: %s",
+                        d->options->state_dir, strerror(-rc));
+    else
+        varve_log("%s can be read again", d->options->state_dir);
+}
+
 static int disks_look(struct varve_daemon *d)
 {
     int rc;
@@ -112,9 +125,7 @@ static int disks_look(struct varve_daemon *d)
     for (struct varve_disk *disk = d->disks; disk; disk = disk->next)
         disk->seen = false;
     rc = d->w->list(d->w, d->options->state_dir, disks_see, d);
-    if (rc < 0)
-        varve_log_about(VARVE_ABOUT(.level = VARVE_LOG_WARNING), "cannot read %s: %s",
-                        d->options->state_dir, strerror(-rc));
+    disks_say(d, rc);
     return rc;
 }
 

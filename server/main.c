@@ -293,28 +293,43 @@ static void clerk_restore(struct varve_job *job, bool stopping)
     varve_mailbox_post(app->mailbox, &app->restored);
 }
 
+static int app_watch(struct app *app, uv_signal_t *handle, int number, uv_signal_cb seen,
+                     struct varve_err *err)
+{
+    int rc = uv_signal_init(&app->loop, handle);
+
+    handle->data = app;
+    if (rc == 0)
+        rc = uv_signal_start(handle, seen, number);
+    return rc < 0 ? varve_err_set(err, -rc, "cannot wait for signals: %s", uv_strerror(rc)) : 0;
+}
+
+static int app_watch_signals(struct app *app, struct varve_err *err)
+{
+    int rc = app_watch(app, &app->sigterm, SIGTERM, app_on_signal, err);
+
+    if (rc == 0)
+        rc = app_watch(app, &app->sigint, SIGINT, app_on_signal, err);
+    return rc < 0 ? rc : app_watch(app, &app->sighup, SIGHUP, app_on_sighup, err);
+}
+
 /* A failure here ends the process: nothing is taken apart. */
 static int app_start(struct app *app, struct varve_err *err)
 {
     struct varve_daemon *d = &app->daemon;
-    uv_signal_t *signals[] = {&app->sigterm, &app->sigint};
-    int numbers[] = {SIGTERM, SIGINT}, rc;
+    int rc = uv_loop_init(&app->loop);
 
-    uv_loop_init(&app->loop);
+    if (rc < 0)
+        return varve_err_set(err, -rc, "cannot make an event loop: %s", uv_strerror(rc));
     uv_timer_init(&app->loop, &app->end_timer);
     app->end_timer.data = app;
     uv_timer_init(&app->loop, &app->watchdog);
     if (app->watchdog_ms)
         uv_timer_start(&app->watchdog, app_on_watchdog, app->watchdog_ms, app->watchdog_ms);
     app->options.nbd.log = varve_log;
-    for (unsigned i = 0; i < 2; i++) {
-        uv_signal_init(&app->loop, signals[i]);
-        signals[i]->data = app;
-        uv_signal_start(signals[i], app_on_signal, numbers[i]);
-    }
-    uv_signal_init(&app->loop, &app->sighup);
-    app->sighup.data = app;
-    uv_signal_start(&app->sighup, app_on_sighup, SIGHUP);
+    rc = app_watch_signals(app, err);
+    if (rc < 0)
+        return rc;
     d->exports = varve_exports_new();
     if (!d->exports)
         return varve_err_set(err, ENOMEM, "no memory");

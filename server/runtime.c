@@ -17,6 +17,11 @@
 
 #define LOCK_FILE "varved.lock"
 
+/* Descriptors that a daemon without disks and clients has, and some to spare; what each network
+ * thread has. */
+#define DESCRIPTORS_MIN    64
+#define DESCRIPTORS_THREAD 8
+
 /* A piece of a reply (260 KiB) is made of memory that the process has, rather than of new pages
  * that the kernel must clear: what is free at the end of a heap stays, up to TRIM bytes. */
 #define MMAP_BYTES (1 << 20)
@@ -71,16 +76,41 @@ static int runtime_lock(struct varve_runtime *r, const char *dir, struct varve_e
     return 0;
 }
 
+/* Each epoch of each open view costs three, each client one.  libuv ends the process without a word
+ * where it cannot have those of its own. */
+static int runtime_descriptors(const struct varve_options *o, struct varve_err *err)
+{
+    int least = DESCRIPTORS_MIN + DESCRIPTORS_THREAD * (int)o->nbd.network_threads;
+    int fd = open("/", O_PATH | O_CLOEXEC), free_one;
+    struct rlimit files = {.rlim_cur = 0};
+
+    if (getrlimit(RLIMIT_NOFILE, &files) == 0) {
+        files.rlim_cur = files.rlim_max;
+        setrlimit(RLIMIT_NOFILE, &files);
+    }
+    free_one = fcntl(fd, F_DUPFD_CLOEXEC, least);
+    if (fd >= 0)
+        close(fd);
+    if (free_one < 0)
+        return varve_err_sys(err, EMFILE,
+                             "the limit of open files is %llu, varved needs more than %d (ulimit "
+                             "-Hn, LimitNOFILE=)",
+                             (unsigned long long)files.rlim_cur, least);
+    close(free_one);
+    return 0;
+}
+
 int varve_runtime_prepare(struct varve_runtime *r, struct varve_world *w,
                           const struct varve_options *o, struct varve_err *err)
 {
-    struct rlimit files;
     char threads[16];
     int rc;
 
     r->w = w;
     r->lock_fd = -1;
-    rc = prepare_dir("runtime", o->runtime_dir, err);
+    rc = runtime_descriptors(o, err);
+    if (rc == 0)
+        rc = prepare_dir("runtime", o->runtime_dir, err);
     if (rc == 0)
         rc = prepare_dir("state", o->state_dir, err);
     if (rc == 0)
@@ -88,11 +118,6 @@ int varve_runtime_prepare(struct varve_runtime *r, struct varve_world *w,
     if (rc < 0)
         return rc;
 
-    /* Each epoch of each open view costs three descriptors. */
-    if (getrlimit(RLIMIT_NOFILE, &files) == 0) {
-        files.rlim_cur = files.rlim_max;
-        setrlimit(RLIMIT_NOFILE, &files);
-    }
     mallopt(M_MMAP_THRESHOLD, MMAP_BYTES);
     mallopt(M_TRIM_THRESHOLD, TRIM_BYTES);
     signal(SIGPIPE, SIG_IGN);
