@@ -6,6 +6,8 @@
  */
 #include "lib/catalogue-json.h"
 
+#include "lib/json.h"
+
 #include <stdlib.h>
 #include <string.h>
 
@@ -347,12 +349,13 @@ static int backup_parse(json_t *o, struct varve_catalogue *c, struct varve_err *
 int varve_catalogue_parse(const char *text, struct varve_catalogue **out, struct varve_err *err)
 {
     struct varve_catalogue *c = varve_catalogue_new();
+    unsigned refused = varve_json_refused();
     json_error_t where;
     json_t *o = json_loads(text, JSON_REJECT_DUPLICATES, &where), *item;
     size_t i;
     int rc = 0;
 
-    if (!c)
+    if (!c || varve_json_refused() != refused)
         rc = varve_err_set(err, ENOMEM, "no memory");
     else if (!json_is_object(o))
         rc = varve_err_set(err, EUCLEAN, "not a JSON object: %s", o ? "another value" : where.text);

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 #include "lib/identity.h"
 
+#include "lib/json.h"
 #include "lib/whole-file.h"
 
 #include <jansson.h>
@@ -114,6 +115,7 @@ int varve_identity_read(struct varve_world *w, const struct varve_paths *p,
     char *text;
     size_t len;
     json_t *root;
+    unsigned refused = varve_json_refused();
     int rc;
 
     varve_path_identity(p, path);
@@ -124,7 +126,9 @@ int varve_identity_read(struct varve_world *w, const struct varve_paths *p,
         return rc;
     root = json_loadb(text, len, JSON_REJECT_DUPLICATES, NULL);
     free(text);
-    if (!json_is_object(root))
+    if (varve_json_refused() != refused)
+        rc = varve_err_set(err, ENOMEM, "no memory for %s", path);
+    else if (!json_is_object(root))
         rc = damaged(path, "not a JSON object", err);
     else
         rc = identity_decode(root, path, id, err);

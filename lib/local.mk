@@ -41,6 +41,8 @@ lib_libvarve_la_SOURCES = \
 	%D%/gate.h \
 	%D%/identity.c \
 	%D%/identity.h \
+	%D%/json.c \
+	%D%/json.h \
 	%D%/image-beat.c \
 	%D%/image-beat.h \
 	%D%/image-digest.c \

@@ -15,6 +15,7 @@
 
 #include "lib/qmp.h"
 
+#include "lib/json.h"
 #include "lib/nbd-proto.h"
 
 #include <errno.h>
@@ -195,14 +196,18 @@ static enum reader_step reader_step(struct varve_qmp_reader *r, char c)
 
 static int reader_parse(const char *text, size_t len, json_t **out, struct varve_err *err)
 {
+    unsigned refused = varve_json_refused();
     json_error_t jerr;
     char *more;
 
     *out = json_loadb(text, len, JSON_REJECT_DUPLICATES, &jerr);
+    if (varve_json_refused() != refused) {
+        json_decref(*out);
+        *out = NULL;
+        return varve_err_set(err, ENOMEM, "no memory for a message of %zu bytes", len);
+    }
     if (*out)
         return 1;
-    if (json_error_code(&jerr) == json_error_out_of_memory)
-        return varve_err_set(err, ENOMEM, "no memory for a message of %zu bytes", len);
     /* jansson quotes the peer's bytes behind one word, and names a flag of its own behind another:
      * they are no part of our sentence. */
     if ((more = strstr(jerr.text, " near '")) != NULL)

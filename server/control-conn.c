@@ -10,6 +10,7 @@
  */
 #include "server/control-internal.h"
 
+#include "lib/json.h"
 #include "server/args.h"
 #include "server/commands.h"
 #include "server/log.h"
@@ -38,6 +39,7 @@ struct request {
     char *text; /* the reply, once there is one */
     size_t len;
     bool done;
+    bool unsaid; /* it is not answered: the connection ends instead */
     bool quit; /* the daemon ends once this is answered */
 };
 
@@ -261,6 +263,22 @@ static void request_deliver(struct varve_letter *letter)
     conn_work(conn);
 }
 
+/* What lacks something for want of memory is no answer: a query is refused; of another command
+ * nobody says whether it happened, the connection ends without an answer. */
+static json_t *request_value(struct request *r, struct varve_err *err)
+{
+    unsigned refused = varve_json_refused();
+    json_t *value;
+
+    value = r->command->run(r->conn->control->daemon, r->args, err);
+    if (!value || varve_json_refused() == refused)
+        return value;
+    json_decref(value);
+    r->unsaid = strncmp(r->command->name, "query-", 6) != 0;
+    varve_err_set(err, ENOMEM, "no memory for an answer");
+    return NULL;
+}
+
 /* On the clerk's thread. */
 static void request_run(struct varve_job *job, bool stopping)
 {
@@ -272,11 +290,11 @@ static void request_run(struct varve_job *job, bool stopping)
     if (stopping)
         varve_err_set(&err, ESHUTDOWN, "varved is ending");
     else
-        value = r->command->run(c->daemon, r->args, &err);
+        value = request_value(r, &err);
     message = value ? varve_qmp_return(value, r->id)
                     : varve_qmp_error(err.code == ENODEV ? "DeviceNotFound" : "GenericError",
                                       err.msg[0] ? err.msg : "no memory", r->id);
-    if (message)
+    if (message && !r->unsaid)
         r->text = varve_qmp_dump(message, &r->len);
     json_decref(message);
     varve_mailbox_post(c->mailbox, &r->letter);
@@ -288,6 +306,7 @@ static void request_run_here(struct request *r)
     static const char *const none[] = {NULL}, *const enable[] = {"enable", NULL};
     struct varve_control_conn *conn = r->conn;
     bool capabilities = strcmp(r->command->name, "qmp_capabilities") == 0;
+    unsigned refused = varve_json_refused();
     struct varve_err err = VARVE_ERR_INIT;
     json_t *greeting;
 
@@ -312,6 +331,10 @@ static void request_run_here(struct request *r)
     } else {
         r->quit = true;
         request_reply(r, varve_qmp_return(NULL, r->id));
+    }
+    if (varve_json_refused() != refused) { /* it may lack something */
+        free(r->text);
+        r->text = NULL;
     }
 }
 
