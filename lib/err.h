@@ -7,6 +7,9 @@
 #ifndef VARVE_LIB_ERR_H
 #define VARVE_LIB_ERR_H
 
+#include <errno.h>
+#include <stdbool.h>
+
 struct varve_err {
     int code;      /* positive errno value, 0: no error */
     char msg[480]; /* one line, no full stop, no newline; empty: none */
@@ -26,5 +29,11 @@ int varve_err_sys(struct varve_err *err, int code, const char *fmt, ...)
  * is not known. */
 int varve_err_prefix(struct varve_err *err, const char *fmt, ...)
     __attribute__((format(printf, 2, 3)));
+
+/* Of an errno value: there was no memory, or no descriptor; what was asked for may be there. */
+static inline bool varve_err_is_shortage(int code)
+{
+    return code == ENOMEM || code == EMFILE || code == ENFILE;
+}
 
 #endif

@@ -2,7 +2,8 @@
  *
  * Backups after a start of the daemon: those whose views are still kept come back under the same
  * names; the others have failed, and say why.  Where that cannot be noted (a full disk), it is as
- * soon as it can: nobody serves them, and their ttl does not run.
+ * soon as it can: nobody serves them, and their ttl does not run.  Nor does it of those that cannot
+ * be looked at for want of memory or descriptors: they are looked at again.
  */
 #include "server/backup.h"
 
@@ -110,7 +111,32 @@ static bool view_is_open(void *arg, uint64_t view)
     return false;
 }
 
-void varve_backups_restore(struct varve_daemon *d)
+/* 0: it goes on.  -EAGAIN: nobody knows yet. */
+static int restore_or_end(struct varve_daemon *d, const char *id, bool start)
+{
+    const struct varve_cat_backup *cb = varve_catalogue_backup(d->catalogue, id);
+    struct varve_err err = VARVE_ERR_INIT, other = VARVE_ERR_INIT;
+
+    if (restore_backup(d, cb, &err) == 0) {
+        varve_log_about(VARVE_ABOUT(.backup = id), "Backup '%s' goes on", id);
+        return 0;
+    }
+    if (varve_err_is_shortage(err.code) || varve_disks_starved(d)) {
+        if (start)
+            varve_log_about(VARVE_ABOUT(.level = VARVE_LOG_WARNING, .backup = id),
+                            "Backup '%s' waits: %s", id, err.msg);
+        return -EAGAIN;
+    }
+    if (varve_backup_end(d, id, false, err.msg, &other) == 0)
+        return 0;
+    if (start)
+        varve_log_about(VARVE_ABOUT(.level = VARVE_LOG_ERROR, .backup = id),
+                        "Backup '%s' has failed (%s), which cannot be noted: %s", id, err.msg,
+                        other.msg);
+    return -EAGAIN;
+}
+
+static void restore_all(struct varve_daemon *d, bool start)
 {
     char id[VARVE_NAME_MAX + 1];
     size_t i = 0;
@@ -118,40 +144,24 @@ void varve_backups_restore(struct varve_daemon *d)
     /* Ending one commits another catalogue: begin again behind each. */
     while (i < d->catalogue->nbackups) {
         const struct varve_cat_backup *cb = &d->catalogue->backups[i];
-        struct varve_err err = VARVE_ERR_INIT, other = VARVE_ERR_INIT;
 
-        if (!varve_cat_backup_open(cb) || varve_backups_find(d, cb->id)) {
-            i++;
-            continue;
-        }
         memcpy(id, cb->id, sizeof(id));
-        if (restore_backup(d, cb, &err) == 0) {
-            varve_log_about(VARVE_ABOUT(.backup = id), "Backup '%s' goes on", id);
-        } else if (varve_backup_end(d, id, false, err.msg, &other) < 0) {
-            varve_log_about(VARVE_ABOUT(.level = VARVE_LOG_ERROR, .backup = id),
-                            "Backup '%s' has failed (%s), which cannot be noted: %s", id, err.msg,
-                            other.msg);
+        if (!varve_cat_backup_open(cb) || varve_backups_find(d, id) ||
+            restore_or_end(d, id, start) < 0)
             i++;
-            continue;
-        }
-        i = 0;
+        else
+            i = 0;
     }
+}
+
+void varve_backups_restore(struct varve_daemon *d)
+{
+    restore_all(d, true);
     for (struct varve_disk *disk = d->disks; disk; disk = disk->next)
         varve_failed_reads_sweep(d->w, &disk->paths, view_is_open, disk);
 }
 
-void varve_backups_fail_orphans(struct varve_daemon *d)
+void varve_backups_restore_rest(struct varve_daemon *d)
 {
-    for (size_t i = 0; i < d->catalogue->nbackups; i++) {
-        const struct varve_cat_backup *cb = &d->catalogue->backups[i];
-        struct varve_err unsaid = VARVE_ERR_INIT; /* it was when the daemon started */
-        char id[VARVE_NAME_MAX + 1];
-
-        if (!varve_cat_backup_open(cb) || varve_backups_find(d, cb->id))
-            continue;
-        memcpy(id, cb->id, sizeof(id));
-        if (varve_backup_end(d, id, false, "could not go on when the daemon was started", &unsaid) <
-            0)
-            return;
-    }
+    restore_all(d, false);
 }

@@ -463,7 +463,7 @@ void varve_backups_tick(struct varve_daemon *d)
             backup_tick(b, cb);
     }
     backups_reap(d);
-    varve_backups_fail_orphans(d);
+    varve_backups_restore_rest(d);
     for (struct varve_disk *disk = d->disks; disk; disk = disk->next)
         varve_backups_end_stray_views(disk);
 }

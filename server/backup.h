@@ -118,8 +118,8 @@ int varve_backup_end(struct varve_daemon *d, const char *id, bool success, const
 /* After a start: the catalogue's open backups are served again, or failed. */
 void varve_backups_restore(struct varve_daemon *d);
 
-/* Later: notes the failure of those that could not go on and could not be noted as failed then. */
-void varve_backups_fail_orphans(struct varve_daemon *d);
+/* Later: the same with those that could neither go on then nor be noted as failed. */
+void varve_backups_restore_rest(struct varve_daemon *d);
 
 /* Looks whether any broke, lost something, or outlived its time; frees what readers have left. */
 void varve_backups_tick(struct varve_daemon *d);

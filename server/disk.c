@@ -208,7 +208,7 @@ static int disk_open_epoch_files(struct varve_disk *disk, uint64_t number, bool 
             varve_path_scratch(&disk->paths, number, path);
         }
         fds[i] = open(path, O_RDONLY | O_CLOEXEC);
-        if (fds[i] < 0 && (errno == EMFILE || errno == ENFILE || errno == ENOMEM))
+        if (fds[i] < 0 && varve_err_is_shortage(errno))
             rc = varve_err_sys(err, errno, "cannot open %s", path);
         else if (fds[i] < 0)
             rc = -ENOENT;
@@ -366,6 +366,13 @@ static void disk_note_link_error(struct varve_disk *disk, const char *msg)
     snprintf(reason, sizeof(disk->link_error), "%.255s", msg);
 }
 
+/* What is not there for want of memory or descriptors may be there all the same. */
+static void disk_note_shortage(struct varve_disk *disk, const struct varve_err *err)
+{
+    if (varve_err_is_shortage(err->code))
+        disk->starved = true;
+}
+
 static void disk_try_peer(struct varve_disk *disk)
 {
     struct varve_err err = VARVE_ERR_INIT;
@@ -390,6 +397,7 @@ static void disk_try_peer(struct varve_disk *disk)
             disk->link_error[0] = '\0';
             return;
         }
+        disk_note_shortage(disk, &err);
         disk->private = rc == -VARVE_LINK_PRIVATE;
         disk->retry_ns = monotonic_ns(disk) + (disk->private ? PRIVATE_RETRY_NS : RETRY_NS);
         disk_note_link_error(disk, err.msg);
@@ -426,8 +434,10 @@ void varve_disk_refresh(struct varve_disk *disk)
     char doubt[sizeof(disk->reason)], degraded[sizeof(disk->degraded)];
     struct stat st;
 
+    disk->starved = false;
     if (!disk->known) {
         if (varve_identity_read(disk->daemon->w, &disk->paths, &disk->identity, &err) < 0) {
+            disk_note_shortage(disk, &err);
             disk_set_state(disk, VARVE_DISK_INCONSISTENT, err.msg, "");
             return;
         }
@@ -443,12 +453,14 @@ void varve_disk_refresh(struct varve_disk *disk)
         disk_try_peer(disk);
     if (!disk->peer && !disk_source_is_current(disk))
         varve_disk_open_source(disk, &unsaid); /* no page yet: a boundary makes one */
+    disk_note_shortage(disk, &unsaid);
     varve_disk_check_folder(disk);
     varve_disk_check_image(disk);
     if (disk->source && varve_disk_fetch_epochs(disk, varve_disk_oldest_view(disk), &err) < 0 &&
         err.code != ESTALE)
         varve_log_about(VARVE_ABOUT(.level = VARVE_LOG_WARNING, .disk = disk->name),
                         "Disk '%s': cannot get the files of its epochs: %s", disk->name, err.msg);
+    disk_note_shortage(disk, &err);
 
     varve_disk_trouble(disk, degraded, sizeof(degraded));
     if (varve_disk_check_older(disk, &err) < 0)

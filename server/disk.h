@@ -66,6 +66,7 @@ struct varve_disk {
     int ctl_fd;                  /* the page that source reads; -1 */
     struct stat image;           /* of the file or device that source reads */
     _Atomic bool older; /* its folder came back from an older copy, and its server does not know; any thread */
+    bool starved; /* the last look lacked memory or descriptors for something */
     _Atomic unsigned images;     /* how often another came in its place; any thread may look */
     bool doubt_noted;            /* that it is older stands in it */
     bool image_said;             /* why a change of it cannot be written down was logged */
@@ -208,6 +209,9 @@ int varve_disks_find(struct varve_daemon *d, const char *name, struct varve_disk
 void varve_disks_renew(struct varve_disk *disk);
 /* Removes what a daemon that died left of a disk that was to be forgotten. */
 void varve_disks_finish_forgetting(struct varve_daemon *d);
+/* Whether a disk, or that there is one, was not seen as it is for want of memory or descriptors. */
+bool varve_disks_starved(const struct varve_daemon *d);
+
 struct varve_disk *varve_disks_by_uuid(struct varve_daemon *d, const uint8_t uuid[16]);
 
 #endif

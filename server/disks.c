@@ -98,7 +98,7 @@ static int disks_see(void *arg, const char *name)
     if (!disk) {
         disk = varve_disk_new(d, name);
         if (!disk)
-            return 0;
+            return -ENOMEM;
         disks_insert(d, disk);
     }
     disk->seen = true;
@@ -150,6 +150,15 @@ void varve_disks_refresh(struct varve_daemon *d)
         if (!disk->gone)
             varve_disk_refresh(disk);
     }
+}
+
+bool varve_disks_starved(const struct varve_daemon *d)
+{
+    for (const struct varve_disk *disk = d->disks; disk; disk = disk->next) {
+        if (!disk->gone && disk->starved)
+            return true;
+    }
+    return d->unreadable < 0;
 }
 
 int varve_disks_find(struct varve_daemon *d, const char *name, struct varve_disk **out,
