@@ -56,6 +56,15 @@ static int config_string(char **where, char *value)
     return 0;
 }
 
+static int config_name(struct varve_params *c, const char *value)
+{
+    char *copy = strdup(value);
+
+    if (!copy)
+        nbdkit_error("no memory for name=%s", value);
+    return config_string(&c->name, copy);
+}
+
 static int config_granularity(struct varve_params *c, const char *value)
 {
     struct varve_err err = VARVE_ERR_INIT;
@@ -104,7 +113,7 @@ int varve_params_set(struct varve_params *c, const char *key, const char *value)
     if (strcmp(key, "file") == 0)
         return config_string(&c->image, nbdkit_absolute_path(value));
     if (strcmp(key, "name") == 0)
-        return config_string(&c->name, strdup(value));
+        return config_name(c, value);
     if (strcmp(key, "state-dir") == 0)
         return config_string(&c->state_dir, nbdkit_absolute_path(value));
     if (strcmp(key, "runtime-dir") == 0)

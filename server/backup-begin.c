@@ -16,6 +16,7 @@
 #include "server/backup.h"
 
 #include "server/bitmap.h"
+#include "server/boundary.h"
 #include "server/commands.h"
 #include "server/log.h"
 #include "server/release.h"
@@ -231,8 +232,13 @@ static int begin_unite(struct begin_disk *w, uint64_t end, struct varve_err *err
 static int begin_unite_early(struct begin_disk *w, struct varve_err *err)
 {
     uint64_t live = varve_disk_live_epoch(w->disk);
+    struct varve_err other = VARVE_ERR_INIT;
+    int rc = live > 0 ? begin_unite(w, live, err) : 0;
 
-    return live > 0 ? begin_unite(w, live, err) : 0;
+    /* What the last boundary could not seal may wait for the next one. */
+    if (rc == -EUCLEAN && w->disk->peer && varve_boundary_seal(w->disk, &other) == 0)
+        rc = begin_unite(w, live, err);
+    return rc;
 }
 
 /* --- the draft ------------------------------------------------------------------------------ */
