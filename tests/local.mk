@@ -50,6 +50,13 @@ check_PROGRAMS += %D%/unit/test-bitmap
 %C%_unit_test_bitmap_LDADD = %D%/lib/libtest.la lib/libvarve.la $(CMOCKA_LIBS)
 TESTS += %D%/unit/test-bitmap
 
+check_PROGRAMS += %D%/unit/test-no-memory
+%C%_unit_test_no_memory_SOURCES = %D%/unit/test-no-memory.c %D%/fuzz/alloc.c %D%/fuzz/alloc.h
+%C%_unit_test_no_memory_CFLAGS = $(AM_CFLAGS) $(JANSSON_CFLAGS) $(CMOCKA_CFLAGS)
+%C%_unit_test_no_memory_LDFLAGS = $(AM_LDFLAGS) $(FUZZ_WRAP)
+%C%_unit_test_no_memory_LDADD = lib/libvarve.la $(JANSSON_LIBS) $(CMOCKA_LIBS)
+TESTS += %D%/unit/test-no-memory
+
 check_PROGRAMS += %D%/unit/test-paths
 %C%_unit_test_paths_SOURCES = %D%/unit/test-paths.c
 %C%_unit_test_paths_CFLAGS = $(AM_CFLAGS) $(CMOCKA_CFLAGS)

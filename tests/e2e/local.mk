@@ -34,6 +34,7 @@ e2e_tests = \
 	%D%/test_metrics.py \
 	%D%/test_model.py \
 	%D%/test_no_descriptors.py \
+	%D%/test_no_memory.py \
 	%D%/test_no_runtime.py \
 	%D%/test_older_folder.py \
 	%D%/test_move.py \
@@ -83,6 +84,7 @@ EXTRA_DIST += \
 	%D%/rawhttp.py \
 	%D%/releases.py \
 	%D%/smallfs.py \
+	%D%/starving.py \
 	%D%/replay.py \
 	%D%/tap.py \
 	%D%/writers.py
@@ -105,6 +107,10 @@ check_LTLIBRARIES += %D%/clock.la
 %C%_clock_la_SOURCES = %D%/clock.c
 %C%_clock_la_LDFLAGS = $(AM_LDFLAGS) -module -avoid-version -shared -rpath /nowhere
 %C%_clock_la_LIBADD = -ldl
+check_LTLIBRARIES += %D%/starve.la
+%C%_starve_la_SOURCES = %D%/starve.c
+%C%_starve_la_LDFLAGS = $(AM_LDFLAGS) -module -avoid-version -shared -rpath /nowhere
+%C%_starve_la_LIBADD = -ldl
 check_LTLIBRARIES += %D%/die.la
 %C%_die_la_SOURCES = %D%/die.c
 %C%_die_la_LDFLAGS = $(AM_LDFLAGS) -module -avoid-version -shared -rpath /nowhere

@@ -52,7 +52,9 @@ class QMP:
             if "event" in m:
                 self.events.append(m)
                 continue
-            assert m.get("id") == ident, "answer to another command: %s" % m
+            # What could not be taken apart is refused without an id.
+            assert m.get("id") == ident or "error" in m and "id" not in m, (
+                "answer to another command: %s" % m)
             if "error" in m:
                 raise QMPError(m["error"]["class"], m["error"]["desc"])
             return m["return"]
