@@ -6,6 +6,7 @@
 #include "client/nbd.h"
 #include "client/uri.h"
 #include "include/varve.h"
+#include "lib/nbd-uri.h"
 
 #include <errno.h>
 #include <stdio.h>
@@ -92,11 +93,15 @@ static int open_since(struct nbd_handle *h, const struct varve_nbd_target *t, st
 int varve_nbd_dial(struct nbd_handle **out, const struct varve_nbd_target *t,
                    const atomic_bool *stop, struct varve_err *err)
 {
-    struct nbd_handle *h = nbd_create();
+    struct nbd_handle *h;
     int on = 1;
     int rc;
 
     *out = NULL;
+    rc = varve_nbd_uri_check_tls(t->uri, false, err);
+    if (rc != 0)
+        return rc;
+    h = nbd_create();
     if (!h)
         return varve_nbd_failed(err, t->uri);
     /* Bounds and flags stay checked by the library; alignment is left to the server, which knows

@@ -56,6 +56,8 @@ lib_libvarve_la_SOURCES = \
 	%D%/link-proto.h \
 	%D%/nbd-proto.c \
 	%D%/nbd-proto.h \
+	%D%/nbd-uri.c \
+	%D%/nbd-uri.h \
 	%D%/parse.c \
 	%D%/parse.h \
 	%D%/paths.c \

@@ -67,9 +67,6 @@ int varve_endpoint_open_nbd(uv_loop_t *loop, const char *uri,
                             const struct varve_endpoint_options *opts,
                             void (*opened)(void *arg, int rc, const struct varve_err *err),
                             void *arg, struct varve_endpoint **out, struct varve_err *err);
-/* endpoint-tls.c; where one may wait for files.  -errno: with this nbds: URI anybody would be
- * believed. */
-int varve_endpoint_check_tls(const char *uri, struct varve_err *err);
 /* endpoint-file.c; fd -1: opens the path */
 int varve_endpoint_open_file(uv_loop_t *loop, const char *path, int fd,
                              const struct varve_endpoint_options *opts,

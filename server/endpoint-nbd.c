@@ -18,6 +18,7 @@
 #include "server/endpoint-internal.h"
 
 #include "include/varve.h"
+#include "lib/nbd-uri.h"
 
 #include <errno.h>
 #include <inttypes.h>
@@ -482,7 +483,7 @@ static void remote_on_connect(uv_work_t *work)
 {
     struct remote *n = work->data;
 
-    if (varve_endpoint_check_tls(n->e.name, &n->last) == 0 &&
+    if (varve_nbd_uri_check_tls(n->e.name, true, &n->last) == 0 &&
         nbd_aio_connect_uri(n->h, n->e.name) < 0)
         failed_call(&n->last, n->e.name);
 }

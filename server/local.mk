@@ -120,7 +120,6 @@ server_libvarved_la_SOURCES = \
 	%D%/endpoint-nbd.c \
 	%D%/endpoint-pool.c \
 	%D%/endpoint-pool.h \
-	%D%/endpoint-tls.c \
 	%D%/endpoint-view.c \
 	%D%/endpoint.c \
 	%D%/endpoint.h \

@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: BSD-3-Clause
-"""Jobs whose peer is spoken to over TLS: the reference of a diff and the target of a push as nbds: URIs
+"""Jobs (and a pull) whose peer is spoken to over TLS: the reference of a diff and the target of a push as nbds: URIs
 with credentials of their own, certificates or a pre-shared key; and peers that are not who they should be."""
 import os
 import re
@@ -10,7 +10,7 @@ import subprocess
 
 import bitmaps
 from bitmaps import SIZE, Disk
-from harness import M, WAIT, run, wait_for
+from harness import M, WAIT, Stack, run, wait_for
 from jobs import concluded, diff, diffed
 from tap import main, test
 
@@ -144,6 +144,22 @@ def a_peer_that_does_not_prove_itself_is_refused_with_the_reason():
                 (x509, ("", "tls-psk-file="), "localhost", "tls-certificates=FOLDER")):
             with Remote(s, image, *options) as peer:
                 check_refused(s, q, image, peer.uri(credentials, host), says)
+
+
+@test
+def a_pull_believes_nobody_by_a_folder_without_an_authority():
+    """One that is not there, and one that holds something else."""
+    with Stack() as s:
+        ca, image, out = Authority(s.path("ca")), s.image("source.img", M, b"x" * M), s.path("out.img")
+        good = ca.issue("client", "tls_www_client")
+        os.mkdir(s.path("empty"))
+        with Remote(s, image, "--tls=require", "--tls-certificates=" + ca.issue("server", "tls_www_server")) as peer:
+            for folder in ("nowhere", "empty"):
+                r = s.varve("pull", peer.uri(("", "tls-certificates=" + s.path(folder))), out, check=False)
+                assert r.returncode == 1 and folder + "/ca-cert.pem: No such file" in r.stderr, r
+                assert not os.path.exists(out)
+            s.varve("pull", peer.uri(("", "tls-certificates=" + good)), out)
+            assert s.content(out) == s.content(image)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,5 @@
-/* SPDX-License-Identifier: BSD-3-Clause
- *
- * Whom libnbd believes.  Where it finds no ca-cert.pem it takes any certificate for good
- * (until 1.20.3), so that a folder that is not there, or is called otherwise, would send a disk to
- * anybody.  So nbds: has to say what is to be believed.  A key is proved by both sides.
- */
-#include "server/endpoint-internal.h"
+/* SPDX-License-Identifier: BSD-3-Clause */
+#include "lib/nbd-uri.h"
 
 #include <ctype.h>
 #include <errno.h>
@@ -62,12 +57,6 @@ static int check_folder(const char *uri, const char *folder, struct varve_err *e
     char *cert;
     int rc = 0;
 
-    if (!folder || !folder[0])
-        return varve_err_set(
-            err, EINVAL,
-            "%.200s: for TLS say what the server has to prove itself by, "
-            "tls-certificates=FOLDER with its authority's ca-cert.pem, or tls-psk-file=FILE",
-            uri);
     if (asprintf(&cert, "%s/ca-cert.pem", folder) < 0)
         return varve_err_set(err, ENOMEM, "no memory");
     if (access(cert, R_OK) != 0)
@@ -77,17 +66,25 @@ static int check_folder(const char *uri, const char *folder, struct varve_err *e
     return rc;
 }
 
-int varve_endpoint_check_tls(const char *uri, struct varve_err *err)
+int varve_nbd_uri_check_tls(const char *uri, bool has_to_say, struct varve_err *err)
 {
     char *folder, *keys;
+    bool by_key;
     int rc = 0;
 
     if (strncasecmp(uri, "nbds", 4) != 0)
         return 0;
     keys = query_value(uri, "tls-psk-file");
     folder = query_value(uri, "tls-certificates");
-    if (!keys || !keys[0])
+    by_key = keys && keys[0];
+    if (!by_key && folder && folder[0])
         rc = check_folder(uri, folder, err);
+    else if (!by_key && has_to_say)
+        rc = varve_err_set(err, EINVAL,
+                           "%.200s: for TLS say what the server has to prove itself by, "
+                           "tls-certificates=FOLDER with its authority's ca-cert.pem, or "
+                           "tls-psk-file=FILE",
+                           uri);
     free(folder);
     free(keys);
     return rc;
