@@ -287,7 +287,8 @@ def what_could_not_go_on_never_succeeds_and_fails_as_soon_as_that_can_be_noted()
                 refused(q, "in use.*end backup 'x'", "block-dirty-bitmap-clear", node="vda", name="b")
         with s.qmp() as q:
             wait_for("it has failed", lambda: state(q, "x")["state"] == "failed", s.daemon)
-            refused(q, "'x' has ended before, as failed: could not go on", "backup-end", id="x")
+            refused(q, "'x' has ended before, as failed: Disk 'vda': what it kept did not survive",
+                    "backup-end", id="x")
             q.cmd("backup-end", id="x", success=False)
             assert checkpoints(q, "vda") == {}
             b = q.cmd("query-block")[0]["dirty-bitmaps"][0]
