@@ -45,7 +45,7 @@ static int restore_changes(struct varve_daemon *d, struct varve_disk *disk,
                            struct varve_err *err)
 {
     struct varve_change_set base;
-    const struct varve_bitmap *map;
+    struct varve_changed changed;
     int rc;
 
     if (varve_backup_base(d->catalogue, cbd, &base) < 0)
@@ -56,7 +56,7 @@ static int restore_changes(struct varve_daemon *d, struct varve_disk *disk,
     varve_change_set_clear(&base);
     if (!*out)
         return varve_err_set(err, ENOMEM, "no memory for a map");
-    rc = varve_changes_get(*out, &map, err);
+    rc = varve_changes_get(*out, &changed, err);
     if (rc == 0)
         varve_changes_put(*out);
     return rc;

@@ -9,7 +9,8 @@
 
 struct varve_changes {
     _Atomic unsigned refs;
-    struct varve_bitmap *map; /* given ones; NULL: every block */
+    struct varve_bitmap *map; /* given ones, as a map or as runs; both NULL: every block */
+    struct varve_block_runs *runs;
 
     /* those to be computed; disk NULL: none */
     struct varve_disk *disk;
@@ -29,7 +30,11 @@ struct varve_changes *varve_changes_new(struct varve_bitmap *map)
     }
     c->refs = 1;
     pthread_mutex_init(&c->lock, NULL);
-    c->map = map;
+    c->runs = map ? varve_block_runs_of(map) : NULL;
+    if (c->runs)
+        free(map);
+    else
+        c->map = map;
     return c;
 }
 
@@ -65,6 +70,7 @@ void varve_changes_unref(struct varve_changes *c)
     if (c->disk)
         varve_map_cache_forget(&c->disk->daemon->maps, &c->cached);
     varve_change_set_clear(&c->set);
+    free(c->runs);
     free(c->map);
     free(c);
 }
@@ -88,34 +94,31 @@ static int changes_compute(struct varve_changes *c, const struct varve_bitmap **
     return 0;
 }
 
-int varve_changes_get(struct varve_changes *c, const struct varve_bitmap **map,
-                      struct varve_err *err)
+int varve_changes_get(struct varve_changes *c, struct varve_changed *out, struct varve_err *err)
 {
     int rc = 0;
 
-    if (!c->disk) {
-        *map = c->map;
+    *out = (struct varve_changed){.map = c->map, .runs = c->runs};
+    if (!c->disk)
         return 0;
-    }
     pthread_mutex_lock(&c->lock);
-    *map = varve_map_cache_pin(&c->disk->daemon->maps, &c->cached);
-    if (!*map)
-        rc = changes_compute(c, map, err);
+    out->map = varve_map_cache_pin(&c->disk->daemon->maps, &c->cached);
+    if (!out->map)
+        rc = changes_compute(c, &out->map, err);
     pthread_mutex_unlock(&c->lock);
     return rc;
 }
 
-bool varve_changes_get_now(struct varve_changes *c, const struct varve_bitmap **map)
+bool varve_changes_get_now(struct varve_changes *c, struct varve_changed *out)
 {
-    if (!c->disk) {
-        *map = c->map;
+    *out = (struct varve_changed){.map = c->map, .runs = c->runs};
+    if (!c->disk)
         return true;
-    }
     if (pthread_mutex_trylock(&c->lock) != 0)
         return false;
-    *map = varve_map_cache_pin(&c->disk->daemon->maps, &c->cached);
+    out->map = varve_map_cache_pin(&c->disk->daemon->maps, &c->cached);
     pthread_mutex_unlock(&c->lock);
-    return *map != NULL;
+    return out->map != NULL;
 }
 
 void varve_changes_put(struct varve_changes *c)

@@ -10,6 +10,7 @@
 #include "lib/bitmap.h"
 #include "lib/catalogue.h"
 #include "lib/err.h"
+#include "server/changed.h"
 #include "server/disk.h"
 
 struct varve_changes;
@@ -27,13 +28,12 @@ struct varve_changes *varve_changes_new_lazy(struct varve_disk *disk,
 struct varve_changes *varve_changes_ref(struct varve_changes *c);
 void varve_changes_unref(struct varve_changes *c);
 
-/* *map stays valid until varve_changes_put, which every success must be followed by; NULL: every
- * block. May read many megabytes.  -EUCLEAN: the epochs are no longer complete. */
-int varve_changes_get(struct varve_changes *c, const struct varve_bitmap **map,
-                      struct varve_err *err);
+/* *out stays valid until varve_changes_put, which every success must be followed by.  May read many
+ * megabytes.  -EUCLEAN: the epochs are no longer complete. */
+int varve_changes_get(struct varve_changes *c, struct varve_changed *out, struct varve_err *err);
 
 /* The same, never waiting.  False: that needs the other. */
-bool varve_changes_get_now(struct varve_changes *c, const struct varve_bitmap **map);
+bool varve_changes_get_now(struct varve_changes *c, struct varve_changed *out);
 
 void varve_changes_put(struct varve_changes *c);
 

@@ -254,8 +254,8 @@ static int add_entry(const struct varve_catalogue *c, struct varve_cat_backup_di
 /* What a base without its epochs would be asked for only when a client comes is asked now. */
 static int check_changes(struct varve_view_export *x, const struct add *a, struct varve_err *err)
 {
-    const struct varve_bitmap *map;
-    int rc = varve_changes_get(x->changes, &map, err);
+    struct varve_changed changed;
+    int rc = varve_changes_get(x->changes, &changed, err);
 
     if (rc < 0)
         return varve_err_prefix(err, "cannot tell what changed since '%.100s'",

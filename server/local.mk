@@ -70,6 +70,8 @@ server_libvarved_la_SOURCES = \
 	%D%/bitmap.h \
 	%D%/boundary.c \
 	%D%/boundary.h \
+	%D%/changed.c \
+	%D%/changed.h \
 	%D%/changes.c \
 	%D%/changes.h \
 	%D%/clerk.c \

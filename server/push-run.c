@@ -334,22 +334,22 @@ static void slot_begin(struct slot *s, uint64_t off, uint64_t len, bool zero)
 static bool next_dirty(struct varve_push_run *run)
 {
     const struct varve_geometry *g = &run->p->g;
-    const struct varve_bitmap *map = run->p->map;
-    uint64_t from = run->cursor, to = g->size, blk;
+    const struct varve_changed *changed = &run->p->changed;
+    uint64_t blk = run->cursor >> g->shift, from, to, end;
 
-    if (map) {
-        blk = varve_bitmap_find(map, run->cursor >> g->shift, true);
-        if (blk == map->nbits) {
-            run->cursor = g->size;
-            return false;
-        }
-        from = blk << g->shift;
-        from -= from % run->unit;
-        blk = varve_bitmap_find(map, blk, false);
-        if (blk < map->nbits)
-            to = blk << g->shift;
-        to = to > g->size - run->unit ? to : to + (run->unit - to % run->unit) % run->unit;
+    if (!varve_changed_run(changed, blk, g->nblks, &end)) {
+        blk = end;
+        if (blk < g->nblks)
+            varve_changed_run(changed, blk, g->nblks, &end);
     }
+    if (blk == g->nblks) {
+        run->cursor = g->size;
+        return false;
+    }
+    from = blk << g->shift;
+    from -= from % run->unit;
+    to = varve_block_end(g, end - 1);
+    to = to > g->size - run->unit ? to : to + (run->unit - to % run->unit) % run->unit;
     run->cursor = from > run->cursor ? from : run->cursor;
     run->dirty_end = to < g->size ? to : g->size;
     return true;

@@ -311,12 +311,12 @@ static int push_open(struct varve_runner *r, const struct varve_cat_job *job, st
     p->want.disk = bd->disk->name;
     p->want.base = p->base;
     p->want.view = bd->view;
-    rc = varve_changes_get(bd->changes, &p->map, err);
+    rc = varve_changes_get(bd->changes, &p->changed, err);
     if (rc < 0)
         return rc;
     p->changes = varve_changes_ref(bd->changes);
     r->current = 0;
-    r->total = p->map ? varve_dirty_bytes(&p->g, p->map) : p->g.size;
+    r->total = varve_changed_bytes(&p->changed, &p->g);
     return 0;
 }
 

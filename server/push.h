@@ -21,7 +21,7 @@ struct varve_push {
     struct varve_geometry g;
     struct varve_served_view *view; /* our references */
     struct varve_changes *changes;
-    const struct varve_bitmap *map; /* of changes; NULL: every block */
+    struct varve_changed changed;   /* of changes */
     struct varve_push_run *run;     /* the loop's */
 };
 

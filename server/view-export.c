@@ -59,17 +59,13 @@ static int view_export_release(struct varve_export *e, uint64_t off, uint64_t le
 }
 
 /* Whether the block at off is dirty, and where in (off, end] that changes. */
-static bool dirty_run(const struct varve_geometry *g, const struct varve_bitmap *map, uint64_t off,
-                      uint64_t end, uint64_t *run_end)
+static bool dirty_run(const struct varve_geometry *g, const struct varve_changed *changed,
+                      uint64_t off, uint64_t end, uint64_t *run_end)
 {
-    uint64_t blk = off >> g->shift, last = ((end - 1) >> g->shift) + 1, to;
-    bool dirty;
+    uint64_t last = ((end - 1) >> g->shift) + 1, to;
+    bool dirty = varve_changed_run(changed, off >> g->shift, last, &to);
 
     *run_end = end;
-    if (!map)
-        return true;
-    dirty = varve_bitmap_test(map, blk);
-    to = varve_bitmap_find_until(map, blk, last, !dirty);
     if (to < last)
         *run_end = to << g->shift;
     return dirty;
@@ -124,9 +120,9 @@ static int lost_status(struct varve_view_export *x, uint64_t off, uint64_t len,
     return (int)n;
 }
 
-static int changes_status(struct varve_view_export *x, const struct varve_bitmap *map, unsigned ctx,
-                          uint64_t off, uint64_t len, struct varve_extent *out, size_t max,
-                          struct varve_err *err)
+static int changes_status(struct varve_view_export *x, const struct varve_changed *changed,
+                          unsigned ctx, uint64_t off, uint64_t len, struct varve_extent *out,
+                          size_t max, struct varve_err *err)
 {
     uint64_t end = off + len, dirty_end = off;
     bool dirty = false;
@@ -137,7 +133,7 @@ static int changes_status(struct varve_view_export *x, const struct varve_bitmap
         int flags;
 
         if (off == dirty_end)
-            dirty = dirty_run(&x->view->disk->identity.geometry, map, off, end, &dirty_end);
+            dirty = dirty_run(&x->view->disk->identity.geometry, changed, off, end, &dirty_end);
         flags = status_run(x, ctx, dirty, off, dirty_end, &run_end, err);
         if (flags < 0)
             return n > 1 ? (int)n - 1 : flags; /* the last run may be unfinished */
@@ -159,15 +155,15 @@ static int view_export_status(struct varve_export *e, unsigned ctx, uint64_t off
                               struct varve_extent *out, size_t max, struct varve_err *err)
 {
     struct varve_view_export *x = of(e);
-    const struct varve_bitmap *map;
+    struct varve_changed changed;
     int n;
 
     if (ctx == CTX_LOST)
         return lost_status(x, off, len, out, max, err);
-    n = varve_changes_get(x->changes, &map, err);
+    n = varve_changes_get(x->changes, &changed, err);
     if (n < 0)
         return n;
-    n = changes_status(x, map, ctx, off, len, out, max, err);
+    n = changes_status(x, &changed, ctx, off, len, out, max, err);
     varve_changes_put(x->changes);
     return n;
 }
@@ -177,12 +173,12 @@ static int view_export_status_now(struct varve_export *e, unsigned ctx, uint64_t
                                   struct varve_extent *out, size_t max)
 {
     struct varve_view_export *x = of(e);
-    const struct varve_bitmap *map;
+    struct varve_changed changed;
     int n;
 
-    if ((ctx != CTX_DIRTY && !x->delta) || !varve_changes_get_now(x->changes, &map))
+    if ((ctx != CTX_DIRTY && !x->delta) || !varve_changes_get_now(x->changes, &changed))
         return -EAGAIN;
-    n = changes_status(x, map, ctx, off, len, out, max, NULL);
+    n = changes_status(x, &changed, ctx, off, len, out, max, NULL);
     varve_changes_put(x->changes);
     return n;
 }

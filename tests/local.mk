@@ -190,6 +190,12 @@ check_PROGRAMS += %D%/unit/test-failed-reads
 %C%_unit_test_failed_reads_LDADD = %D%/lib/libtest.la server/libvarved.la $(CMOCKA_LIBS)
 TESTS += %D%/unit/test-failed-reads
 
+check_PROGRAMS += %D%/unit/test-changed
+%C%_unit_test_changed_SOURCES = %D%/unit/test-changed.c
+%C%_unit_test_changed_CFLAGS = $(AM_CFLAGS) $(CMOCKA_CFLAGS)
+%C%_unit_test_changed_LDADD = server/libvarved.la $(CMOCKA_LIBS)
+TESTS += %D%/unit/test-changed
+
 check_PROGRAMS += %D%/unit/test-map-cache
 %C%_unit_test_map_cache_SOURCES = %D%/unit/test-map-cache.c
 %C%_unit_test_map_cache_CFLAGS = $(AM_CFLAGS) $(CMOCKA_CFLAGS)
