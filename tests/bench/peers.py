@@ -26,11 +26,17 @@ class Bench(Stack):
 
     def __init__(self):
         super().__init__()
+        self.state = os.path.join(self.short, "state")  # a sync of the log is the disk's time, not ours
         self.images = os.path.join(self.short, "images")
         self.scratch = os.path.join(self.short, "scratch")
         os.mkdir(self.images)
         os.mkdir(self.scratch)
         self.count = 0
+
+    def spawn(self, name, cmd, env=None, **popen):
+        """Each in a session of its own, as systemd starts it: the kernel gives sessions equal shares of a
+        processor (sched_autogroup), and in one of our own a server would take its guest's."""
+        return super().spawn(name, cmd, env, start_new_session=True, **popen)
 
     def shm(self, name, size, full=False):
         """An image on tmpfs: sparse, or full of data that is not zero."""
@@ -129,7 +135,7 @@ def tcp_answers(port):
 
 def fio(uri, *options, rw="randwrite", bs="4k", depth=32, seconds=None):
     """One fio job over NBD; its JSON."""
-    cmd = ["fio", "--name=w", "--ioengine=nbd", "--uri=" + uri, "--rw=" + rw, "--bs=" + bs,
+    cmd = ["setsid", "--wait", "fio", "--name=w", "--ioengine=nbd", "--uri=" + uri, "--rw=" + rw, "--bs=" + bs,
            "--iodepth=%d" % depth, "--output-format=json", "--randrepeat=0"]
     if seconds:
         cmd += ["--time_based", "--runtime=%d" % seconds]
