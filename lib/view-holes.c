@@ -63,6 +63,23 @@ static int file_hole(struct varve_source *s, int fd, uint64_t off, uint64_t end,
     return 0;
 }
 
+/* The same of the image, which need not be asked again for what it has answered before: bits that
+ * are looked at later and are clear prove that nothing was written there since the boundary. */
+static int image_hole(struct varve_source *s, struct varve_image_run *seen, uint64_t off,
+                      uint64_t end, uint64_t *stop)
+{
+    struct varve_image_run now = seen ? *seen : (struct varve_image_run){0};
+
+    if (off < now.from || off >= now.to) {
+        now.from = off;
+        now.hole = file_hole(s, s->image_fd, off, s->g.size, &now.to);
+    }
+    if (seen)
+        *seen = now;
+    *stop = now.to < end ? now.to : end;
+    return now.hole;
+}
+
 /* Where an answer for [off, stop) of a file leaves whole blocks: holes shrink, data grows. */
 static int whole_blocks(const struct varve_geometry *g, int hole, uint64_t off, uint64_t *stop)
 {
@@ -124,7 +141,8 @@ static int prove_scratch_hole(struct varve_source *s, const struct epoch_table *
 }
 
 int varve_view_hole_run(struct varve_source *s, const struct varve_view *v, uint64_t off,
-                        uint64_t max_len, uint64_t *run_len, struct varve_err *err)
+                        uint64_t max_len, struct varve_image_run *seen, uint64_t *run_len,
+                        struct varve_err *err)
 {
     struct hole_look l = {.s = s, .blk = off >> s->g.shift};
     struct epoch_files *done;
@@ -141,7 +159,7 @@ int varve_view_hole_run(struct varve_source *s, const struct varve_view *v, uint
         end = varve_block_end(&s->g, l.blk + l.count - 1);
     }
     /* The image is asked before the bits: then a clear bit proves the answer. */
-    hole = file_hole(s, s->image_fd, off, end, &stop);
+    hole = image_hole(s, seen, off, end, &stop);
     hole = whole_blocks(&s->g, hole, off, &stop);
     l.count = ((stop - 1) >> s->g.shift) - l.blk + 1;
     table = varve_source_table(s);

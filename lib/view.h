@@ -77,12 +77,22 @@ int varve_view_read(struct varve_source *s, const struct varve_view *v, void *bu
 int varve_view_read_now(struct varve_source *s, const struct varve_view *v, void *buf, uint64_t off,
                         uint32_t len);
 
-/* Whether the disk had a hole at `off` at the boundary (nothing was allocated, it read as zeroes): 1
- * hole, 0 data; *run_len (bytes, 1..max_len) tells how far the same answer is known to go, whole
+/* A part of the image, as it was when somebody asked the file system, which is slow where much of
+ * it is in memory and holds writers up: bytes [from, to) are a hole (1) or data (0).  All zero:
+ * none. */
+struct varve_image_run {
+    uint64_t from, to;
+    int hole;
+};
+
+/* Whether the disk had a hole at `off` at the boundary (nothing was allocated, it read as zeroes):
+ * 1 hole, 0 data; *run_len (bytes, 1..max_len) tells how far the same answer is known to go, whole
  * blocks or to the disk's end.  off must be a multiple of the block size.  Doubt says data.  It may
- * stop early: ask on from there.  Errors as of varve_view_read. */
+ * stop early: ask on from there.  *seen (or NULL) is what the image was last seen to have since the
+ * view was opened, and becomes what it is seen to have now.  Errors as of varve_view_read. */
 int varve_view_hole_run(struct varve_source *s, const struct varve_view *v, uint64_t off,
-                        uint64_t max_len, uint64_t *run_len, struct varve_err *err);
+                        uint64_t max_len, struct varve_image_run *seen, uint64_t *run_len,
+                        struct varve_err *err);
 
 /* Whether the view can be read at all: 0, -ESTALE with the reason, or -EAGAIN. */
 int varve_view_check(struct varve_source *s, const struct varve_view *v, struct varve_err *err);

@@ -19,8 +19,9 @@ struct varve_allocation {
     const struct varve_view *view;
     const struct varve_geometry *g;
     uint64_t unit, nunits;
-    pthread_mutex_t lock; /* guards the two maps; rank: a leaf */
+    pthread_mutex_t lock; /* guards the two maps and what was seen; rank: a leaf */
     struct varve_bitmap *known, *hole;
+    struct varve_image_run seen;
     _Atomic uint64_t busy_ns; /* since the last pause */
 };
 
@@ -75,8 +76,16 @@ static int allocation_ask(struct varve_allocation *a, uint64_t off, uint64_t len
                           struct varve_err *err)
 {
     uint64_t start = now_ns();
-    int rc = varve_view_hole_run(a->source, a->view, off, len, run_len, err);
+    struct varve_image_run seen;
+    int rc;
 
+    pthread_mutex_lock(&a->lock);
+    seen = a->seen;
+    pthread_mutex_unlock(&a->lock);
+    rc = varve_view_hole_run(a->source, a->view, off, len, &seen, run_len, err);
+    pthread_mutex_lock(&a->lock);
+    a->seen = seen;
+    pthread_mutex_unlock(&a->lock);
     if (atomic_fetch_add(&a->busy_ns, now_ns() - start) >= BUSY_NS) {
         struct timespec pause = {.tv_nsec = PAUSE_NS};
 

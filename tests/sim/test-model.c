@@ -38,6 +38,7 @@ struct epoch {
 
 struct view {
     struct varve_view at;
+    struct varve_image_run seen;
     bool narrowed;
     uint32_t released, unneeded; /* blocks */
     char content[SIZE];
@@ -146,7 +147,7 @@ static void ask_holes(void)
     if (!v)
         return;
     core_fetch(&c);
-    hole = varve_view_hole_run(c.source, &v->at, off, rnd(SIZE) + 1, &run, NULL);
+    hole = varve_view_hole_run(c.source, &v->at, off, rnd(SIZE) + 1, &v->seen, &run, NULL);
     assert_true(hole >= 0 && run > 0 && run <= SIZE - off);
     for (uint64_t i = 0; hole && i < run; i++)
         assert_int_equal(v->content[off + i], 0);
@@ -235,6 +236,7 @@ static void make_boundary(void)
     }
     if (v) {
         v->at = (struct varve_view){.id = ++m.next_view, .boundary = epoch};
+        v->seen = (struct varve_image_run){0};
         v->narrowed = false;
         v->released = v->unneeded = 0;
         memcpy(v->content, m.now, SIZE);

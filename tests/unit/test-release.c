@@ -408,7 +408,8 @@ static void an_emptied_scratch_is_no_hole(void **state)
         write_block(blk, 'a');
     release(5, 4, 2);
     for (uint64_t blk = 3; blk < 8; blk++)
-        assert_int_equal(varve_view_hole_run(c.source, &v, blk * BLOCK, BLOCK, &run, NULL), 0);
+        assert_int_equal(varve_view_hole_run(c.source, &v, blk * BLOCK, BLOCK, NULL, &run, NULL),
+                         0);
 }
 
 static void race_release(void *arg)
@@ -436,7 +437,7 @@ static void a_scratch_emptied_at_any_moment_of_the_question_is_no_hole(void **st
         write_block(3, 'a');
         raced = false;
         fault_gate_at(&c.fault, FAULT_ANY, n, race_release, NULL);
-        assert_int_equal(varve_view_hole_run(c.source, &v, 3 * BLOCK, BLOCK, &run, NULL), 0);
+        assert_int_equal(varve_view_hole_run(c.source, &v, 3 * BLOCK, BLOCK, NULL, &run, NULL), 0);
         fault_disarm(&c.fault);
         if (!raced)
             break;

@@ -499,9 +499,9 @@ static void holes_of_a_scratch_that_could_not_be_written_back_are_not_believed(v
     v = (struct varve_view){.id = 5, .boundary = core_boundary(&c, 5)};
     core_open_source(&c);
     write_block(3, 'a');
-    assert_int_equal(varve_view_hole_run(c.source, &v, 3 * BLOCK, BLOCK, &run, &why), 1);
+    assert_int_equal(varve_view_hole_run(c.source, &v, 3 * BLOCK, BLOCK, NULL, &run, &why), 1);
     bad_ino = ino_of_scratch(v.boundary);
-    assert_true(varve_view_hole_run(c.source, &v, 3 * BLOCK, BLOCK, &run, &why) != 1);
+    assert_true(varve_view_hole_run(c.source, &v, 3 * BLOCK, BLOCK, NULL, &run, &why) != 1);
 }
 
 /* A reader that was told, and died before it could say so; its successor is told nothing. */

@@ -157,7 +157,7 @@ static void a_disk_of_no_bytes_works(void **state)
     assert_int_equal(varve_view_check(c.source, &v, NULL), 0);
     assert_int_equal(varve_view_read(c.source, &v, NULL, 0, 0, NULL, NULL), 0);
     assert_int_equal(varve_view_read(c.source, &v, &run, 0, 1, NULL, NULL), -EINVAL);
-    assert_int_equal(varve_view_hole_run(c.source, &v, 0, 1, &run, NULL), -EINVAL);
+    assert_int_equal(varve_view_hole_run(c.source, &v, 0, 1, NULL, &run, NULL), -EINVAL);
     core_stop(&c);
     core_start(&c);
     core_host_crash(&c);

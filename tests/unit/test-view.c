@@ -167,6 +167,8 @@ static void check_views_of_block_size(uint64_t size, uint64_t block_size)
     }
     core_open_source(&c);
     for (unsigned i = 0; i < VIEWS; i++) {
+        struct varve_image_run seen = {0};
+
         for (unsigned way = 0; way < 3; way++) {
             uint64_t step = way == 0 ? 1 << 20 : way == 1 ? 12345 : 65536 + 512;
 
@@ -188,7 +190,7 @@ static void check_views_of_block_size(uint64_t size, uint64_t block_size)
         }
         /* What is said to be a hole must have been zeroes; with what is not it fills the disk. */
         for (uint64_t off = 0, run; off < size; off += run) {
-            int hole = varve_view_hole_run(c.source, &views[i], off, UINT64_MAX, &run, NULL);
+            int hole = varve_view_hole_run(c.source, &views[i], off, UINT64_MAX, &seen, &run, NULL);
 
             assert_true(hole >= 0 && run > 0 && run <= size - off);
             assert_true((off + run) % block_size == 0 || off + run == size);
@@ -710,7 +712,7 @@ static void scratch_that_is_full_breaks_the_view_where_that_is_wanted(void **sta
 static int hole_at(uint64_t blk, uint64_t *nblks)
 {
     uint64_t run;
-    int r = varve_view_hole_run(c.source, &v, blk * BLOCK, UINT64_MAX, &run, NULL);
+    int r = varve_view_hole_run(c.source, &v, blk * BLOCK, UINT64_MAX, NULL, &run, NULL);
 
     if (nblks)
         *nblks = (run + BLOCK - 1) / BLOCK;
@@ -753,6 +755,49 @@ static void holes_of_the_image_are_holes_whatever_is_written_later(void **state)
     assert_int_equal(hole_at(2, &n), 0);
     assert_block(2, 'x');
     assert_int_equal(hole_at(1, &n), 0);
+}
+
+static unsigned asked;
+static int64_t (*sound_seek_data)(struct varve_world *w, int fd, uint64_t off);
+
+static int64_t seek_data_counted(struct varve_world *w, int fd, uint64_t off)
+{
+    asked++;
+    return sound_seek_data(w, fd, off);
+}
+
+/* What the image was seen to have holds wherever nothing was written since; elsewhere the scratch
+ * tells. */
+static void the_image_is_not_asked_again_for_what_it_was_seen_to_have(void **state)
+{
+    struct varve_image_run seen = {0};
+    uint64_t run;
+
+    (void)state;
+    begin_with_holes();
+    sound_seek_data = c.w->seek_data;
+    c.w->seek_data = seek_data_counted;
+    asked = 0;
+    assert_int_equal(varve_view_hole_run(c.source, &v, 0, BLOCK, &seen, &run, NULL), 0);
+    assert_int_equal(asked, 1);
+    assert_int_equal(varve_view_hole_run(c.source, &v, 9 * BLOCK, UINT64_MAX, &seen, &run, NULL),
+                     0);
+    assert_int_equal(run, BLOCK);
+    assert_int_equal(asked, 1);
+    assert_int_equal(varve_view_hole_run(c.source, &v, 10 * BLOCK, BLOCK, &seen, &run, NULL), 1);
+    assert_int_equal(asked, 2);
+    core_fill(&c, 14 * BLOCK, BLOCK, 'a');
+    core_punch(&c, 25 * BLOCK, BLOCK);
+    asked = 0;
+    assert_int_equal(varve_view_hole_run(c.source, &v, 11 * BLOCK, UINT64_MAX, &seen, &run, NULL),
+                     1);
+    assert_int_equal(run, 3 * BLOCK);
+    assert_int_equal(asked, 0);
+    assert_int_equal(varve_view_hole_run(c.source, &v, 20 * BLOCK, UINT64_MAX, &seen, &run, NULL),
+                     0);
+    assert_int_equal(varve_view_hole_run(c.source, &v, 25 * BLOCK, UINT64_MAX, &seen, &run, NULL),
+                     0);
+    c.w->seek_data = sound_seek_data;
 }
 
 static void race_punch(void *arg)
@@ -870,10 +915,10 @@ static void offsets_that_start_no_block_are_refused(void **state)
 
     (void)state;
     begin();
-    assert_int_equal(varve_view_hole_run(c.source, &v, 1, 10, &run, NULL), -EINVAL);
-    assert_int_equal(varve_view_hole_run(c.source, &v, 0, 0, &run, NULL), -EINVAL);
-    assert_int_equal(varve_view_hole_run(c.source, &v, BLKS * BLOCK, 1, &run, NULL), -EINVAL);
-    assert_int_equal(varve_view_hole_run(c.source, &v, 0, 1, &run, NULL), 0);
+    assert_int_equal(varve_view_hole_run(c.source, &v, 1, 10, NULL, &run, NULL), -EINVAL);
+    assert_int_equal(varve_view_hole_run(c.source, &v, 0, 0, NULL, &run, NULL), -EINVAL);
+    assert_int_equal(varve_view_hole_run(c.source, &v, BLKS * BLOCK, 1, NULL, &run, NULL), -EINVAL);
+    assert_int_equal(varve_view_hole_run(c.source, &v, 0, 1, NULL, &run, NULL), 0);
     assert_int_equal(run, 1);
 }
 
@@ -903,6 +948,7 @@ int main(void)
         VIEW_TEST(what_an_older_epoch_kept_is_not_lost_to_an_older_view),
         VIEW_TEST(scratch_that_is_full_breaks_the_view_where_that_is_wanted),
         VIEW_TEST(holes_of_the_image_are_holes_whatever_is_written_later),
+        VIEW_TEST(the_image_is_not_asked_again_for_what_it_was_seen_to_have),
         VIEW_TEST(data_punched_at_any_moment_of_the_question_is_no_hole),
         VIEW_TEST(a_scratch_emptied_at_any_moment_of_the_question_is_no_hole),
         VIEW_TEST(a_lost_block_is_no_hole),
