@@ -5,6 +5,7 @@ import os
 import re
 import resource
 import select
+import signal
 import struct
 import subprocess
 import termios
@@ -27,6 +28,7 @@ class Terminal:
     def own():
         fcntl.ioctl(0, termios.TIOCSCTTY, 0)
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup's children ignore it
 
     def __enter__(self):
         return self

@@ -283,20 +283,20 @@ def what_systemd_passes_must_be_a_listening_socket():
 def without_files_to_spare_clients_wait_and_nothing_spins():
     """At the limit of descriptors new clients wait in the kernel's queue, and are served later."""
     with Stack() as s:
-        p = s.spawn("varved", ["prlimit", "--nofile=64:64", VARVED, "--state-dir", s.state,
+        p = s.spawn("varved", ["prlimit", "--nofile=100:100", VARVED, "--state-dir", s.state,
                                "--runtime-dir", s.runtime])
         s.daemon = p
         wait_for("varved's NBD socket", lambda: can_connect(s.nbd), p)
         many = []
-        for _ in range(100):
+        for _ in range(120):
             c = socket.socket(socket.AF_UNIX)
             c.connect(s.nbd)
             many.append(c)
         wait_for("the log says so", lambda: "NBD clients wait" in open(p.log).read(), p)
         assert open(p.log).read().count("NBD clients wait") == 1
-        for c in many[:50]:
+        for c in many[:60]:
             c.close()
-        for c in many[50:]:
+        for c in many[60:]:
             assert greets(c)
             c.close()
 

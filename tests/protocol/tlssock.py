@@ -71,6 +71,10 @@ class TlsSock:
         self._flush()
         self.sock.shutdown(how)
 
+    def fileno(self):
+        """Readable when records come; what was decrypted and not read yet is not seen by it."""
+        return self.sock.fileno()
+
     def settimeout(self, t):
         self.sock.settimeout(t)
 
