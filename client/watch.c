@@ -5,6 +5,7 @@
 #include "client/cli.h"
 #include "client/control.h"
 #include "client/out.h"
+#include "lib/json.h"
 
 #include <errno.h>
 #include <stdio.h>
@@ -59,7 +60,7 @@ static char *watch_value(const char *key, const json_t *value)
     for (size_t i = 0; i < sizeof(bytes) / sizeof(bytes[0]); i++)
         if (strcmp(key, bytes[i]) == 0 && json_is_integer(value) && json_integer_value(value) >= 0)
             return strdup(varve_out_size(size, (uint64_t)json_integer_value(value)));
-    return json_dumps(value, JSON_ENCODE_ANY);
+    return varve_json_dump(value, JSON_ENCODE_ANY);
 }
 
 static void watch_data(const json_t *data, bool colour)

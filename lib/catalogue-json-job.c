@@ -4,6 +4,8 @@
  */
 #include "lib/catalogue-json.h"
 
+#include "lib/json.h"
+
 #include <stdlib.h>
 
 static const char *const state_names[] = {
@@ -83,7 +85,7 @@ static int owned_parse(json_t *o, struct varve_cat_job *j, struct varve_err *err
     if (bitmap && (!name || !name[0] || strlen(name) > VARVE_BITMAP_NAME_MAX))
         return bad_value("bitmap", err);
     if (args)
-        j->args = json_dumps(args, JSON_COMPACT | JSON_SORT_KEYS);
+        j->args = varve_json_dump(args, JSON_COMPACT | JSON_SORT_KEYS);
     if (name)
         j->bitmap = strdup(name);
     return (args && !j->args) || (name && !j->bitmap) ? varve_err_set(err, ENOMEM, "no memory") : 0;

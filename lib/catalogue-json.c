@@ -147,7 +147,7 @@ char *varve_catalogue_dump(const struct varve_catalogue *c)
         push(jobs, varve_cat_job_dump(&c->jobs[i], &bad), &bad);
     put(o, "jobs", jobs, &bad);
     if (!bad)
-        text = json_dumps(o, JSON_COMPACT | JSON_SORT_KEYS);
+        text = varve_json_dump(o, JSON_COMPACT | JSON_SORT_KEYS);
     json_decref(o);
     return text;
 }

@@ -337,7 +337,7 @@ json_t *varve_qmp_event(const char *name, json_t *data, uint64_t realtime_ns)
 
 char *varve_qmp_dump(const json_t *message, size_t *len)
 {
-    char *text = json_dumps(message, 0);
+    char *text = varve_json_dump(message, 0);
     size_t bytes;
     char *line;
 

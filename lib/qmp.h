@@ -2,14 +2,14 @@
  *
  * The QMP wire (QEMU's docs/interop/qmp-spec): JSON objects one after another on a stream, with or
  * without white space between them.  This page cuts a stream into objects and makes the messages;
- * it does no I/O and knows no command.  One thread at a time per reader.  Home of <jansson.h>.
+ * it does no I/O and knows no command.  One thread at a time per reader.
  */
 #ifndef VARVE_LIB_QMP_H
 #define VARVE_LIB_QMP_H
 
 #include "lib/err.h"
+#include "lib/json.h"
 
-#include <jansson.h>
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>

@@ -10,6 +10,7 @@
  */
 #include "server/freeze.h"
 
+#include "lib/json.h"
 #include "lib/qmp.h"
 #include "lib/whole-file.h"
 #include "server/log.h"
@@ -57,11 +58,11 @@ static int record_write(struct varve_freeze *f, const char *path,
     record =
         json_pack("{s:i, s:s, s:I, s:s, s:o}", "format", 1, "hook", o->freeze_hook, "timeout-ms",
                   (json_int_t)o->freeze_hook_timeout_ms, "backup", f->backup, "disks", names);
-    text = record ? json_dumps(record, JSON_INDENT(1)) : NULL;
+    text = record ? varve_json_dump(record, JSON_INDENT(1)) : NULL;
     json_decref(record);
     if (!text)
         return varve_err_set(err, ENOMEM, "no memory for the freeze hook");
-    rc = varve_whole_file_replace(f->daemon->w, o->state_dir, path, text, strlen(text), err);
+    rc = varve_whole_file_replace(f->daemon->w, path, text, strlen(text), err);
     free(text);
     return rc;
 }

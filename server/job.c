@@ -19,6 +19,7 @@
 #include "server/job.h"
 
 #include "lib/blocks-file.h"
+#include "lib/json.h"
 #include "server/disk.h"
 #include "server/job-internal.h"
 #include "server/log.h"
@@ -82,7 +83,7 @@ int varve_jobs_draft(struct varve_daemon *d, struct varve_catalogue *draft, cons
     }
     j = varve_catalogue_add_job(draft, id, type);
     if (j)
-        j->args = json_dumps(args, JSON_COMPACT | JSON_SORT_KEYS);
+        j->args = varve_json_dump(args, JSON_COMPACT | JSON_SORT_KEYS);
     if (!j || !j->args)
         return varve_err_set(err, ENOMEM, "no memory for job '%s'", id);
     j->state = VARVE_JOB_RUNNING;

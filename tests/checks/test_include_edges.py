@@ -32,7 +32,7 @@ HOMES = [
     (re.compile(r"gnutls/.*"), ("server/", "lib/digest.c")),
     (re.compile(r"cmocka\.h"), ("tests/",)),
     (re.compile(r"libnbd\.h"), ("server/", "client/")),
-    (re.compile(r"jansson\.h"), ("lib/qmp.h", "lib/identity.c", "lib/catalogue.c")),
+    (re.compile(r"jansson\.h"), ("lib/json.h",)),
 ]
 
 

@@ -3,6 +3,7 @@
  * What is parsed while memory runs out, at any request for some, is whole or refused for that reason.
  */
 #include "lib/catalogue.h"
+#include "lib/json.h"
 #include "lib/qmp.h"
 #include "tests/fuzz/alloc.h"
 
@@ -10,6 +11,7 @@
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -88,11 +90,45 @@ static void a_message_is_whole_or_refused(void **state)
     assert_true(refused > 20 && whole > 20);
 }
 
+/* Text grows in steps; so each length of a key meets one of them somewhere. */
+static void text_is_whole_or_there_is_none(void **state)
+{
+    unsigned refused = 0, whole = 0;
+
+    (void)state;
+    for (int len = 1; len <= 64; len++) {
+        json_t *o = json_object();
+        char *want, *got;
+
+        for (int i = 0; i < 6; i++) {
+            char key[80];
+
+            snprintf(key, sizeof(key), "%d%0*d", i, len, 0);
+            assert_int_equal(json_object_set_new(o, key, json_integer(i)), 0);
+        }
+        want = json_dumps(o, JSON_COMPACT);
+        for (unsigned n = 1; n <= 20; n++) {
+            fuzz_alloc_fail(n, false);
+            got = varve_json_dump(o, JSON_COMPACT);
+            fuzz_alloc_works();
+            if (got)
+                assert_string_equal(got, want);
+            refused += !got;
+            whole += !!got;
+            free(got);
+        }
+        free(want);
+        json_decref(o);
+    }
+    assert_true(refused > 64 && whole > 64);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(a_catalogue_is_whole_or_refused),
         cmocka_unit_test(a_message_is_whole_or_refused),
+        cmocka_unit_test(text_is_whole_or_there_is_none),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);
