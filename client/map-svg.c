@@ -15,7 +15,6 @@
 
 #include <errno.h>
 #include <inttypes.h>
-#include <limits.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -141,20 +140,12 @@ static void put_svg(FILE *f, const struct varve_picture *p, const char *subject)
 }
 
 /* The rename would replace a device or a link as well. */
-static int judge_place(const char *path, char dir[PATH_MAX], struct varve_err *err)
+static int judge_place(const char *path, struct varve_err *err)
 {
     struct stat st;
-    char *slash;
 
     if (lstat(path, &st) == 0 && !S_ISREG(st.st_mode))
         return varve_err_set(err, EINVAL, "%.400s is there and is not a file: name another", path);
-    if (snprintf(dir, PATH_MAX, "%s", path) >= PATH_MAX)
-        return varve_err_set(err, ENAMETOOLONG, "the file name '%.200s...' is too long", path);
-    slash = strrchr(dir, '/');
-    if (slash)
-        slash[slash == dir] = '\0';
-    else
-        strcpy(dir, ".");
     return 0;
 }
 
@@ -166,10 +157,10 @@ int varve_picture_init_svg(struct varve_picture *p, uint64_t export_size, struct
 int varve_picture_save_svg(const struct varve_picture *p, const char *subject, const char *path,
                            struct varve_err *err)
 {
-    char dir[PATH_MAX], *text = NULL;
+    char *text = NULL;
     size_t len = 0;
     FILE *f;
-    int rc = judge_place(path, dir, err);
+    int rc = judge_place(path, err);
 
     if (rc < 0)
         return rc;
@@ -179,7 +170,7 @@ int varve_picture_save_svg(const struct varve_picture *p, const char *subject, c
     if (!f || fclose(f) != 0)
         rc = varve_err_set(err, ENOMEM, "no memory");
     else
-        rc = varve_whole_file_replace(varve_world_posix(), dir, path, text, len, err);
+        rc = varve_whole_file_replace(varve_world_posix(), path, text, len, err);
     free(text);
     return rc;
 }

@@ -64,8 +64,7 @@ int varve_blocks_write(struct varve_world *w, const struct varve_paths *p, const
     memcpy(buf + sizeof(head), bits->words, len - sizeof(head));
     rc = digest_of(buf, len, digest, err);
     if (rc == 0)
-        rc = varve_whole_file_replace(w, p->state, varve_path_blocks(p, digest, path), buf, len,
-                                      err);
+        rc = varve_whole_file_replace(w, varve_path_blocks(p, digest, path), buf, len, err);
     free(buf);
     return rc;
 }

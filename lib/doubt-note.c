@@ -20,7 +20,7 @@ int varve_doubt_note_write(struct varve_world *w, const struct varve_paths *p,
     int len = snprintf(text, sizeof(text), "varve-doubt %u %" PRIu64 "\n%s\n", FORMAT, note->used,
                        note->why);
 
-    return varve_whole_file_replace(w, p->state, varve_path_doubt(p, path), text, (size_t)len, err);
+    return varve_whole_file_replace(w, varve_path_doubt(p, path), text, (size_t)len, err);
 }
 
 static int note_parse(const char *path, char *text, struct varve_doubt_note *note,

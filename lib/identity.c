@@ -4,8 +4,6 @@
 #include "lib/json.h"
 #include "lib/whole-file.h"
 
-#include <jansson.h>
-
 #include <errno.h>
 #include <inttypes.h>
 #include <stdbool.h>
@@ -160,12 +158,12 @@ int varve_identity_write(struct varve_world *w, const struct varve_paths *p,
         json_decref(root);
         root = NULL;
     }
-    text = root ? json_dumps(root, JSON_INDENT(2)) : NULL;
+    text = root ? varve_json_dump(root, JSON_INDENT(2)) : NULL;
     json_decref(root);
     varve_path_identity(p, path);
     if (!text)
         return varve_err_sys(err, ENOMEM, "cannot write %s", path);
-    rc = varve_whole_file_replace(w, p->state, path, text, strlen(text), err);
+    rc = varve_whole_file_replace(w, path, text, strlen(text), err);
     free(text);
     return rc;
 }

@@ -129,8 +129,8 @@ static int file_replace(struct varve_intent *l, const uint8_t page[VARVE_INTENT_
                         struct varve_err *err)
 {
     char path[PATH_MAX];
-    int r = varve_whole_file_replace(l->w, l->p->state, varve_path_intent(l->p, path), page,
-                                     VARVE_INTENT_BYTES, err);
+    int r = varve_whole_file_replace(l->w, varve_path_intent(l->p, path), page, VARVE_INTENT_BYTES,
+                                     err);
 
     if (r == 0 && (r = file_open(l)) < 0)
         varve_err_sys(err, -r, "cannot open %s", path);

@@ -197,3 +197,15 @@ bool varve_path_parse_epoch(const char *name, uint64_t *first, uint64_t *last)
     name = parse_number(name + 1, last);
     return name && strcmp(name, ".map") == 0 && *first <= *last;
 }
+
+void varve_path_folder(const char *path, char folder[PATH_MAX])
+{
+    char *slash;
+
+    snprintf(folder, PATH_MAX, "%s", path);
+    slash = strrchr(folder, '/');
+    if (slash)
+        slash[slash == folder] = '\0';
+    else
+        strcpy(folder, ".");
+}

@@ -42,6 +42,9 @@ struct varve_paths {
 int varve_paths_init(struct varve_paths *p, const char *state_dir, const char *runtime_dir,
                      const char *scratch_dir, const char *name, struct varve_err *err);
 
+/* The folder that a path of a file lies in; "." if it names none. */
+void varve_path_folder(const char *path, char folder[PATH_MAX]);
+
 /* Each writes to buf of PATH_MAX bytes and returns it. */
 char *varve_path_identity(const struct varve_paths *p, char *buf);
 char *varve_path_intent(const struct varve_paths *p, char *buf);

@@ -50,13 +50,9 @@ static int make_dir(struct varve_world *w, const char *path, struct varve_err *e
 static int sync_parent(struct varve_world *w, const char *path, struct varve_err *err)
 {
     char parent[PATH_MAX];
-    char *slash;
     int r;
 
-    snprintf(parent, sizeof(parent), "%s", path);
-    slash = strrchr(parent, '/');
-    if (slash)
-        slash[slash == parent] = '\0';
+    varve_path_folder(path, parent);
     r = w->sync_dir(w, parent);
     return r < 0 ? varve_err_sys(err, -r, "cannot sync %s", parent) : 0;
 }

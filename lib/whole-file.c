@@ -1,6 +1,8 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 #include "lib/whole-file.h"
 
+#include "lib/paths.h"
+
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
@@ -62,8 +64,17 @@ static int write_durably(struct varve_world *w, const char *path, const void *bu
     return rc < 0 ? varve_err_sys(err, -rc, "cannot write %s", path) : 0;
 }
 
-int varve_whole_file_replace(struct varve_world *w, const char *dir, const char *path,
-                             const void *buf, size_t len, struct varve_err *err)
+/* What path's folder holds. */
+static int names_sync(struct varve_world *w, const char *path)
+{
+    char folder[PATH_MAX];
+
+    varve_path_folder(path, folder);
+    return w->sync_dir(w, folder);
+}
+
+int varve_whole_file_replace(struct varve_world *w, const char *path, const void *buf, size_t len,
+                             struct varve_err *err)
 {
     char tmp[PATH_MAX];
     int rc;
@@ -80,27 +91,20 @@ int varve_whole_file_replace(struct varve_world *w, const char *dir, const char 
         w->unlink(w, tmp);
         return varve_err_sys(err, -rc, "cannot replace %s", path);
     }
-    rc = w->sync_dir(w, dir);
+    rc = names_sync(w, path);
     return rc < 0 ? varve_err_sys(err, -rc, "cannot make %s durable", path) : 0;
 }
 
 int varve_whole_file_publish(struct varve_world *w, const char *tmp, const char *path,
                              struct varve_err *err)
 {
-    char dir[PATH_MAX], *slash;
     int rc = w->rename_new(w, tmp, path);
 
     if (rc == -EEXIST)
         return varve_err_set(err, EEXIST, "%.200s exists already", path);
     if (rc < 0)
         return varve_err_sys(err, -rc, "cannot create %.200s", path);
-    snprintf(dir, sizeof(dir), "%s", path);
-    slash = strrchr(dir, '/');
-    if (!slash)
-        snprintf(dir, sizeof(dir), ".");
-    else
-        slash[slash == dir] = '\0';
-    rc = w->sync_dir(w, dir);
+    rc = names_sync(w, path);
     if (rc == 0)
         return 0;
     varve_err_sys(err, -rc, "cannot make %.200s durable", path);

@@ -17,10 +17,9 @@ int varve_whole_file_read(struct varve_world *w, const char *path, size_t max, c
                           size_t *len, struct varve_err *err);
 
 /* Replaces the file, or makes it, durably: after any crash it is the old one or the new one.  On
- * error it may be either; what is left beside it, path.tmp, is overwritten by the next attempt.
- * `dir` is the directory that `path` lies in. */
-int varve_whole_file_replace(struct varve_world *w, const char *dir, const char *path,
-                             const void *buf, size_t len, struct varve_err *err);
+ * error it may be either; what is left beside it, path.tmp, is overwritten by the next attempt. */
+int varve_whole_file_replace(struct varve_world *w, const char *path, const void *buf, size_t len,
+                             struct varve_err *err);
 
 /* Gives a file that is durable as `tmp` a name that nothing has yet, durably.  -EEXIST: something has it,
  * nothing has changed.  After another error the name is not there, or err says that it is; tmp may be. */

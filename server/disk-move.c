@@ -9,6 +9,7 @@
 #include "server/disk-move.h"
 
 #include "lib/digest.h"
+#include "lib/json.h"
 #include "lib/whole-file.h"
 
 #include <errno.h>
@@ -134,7 +135,7 @@ static int manifest_write(struct varve_world *w, const char *folder, json_t *exp
     char path[PATH_MAX], sha256[2 * VARVE_DIGEST_LEN + 1], *text, *all;
     int rc = join(path, folder, MANIFEST, err), len;
 
-    text = json_dumps(export, JSON_COMPACT | JSON_SORT_KEYS);
+    text = varve_json_dump(export, JSON_COMPACT | JSON_SORT_KEYS);
     if (!text)
         return varve_err_set(err, ENOMEM, "no memory for %s", path);
     if (rc == 0)
@@ -142,7 +143,7 @@ static int manifest_write(struct varve_world *w, const char *folder, json_t *exp
     if (rc == 0) {
         len = asprintf(&all, "{\"sha256\":\"%s\",\"export\":%s}\n", sha256, text);
         rc = len < 0 ? varve_err_set(err, ENOMEM, "no memory for %s", path)
-                     : varve_whole_file_replace(w, folder, path, all, (size_t)len, err);
+                     : varve_whole_file_replace(w, path, all, (size_t)len, err);
         if (len >= 0)
             free(all);
     }
@@ -365,7 +366,7 @@ int varve_move_read(struct varve_world *w, const char *folder, struct varve_move
     if (!said || !json_is_object(m->export))
         rc = damaged(folder, "its manifest is none", err);
     if (rc == 0) {
-        text = json_dumps(m->export, JSON_COMPACT | JSON_SORT_KEYS);
+        text = varve_json_dump(m->export, JSON_COMPACT | JSON_SORT_KEYS);
         rc = text ? text_digest(text, sha256, err) : varve_err_set(err, ENOMEM, "no memory");
         free(text);
     }

@@ -163,15 +163,12 @@ static bool hook_run(const struct keeper *k, const char *verb, bool heed, char w
 
 static void record_remove(const struct keeper *k)
 {
-    char dir[PATH_MAX], *slash;
+    char dir[PATH_MAX];
     int rc = k->w->unlink(k->w, k->path);
 
-    snprintf(dir, sizeof(dir), "%s", k->path);
-    slash = strrchr(dir, '/');
-    if (slash)
-        *slash = '\0';
+    varve_path_folder(k->path, dir);
     if (rc == 0)
-        rc = k->w->sync_dir(k->w, slash && slash != dir ? dir : ".");
+        rc = k->w->sync_dir(k->w, dir);
     if (rc < 0)
         varve_log_about(VARVE_ABOUT(.level = VARVE_LOG_WARNING), "cannot remove %s: %s", k->path,
                         strerror(-rc)); /* thawing twice does no harm */

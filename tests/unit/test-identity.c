@@ -39,10 +39,8 @@ static void plant(struct disk_fixture *d, const char *text, size_t len)
 {
     char path[PATH_MAX];
 
-    assert_int_equal(varve_whole_file_replace(d->w, d->paths.state,
-                                              varve_path_identity(&d->paths, path), text, len,
-                                              NULL),
-                     0);
+    assert_int_equal(
+        varve_whole_file_replace(d->w, varve_path_identity(&d->paths, path), text, len, NULL), 0);
 }
 
 static void what_was_written_is_read(void **state)
