@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 #include "lib/nbd-uri.h"
 
-#include <ctype.h>
+#include "lib/parse.h"
+
 #include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -9,24 +10,18 @@
 #include <strings.h>
 #include <unistd.h>
 
-static int digit(char c)
-{
-    return c >= '0' && c <= '9' ? c - '0' : tolower((unsigned char)c) - 'a' + 10;
-}
-
 /* In place. */
 static void unescape(char *text)
 {
     char *to = text;
 
     for (; *text; text++) {
-        if (text[0] == '%' && isxdigit((unsigned char)text[1]) &&
-            isxdigit((unsigned char)text[2])) {
-            *to++ = (char)(digit(text[1]) * 16 + digit(text[2]));
+        int high = text[0] == '%' ? varve_parse_hex_digit(text[1]) : -1;
+        int low = high >= 0 ? varve_parse_hex_digit(text[2]) : -1;
+
+        *to++ = low >= 0 ? (char)(high << 4 | low) : *text;
+        if (low >= 0)
             text += 2;
-        } else {
-            *to++ = *text;
-        }
     }
     *to = '\0';
 }

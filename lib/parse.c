@@ -69,3 +69,14 @@ int varve_parse_time_ms(const char *text, unsigned *ms, struct varve_err *err)
     *ms = (unsigned)n;
     return 0;
 }
+
+int varve_parse_hex_digit(char c)
+{
+    if (c >= '0' && c <= '9')
+        return c - '0';
+    if (c >= 'a' && c <= 'f')
+        return c - 'a' + 10;
+    if (c >= 'A' && c <= 'F')
+        return c - 'A' + 10;
+    return -1;
+}

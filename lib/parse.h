@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: BSD-3-Clause
  *
- * Sizes and times as people type them.  Pure functions, any thread.
+ * Sizes, times and digits as people type them.  Pure functions, any thread.
  */
 #ifndef VARVE_LIB_PARSE_H
 #define VARVE_LIB_PARSE_H
@@ -16,5 +16,8 @@ int varve_parse_size(const char *text, uint64_t *bytes, struct varve_err *err);
 /* A time: digits with "ms" or "s" behind them, alone meaning seconds.  -EINVAL, -ERANGE (more than
  * 2^31 - 1 ms). */
 int varve_parse_time_ms(const char *text, unsigned *ms, struct varve_err *err);
+
+/* -1: it is no hexadecimal digit. */
+int varve_parse_hex_digit(char c);
 
 #endif

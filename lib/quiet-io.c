@@ -60,35 +60,26 @@ static void drop(int fd, uint64_t from, size_t page, size_t npages, const unsign
     }
 }
 
-ssize_t varve_quiet_pread_now(int fd, void *buf, size_t len, uint64_t off)
+static ssize_t pread_once(int fd, void *buf, size_t len, uint64_t off, int flags)
 {
     struct iovec iov = {.iov_base = buf, .iov_len = len};
     ssize_t n;
 
     do
-        n = preadv2(fd, &iov, 1, (off_t)off, RWF_NOWAIT | RWF_DONTCACHE);
+        n = flags ? preadv2(fd, &iov, 1, (off_t)off, flags) : pread(fd, buf, len, (off_t)off);
     while (n < 0 && errno == EINTR);
-    if (n < 0 && errno == EOPNOTSUPP) {
-        do
-            n = preadv2(fd, &iov, 1, (off_t)off, RWF_NOWAIT);
-        while (n < 0 && errno == EINTR);
-    }
     return n < 0 ? -errno : n;
 }
 
-/* -EOPNOTSUPP: the kernel cannot.  Else as varve_quiet_pread. */
-static ssize_t pread_uncached(int fd, void *buf, size_t len, uint64_t off)
+ssize_t varve_pread_all(int fd, void *buf, size_t len, uint64_t off, int flags)
 {
     size_t done = 0;
 
     while (done < len) {
-        struct iovec iov = {.iov_base = (char *)buf + done, .iov_len = len - done};
-        ssize_t n = preadv2(fd, &iov, 1, (off_t)(off + done), RWF_DONTCACHE);
+        ssize_t n = pread_once(fd, (char *)buf + done, len - done, off + done, flags);
 
-        if (n < 0 && errno == EINTR)
-            continue;
         if (n < 0)
-            return -errno;
+            return n;
         if (n == 0)
             break;
         done += (size_t)n;
@@ -96,34 +87,30 @@ static ssize_t pread_uncached(int fd, void *buf, size_t len, uint64_t off)
     return (ssize_t)done;
 }
 
+ssize_t varve_quiet_pread_now(int fd, void *buf, size_t len, uint64_t off)
+{
+    ssize_t n = pread_once(fd, buf, len, off, RWF_NOWAIT | RWF_DONTCACHE);
+
+    return n == -EOPNOTSUPP ? pread_once(fd, buf, len, off, RWF_NOWAIT) : n;
+}
+
 ssize_t varve_quiet_pread(int fd, void *buf, size_t len, uint64_t off)
 {
     unsigned char cached[PAGES_MAX];
-    size_t page = (size_t)sysconf(_SC_PAGESIZE), npages, done = 0;
+    size_t page = (size_t)sysconf(_SC_PAGESIZE), npages;
     uint64_t from = off - off % page;
     ssize_t got;
     bool known;
-    int rc = 0;
 
     if (len > VARVE_QUIET_MAX || off > (uint64_t)INT64_MAX - len - page)
         return -EINVAL;
-    got = pread_uncached(fd, buf, len, off);
+    got = varve_pread_all(fd, buf, len, off, RWF_DONTCACHE);
     if (got != -EOPNOTSUPP)
         return got;
     npages = (size_t)((off + len - from + page - 1) / page);
     known = len > 0 && look(fd, from, npages * page, cached);
-    while (done < len) {
-        ssize_t n = pread(fd, (char *)buf + done, len - done, (off_t)(off + done));
-
-        if (n < 0 && errno == EINTR)
-            continue;
-        if (n < 0)
-            rc = -errno;
-        if (n <= 0)
-            break;
-        done += (size_t)n;
-    }
+    got = varve_pread_all(fd, buf, len, off, 0);
     if (known)
         drop(fd, from, page, npages, cached);
-    return rc < 0 ? rc : (ssize_t)done;
+    return got;
 }

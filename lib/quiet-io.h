@@ -18,6 +18,10 @@
  * Whoever reads keeps several reads under way instead. */
 void varve_quiet_prepare(int fd);
 
+/* Fills buf with [off, off+len), quiet or not: flags as of preadv2(2), 0 for none.  Bytes read,
+ * fewer than len only where the file ends, or -errno. */
+ssize_t varve_pread_all(int fd, void *buf, size_t len, uint64_t off, int flags);
+
 /* Fills buf with [off, off+len), len at most VARVE_QUIET_MAX.  Bytes read, fewer than len only
  * where the file ends, or -errno. */
 ssize_t varve_quiet_pread(int fd, void *buf, size_t len, uint64_t off);

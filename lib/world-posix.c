@@ -6,6 +6,7 @@
  */
 #include "lib/world.h"
 
+#include "lib/parse.h"
 #include "lib/quiet-io.h"
 
 #include <dirent.h>
@@ -61,22 +62,9 @@ static int posix_close(UNUSED struct varve_world *w, int fd)
 static ssize_t posix_pread(UNUSED struct varve_world *w, int fd, void *buf, size_t len,
                            uint64_t off)
 {
-    size_t done = 0;
-
     if (len > SSIZE_MAX || !range_fits_off_t(off, len))
         return -EINVAL;
-    while (done < len) {
-        ssize_t n = pread(fd, (char *)buf + done, len - done, (off_t)(off + done));
-
-        if (n < 0 && errno == EINTR)
-            continue;
-        if (n < 0)
-            return -errno;
-        if (n == 0)
-            break;
-        done += (size_t)n;
-    }
-    return (ssize_t)done;
+    return varve_pread_all(fd, buf, len, off, 0);
 }
 
 /* Files on tmpfs are memory, but do not take the flag. */
@@ -483,15 +471,6 @@ static int posix_random(UNUSED struct varve_world *w, void *buf, size_t len)
     return 0;
 }
 
-static int hex_digit(char c)
-{
-    if (c >= '0' && c <= '9')
-        return c - '0';
-    if (c >= 'a' && c <= 'f')
-        return c - 'a' + 10;
-    return -1;
-}
-
 static int posix_boot_id(struct varve_world *w, uint8_t id[16])
 {
     char text[36]; /* 32 hex digits and four dashes */
@@ -507,7 +486,7 @@ static int posix_boot_id(struct varve_world *w, uint8_t id[16])
         return (int)got;
     memset(id, 0, 16);
     for (ssize_t i = 0; i < got; i++) {
-        int digit = hex_digit(text[i]);
+        int digit = varve_parse_hex_digit(text[i]);
 
         if (digit < 0)
             continue;

@@ -1,6 +1,8 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 #include "server/http-request.h"
 
+#include "lib/parse.h"
+
 #include <arpa/inet.h>
 #include <errno.h>
 #include <stdint.h>
@@ -190,15 +192,6 @@ static bool name_is(const char *name, size_t len, const char *key)
     return strlen(key) == len && memcmp(name, key, len) == 0;
 }
 
-static int hex_digit(char c)
-{
-    if (c >= '0' && c <= '9')
-        return c - '0';
-    if ((c >= 'a' && c <= 'f') || (c >= 'A' && c <= 'F'))
-        return (c | 0x20) - 'a' + 10;
-    return -1;
-}
-
 static int value_decode(const char *text, size_t len, char *out, size_t out_size)
 {
     size_t n = 0;
@@ -208,8 +201,8 @@ static int value_decode(const char *text, size_t len, char *out, size_t out_size
 
         if (c == '%') {
             /* Two digits have to follow. */
-            int high = i + 2 < len ? hex_digit(text[i + 1]) : -1;
-            int low = high >= 0 ? hex_digit(text[i + 2]) : -1;
+            int high = i + 2 < len ? varve_parse_hex_digit(text[i + 1]) : -1;
+            int low = high >= 0 ? varve_parse_hex_digit(text[i + 2]) : -1;
 
             if (low < 0)
                 return -EINVAL;

@@ -5,6 +5,7 @@
  */
 #include "server/nbd/tls-psk.h"
 
+#include "lib/parse.h"
 #include "server/nbd/client-id.h"
 #include "server/nbd/small-file.h"
 
@@ -23,17 +24,6 @@ struct varve_psk {
     struct entry *entries;
 };
 
-static int hex_digit(char c)
-{
-    if (c >= '0' && c <= '9')
-        return c - '0';
-    if (c >= 'a' && c <= 'f')
-        return c - 'a' + 10;
-    if (c >= 'A' && c <= 'F')
-        return c - 'A' + 10;
-    return -1;
-}
-
 static int unhex(const char *what, const char *text, size_t len, uint8_t *out, size_t max,
                  size_t *out_len, struct varve_err *err)
 {
@@ -41,7 +31,7 @@ static int unhex(const char *what, const char *text, size_t len, uint8_t *out, s
         return varve_err_set(err, EINVAL, "%s wants 2 to %zu hexadecimal digits, two for each byte",
                              what, 2 * max);
     for (size_t i = 0; i < len / 2; i++) {
-        int high = hex_digit(text[2 * i]), low = hex_digit(text[2 * i + 1]);
+        int high = varve_parse_hex_digit(text[2 * i]), low = varve_parse_hex_digit(text[2 * i + 1]);
 
         if (high < 0 || low < 0)
             return varve_err_set(err, EINVAL, "%s is not hexadecimal", what);
