@@ -103,8 +103,7 @@ struct map {
     int nreaders;
     bool dirty; /* the context is a dirty bitmap, else an allocation or something else */
     uint64_t export_size;
-    struct varve_picture *pictures[2];
-    int npictures;
+    struct varve_picture *picture; /* NULL: none */
     bool json;
     struct { /* JSON: equal neighbours come as one */
         uint64_t off, len, type;
@@ -303,8 +302,8 @@ static int map_walk(struct map *m, struct varve_err *err)
             rc = piece_type(m, &type, err);
         if (rc != 0)
             return rc;
-        for (int i = 0; i < m->npictures; i++)
-            varve_picture_add(m->pictures[i], off, end - off, classify(m, type));
+        if (m->picture)
+            varve_picture_add(m->picture, off, end - off, classify(m, type));
         if (m->json)
             json_add(m, off, end - off, type);
         off = end;
@@ -350,28 +349,25 @@ static int make_names(const struct map *m, char *names[3], struct varve_err *err
 static int map_draw(const struct varve_cli *cli, struct map *m, struct varve_err *err)
 {
     const char *svg = m->args->option[MAP_SVG];
-    struct varve_picture terminal = {.cells = NULL}, page = {.cells = NULL};
+    struct varve_picture picture = {.cells = NULL};
     char *names[3] = {NULL, NULL, NULL};
     int rc = make_names(m, names, err);
 
     m->json = cli->json;
-    if (rc == 0 && svg) {
-        rc = varve_picture_init_svg(&page, m->export_size, err);
-        m->pictures[m->npictures++] = &page;
-    } else if (rc == 0 && !cli->json) {
-        rc = varve_picture_init_terminal(&terminal, m->export_size, err);
-        m->pictures[m->npictures++] = &terminal;
-    }
-    for (int i = 0; i < m->npictures; i++)
-        name_classes(m, m->pictures[i], names[0], (const char *const *)names + 1);
+    if (svg || !cli->json)
+        m->picture = &picture;
+    if (rc == 0 && svg)
+        rc = varve_picture_init_svg(&picture, m->export_size, err);
+    else if (rc == 0 && !cli->json)
+        rc = varve_picture_init_terminal(&picture, m->export_size, err);
+    name_classes(m, &picture, names[0], (const char *const *)names + 1);
     if (rc == 0)
         rc = map_walk(m, err);
     if (rc == 0 && svg)
-        rc = varve_picture_save_svg(&page, m->args->words[0], svg, err);
+        rc = varve_picture_save_svg(&picture, m->args->words[0], svg, err);
     else if (rc == 0 && !cli->json)
-        varve_picture_print(&terminal);
-    varve_picture_fini(&terminal);
-    varve_picture_fini(&page);
+        varve_picture_print(&picture);
+    varve_picture_fini(&picture);
     for (int i = 0; i < 3; i++)
         free(names[i]);
     return rc;

@@ -27,17 +27,14 @@ static void status_table(const json_t *disks)
     t.state_column = 1;
     json_array_foreach(disks, i, disk)
     {
-        bool degraded = json_is_true(json_object_get(disk, "degraded"));
-        char count[2][32], state[64];
+        char count[2][32], state[VARVE_DISK_STATE_LEN];
 
-        snprintf(state, sizeof(state), "%s%s", varve_get_string(disk, "state"),
-                 degraded ? ", degraded" : "");
         snprintf(count[0], sizeof(count[0]), "%zu",
                  json_array_size(json_object_get(disk, "checkpoints")));
         snprintf(count[1], sizeof(count[1]), "%zu",
                  json_array_size(json_object_get(disk, "backups")));
         varve_table_add(&t, varve_get_string(disk, "name"));
-        varve_table_add(&t, state);
+        varve_table_add(&t, varve_disk_state(disk, state));
         varve_table_size(&t, json_object_get(disk, "size"));
         varve_table_size(&t, json_object_get(disk, "granularity"));
         varve_table_number(&t, json_object_get(disk, "epochs"));
@@ -99,13 +96,12 @@ static void status_one(const json_t *disk)
     const json_t *scratch = json_object_get(disk, "scratch");
     const json_t *max = json_object_get(scratch, "max");
     const char *reason = json_string_value(json_object_get(disk, "reason"));
-    bool degraded = json_is_true(json_object_get(disk, "degraded"));
-    char buf[VARVE_OUT_SIZE_LEN];
+    char buf[VARVE_OUT_SIZE_LEN], state[VARVE_DISK_STATE_LEN];
     uint64_t size = varve_get_number(disk, "size");
 
     printf("%-13s%s\n", "disk", varve_get_string(disk, "name"));
-    printf("%-13s%s%s%s%s\n", "state", varve_get_string(disk, "state"),
-           degraded ? ", degraded" : "", reason ? ": " : "", reason ? reason : "");
+    printf("%-13s%s%s%s\n", "state", varve_disk_state(disk, state), reason ? ": " : "",
+           reason ? reason : "");
     printf("%-13s%s\n", "image", varve_get_string(disk, "image"));
     printf("%-13s%s (%" PRIu64 " bytes)\n", "size", varve_out_size(buf, size), size);
     printf("%-13s%s\n", "block", varve_out_size(buf, varve_get_number(disk, "granularity")));

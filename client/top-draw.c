@@ -124,14 +124,12 @@ static void put_disks(const struct top_page *p)
     {
         /* What is dirty is counted from a boundary on. */
         const json_t *before = find_like(p->before->parts[VARVE_TOP_DISKS], disk, "name", "epoch");
-        char state[64], count[32];
+        char state[VARVE_DISK_STATE_LEN], count[32];
 
-        snprintf(state, sizeof(state), "%s%s", varve_get_string(disk, "state"),
-                 json_is_true(json_object_get(disk, "degraded")) ? ", degraded" : "");
         snprintf(count, sizeof(count), "%zu",
                  json_array_size(json_object_get(disk, "checkpoints")));
         varve_table_add(&t, varve_get_string(disk, "name"));
-        varve_table_add(&t, state);
+        varve_table_add(&t, varve_disk_state(disk, state));
         varve_table_size(&t, json_object_get(disk, "size"));
         varve_table_size(&t, json_object_get(disk, "dirty-bytes"));
         add_rate(&t, rate_of(p, disk, before, "dirty-bytes"));

@@ -15,6 +15,13 @@ static void put_line(FILE *f, bool colour, const char *what, const char *name, c
     fprintf(f, "%s%s%s\n", paint, text, paint[0] ? "\033[0m" : "");
 }
 
+const char *varve_disk_state(const json_t *disk, char out[VARVE_DISK_STATE_LEN])
+{
+    snprintf(out, VARVE_DISK_STATE_LEN, "%s%s", varve_get_string(disk, "state"),
+             json_is_true(json_object_get(disk, "degraded")) ? ", degraded" : "");
+    return out;
+}
+
 void varve_trouble_disks(FILE *f, bool colour, const json_t *disks)
 {
     const json_t *disk;

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: BSD-3-Clause
  *
- * What is not as it should be with disks and backups, one line each, for status and top.
+ * How disks and backups are, and what is not as it should be with them, for status and top.
  * Single-threaded.  It asks nobody, and takes what the daemon told as it is.
  */
 #ifndef VARVE_CLIENT_TROUBLE_H
@@ -13,6 +13,10 @@
 
 /* True: it has not ended, whatever its state. */
 bool varve_backup_is_open(const json_t *backup);
+
+/* The disk's state, "live, degraded"; returns out. */
+#define VARVE_DISK_STATE_LEN 64
+const char *varve_disk_state(const json_t *disk, char out[VARVE_DISK_STATE_LEN]);
 
 /* "disk NAME: REASON", of what query-disks returned. */
 void varve_trouble_disks(FILE *f, bool colour, const json_t *disks);

@@ -96,6 +96,23 @@ static int backup_disk_export_checkpoint(struct varve_backup_disk *bd,
     return rc;
 }
 
+/* The backup's own base in words; *text is empty in a full backup. */
+static int own_base(const struct varve_catalogue *c, const struct varve_cat_backup_disk *cbd,
+                    char text[VARVE_BASE_TEXT_LEN], struct varve_err *err)
+{
+    struct varve_change_set base;
+    int rc;
+
+    text[0] = '\0';
+    if (varve_backup_is_full(cbd))
+        return 0;
+    if (varve_backup_base(c, cbd, &base) < 0)
+        return varve_err_set(err, ENOMEM, "no memory for an export of '%s'", cbd->export);
+    rc = varve_base_describe(&base, cbd->granularity, cbd->boundary, text, err);
+    varve_change_set_clear(&base);
+    return rc;
+}
+
 /* --- what may be a base ---------------------------------------------------------------------- */
 
 /* A checkpoint whose own backup has not succeeded yet is no base. */
@@ -177,23 +194,12 @@ int varve_backup_find_base(const struct varve_catalogue *c, const struct varve_c
 
 /* --- extra exports ---------------------------------------------------------------------------- */
 
-/* The backup's own base; *text is empty in a full backup. */
 static int extra_own(struct varve_backup_disk *bd, const struct varve_catalogue *c,
                      const struct varve_cat_backup_disk *cbd, struct varve_changes **changes,
                      char text[VARVE_BASE_TEXT_LEN], struct varve_err *err)
 {
-    struct varve_change_set base;
-    int rc;
-
-    text[0] = '\0';
     *changes = varve_changes_ref(bd->changes);
-    if (varve_backup_is_full(cbd))
-        return 0;
-    if (varve_backup_base(c, cbd, &base) < 0)
-        return varve_err_set(err, ENOMEM, "no memory for an export of '%s'", cbd->export);
-    rc = varve_base_describe(&base, cbd->granularity, cbd->boundary, text, err);
-    varve_change_set_clear(&base);
-    return rc;
+    return own_base(c, cbd, text, err);
 }
 
 static int extra_other(struct varve_backup_disk *bd, const struct varve_cat_backup_disk *cbd,
@@ -266,16 +272,11 @@ int varve_backup_disk_exports(struct varve_backup_disk *bd, const struct varve_c
 {
     const struct varve_cat_disk *cd = varve_catalogue_disk(c, cbd->uuid);
     char text[VARVE_BASE_TEXT_LEN];
-    struct varve_change_set base;
-    int rc;
+    int rc = own_base(c, cbd, text, err);
 
-    if (varve_backup_base(c, cbd, &base) < 0)
-        return varve_err_set(err, ENOMEM, "no memory for an export of '%s'", cbd->export);
-    rc = varve_base_describe(&base, cbd->granularity, cbd->boundary, text, err);
-    varve_change_set_clear(&base);
     if (rc == 0)
         rc = backup_disk_export_pair(bd, cbd->export, cbd->exportbitmap, true, bd->changes,
-                                     varve_backup_is_full(cbd) ? NULL : text, err);
+                                     text[0] ? text : NULL, err);
     for (size_t i = 0; cd && rc == 0 && i < cd->ncheckpoints; i++) {
         const struct varve_cat_checkpoint *p = &cd->checkpoints[i];
 

@@ -28,6 +28,7 @@ struct varve_http_page {
     /* On the clerk's thread, may wait.  `query` is borrowed; *a is {200, NULL, 0} before. */
     void (*make)(struct varve_daemon *d, const struct varve_http_page *page, const char *query,
                  struct varve_http_answer *a);
+    const void *of; /* make's own */
 };
 
 struct varve_http_site {

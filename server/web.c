@@ -13,29 +13,20 @@
 
 #define JSON_TYPE "application/json"
 
-/* What each path asks for, and the arguments that may be given in its query. */
-static const struct api {
-    const char *path;
+/* What a path asks for, and the arguments that may be given in its query. */
+struct api {
     const char *command;
     const char *arguments[4];
-} apis[] = {
-    {"/api/backups", "query-backups", {NULL}},
-    {"/api/block", "query-block", {NULL}},
-    {"/api/changes", "query-changes", {"disk", "since", "bitmap", NULL}},
-    {"/api/checkpoints", "query-checkpoints", {"disk", NULL}},
-    {"/api/disks", "query-disks", {"disk", NULL}},
-    {"/api/jobs", "query-jobs", {NULL}},
-    {"/api/nbd-server", "query-nbd-server", {NULL}},
-    {"/api/version", "query-version", {NULL}},
 };
 
-static int api_arguments(const struct api *api, const char *query, json_t *args,
+static int api_arguments(const struct varve_http_page *page, const char *query, json_t *args,
                          struct varve_err *err)
 {
+    const struct api *api = page->of;
     char value[VALUE_MAX];
 
     if (!varve_http_query_known(query, api->arguments))
-        return varve_err_set(err, EINVAL, "%s does not take these parameters", api->path);
+        return varve_err_set(err, EINVAL, "%s does not take these parameters", page->path);
     for (const char *const *key = api->arguments; *key; key++) {
         int rc = varve_http_query_get(query, *key, value, sizeof(value));
         json_t *text = rc == 1 ? json_string(value) : NULL;
@@ -57,12 +48,13 @@ static json_t *api_version(void)
     return version;
 }
 
-static json_t *api_run(struct varve_daemon *d, const struct api *api, const char *query,
-                       struct varve_err *err)
+static json_t *api_run(struct varve_daemon *d, const struct varve_http_page *page,
+                       const char *query, struct varve_err *err)
 {
+    const struct api *api = page->of;
     const struct varve_command *command = varve_command_find(api->command);
     json_t *args = json_object(), *value = NULL;
-    int rc = api_arguments(api, query, args, err);
+    int rc = api_arguments(page, query, args, err);
 
     if (rc == 0)
         value = command->run ? command->run(d, args, err) : api_version();
@@ -88,12 +80,8 @@ static void api_make(struct varve_daemon *d, const struct varve_http_page *page,
                      struct varve_http_answer *a)
 {
     struct varve_err err = VARVE_ERR_INIT;
-    const struct api *api = apis;
-    json_t *value;
+    json_t *value = api_run(d, page, query, &err);
 
-    while (strcmp(api->path, page->path) != 0)
-        api++;
-    value = api_run(d, api, query, &err);
     if (!value) {
         a->status = api_status(&err);
         value =
@@ -107,9 +95,12 @@ static void api_make(struct varve_daemon *d, const struct varve_http_page *page,
     {                                                                                              \
         .path = at, .type = kind, .text = name, .len = &name##_len                                 \
     }
-#define API_PAGE(at)                                                                               \
+#define API_PAGE(at, ...)                                                                          \
     {                                                                                              \
-        .path = at, .type = JSON_TYPE, .make = api_make                                            \
+        .path = at, .type = JSON_TYPE, .make = api_make, .of = &(const struct api)                 \
+        {                                                                                          \
+            __VA_ARGS__                                                                            \
+        }                                                                                          \
     }
 
 static const struct varve_http_page pages[] = {
@@ -117,14 +108,14 @@ static const struct varve_http_page pages[] = {
     FILE_PAGE("/page.css", "text/css; charset=utf-8", varve_web_page_css),
     FILE_PAGE("/page.js", "text/javascript; charset=utf-8", varve_web_page_js),
     FILE_PAGE("/icon.svg", "image/svg+xml", varve_web_icon_svg),
-    API_PAGE("/api/backups"),
-    API_PAGE("/api/block"),
-    API_PAGE("/api/changes"),
-    API_PAGE("/api/checkpoints"),
-    API_PAGE("/api/disks"),
-    API_PAGE("/api/jobs"),
-    API_PAGE("/api/nbd-server"),
-    API_PAGE("/api/version"),
+    API_PAGE("/api/backups", "query-backups", {NULL}),
+    API_PAGE("/api/block", "query-block", {NULL}),
+    API_PAGE("/api/changes", "query-changes", {"disk", "since", "bitmap", NULL}),
+    API_PAGE("/api/checkpoints", "query-checkpoints", {"disk", NULL}),
+    API_PAGE("/api/disks", "query-disks", {"disk", NULL}),
+    API_PAGE("/api/jobs", "query-jobs", {NULL}),
+    API_PAGE("/api/nbd-server", "query-nbd-server", {NULL}),
+    API_PAGE("/api/version", "query-version", {NULL}),
     {.path = NULL},
 };
 

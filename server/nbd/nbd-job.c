@@ -200,6 +200,7 @@ static int job_prepare_read(struct varve_nbd_conn *c, struct varve_nbd_job *job,
     struct varve_nbd_req *req = job->req;
 
     job->run = varve_nbd_read_run;
+    job->now = varve_nbd_read_now;
     if (!varve_nbd_req_is_whole(c, req)) {
         job->out = varve_nbd_out_new(cost);
         if (!job->out)
@@ -226,6 +227,7 @@ static int job_prepare(struct varve_nbd_conn *c, struct varve_nbd_job *job, size
         return job_prepare_read(c, job, cost);
     case VARVE_NBD_CMD_BLOCK_STATUS:
         job->run = varve_nbd_status_run;
+        job->now = varve_nbd_status_now;
         job->extents_max = status_extents(c, job->req);
         job->held = cost;
         return 0;
@@ -341,8 +343,7 @@ static bool answer_now(struct varve_nbd_conn *c, struct varve_nbd_req *req)
         req->cold = true; /* who launches it tells of the lack */
         return false;
     }
-    if (req->hdr.type == VARVE_NBD_CMD_BLOCK_STATUS ? !varve_nbd_status_now(&job)
-                                                    : !varve_nbd_read_now(&job)) {
+    if (!job.now(&job)) {
         req->cold = true;
         if (req->whole)
             varve_nbd_pool_hold(c, cost); /* the whole reply keeps its memory */

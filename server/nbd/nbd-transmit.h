@@ -68,6 +68,7 @@ struct varve_nbd_job {
     struct varve_nbd_req *req;
     struct varve_export *export;
     void (*run)(struct varve_nbd_job *job); /* in the pool */
+    bool (*now)(struct varve_nbd_job *job); /* on the loop; false: it needs the pool */
     uint64_t off, len;                      /* of a read that failed len is what could be read */
     size_t held; /* bytes of the budget that it took and no `out` has yet */
     /* reads: where the data goes (`out` or the request's whole reply) */
