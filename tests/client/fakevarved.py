@@ -8,6 +8,8 @@ import os
 import socket
 import threading
 
+from harness import Folder
+
 GREETING = {"QMP": {"version": {"varve": {"major": 0, "minor": 1, "micro": 0}, "package": ""},
                     "capabilities": []}}
 
@@ -109,3 +111,20 @@ class FakeVarved:
         if command == "qmp_capabilities" and self.after:
             self.send(c, self.after)
         return command == "quit"
+
+
+class FakeDaemon(Folder):
+    """A folder with a daemon that answers as told at `control`."""
+
+    def __init__(self, replies=None, **kw):
+        super().__init__()
+        self.control = self("c.sock")
+        self.daemon = FakeVarved(self.control, replies, **kw)
+
+    def __enter__(self):
+        self.daemon.__enter__()
+        return self
+
+    def __exit__(self, *exc):
+        self.daemon.__exit__(*exc)
+        super().__exit__(*exc)

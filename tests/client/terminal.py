@@ -28,7 +28,8 @@ class Terminal:
     def own():
         fcntl.ioctl(0, termios.TIOCSCTTY, 0)
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-        signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup's children ignore it
+        for number in signal.SIGHUP, signal.SIGINT, signal.SIGQUIT:  # as nohup's children, or a shell's & do
+            signal.signal(number, signal.SIG_DFL)
 
     def __enter__(self):
         return self

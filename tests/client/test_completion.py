@@ -7,8 +7,8 @@ import pty
 import select
 import sys
 
-from fakevarved import FakeVarved
-from harness import VARVE, Folder, good, main, test
+from fakevarved import FakeDaemon
+from harness import VARVE, good, main, test
 
 COMPLETION = os.path.abspath(os.path.join(os.path.dirname(__file__), "../../client/completion"))
 DISKS = [
@@ -38,19 +38,9 @@ def verbs_of_help():
             if line.startswith("  ") and not line.startswith("   ")]
 
 
-class Daemon(Folder):
+class Daemon(FakeDaemon):
     def __init__(self, disks=DISKS):
-        super().__init__()
-        self.control = self("c.sock")
-        self.daemon = FakeVarved(self.control, {"query-disks": disks})
-
-    def __enter__(self):
-        self.daemon.__enter__()
-        return self
-
-    def __exit__(self, *exc):
-        self.daemon.__exit__(*exc)
-        super().__exit__(*exc)
+        super().__init__({"query-disks": disks})
 
 
 @test

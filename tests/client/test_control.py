@@ -5,8 +5,8 @@ import json
 import os
 import subprocess
 
-from fakevarved import Error, FakeVarved
-from harness import K, M, VARVE, Folder, good, main, misused, refused, test, varve
+from fakevarved import Error, FakeDaemon
+from harness import K, M, VARVE, good, main, misused, refused, test, varve
 
 DISK = {
     "name": "vda", "image": "/images/vda.img", "size": 64 * M, "granularity": 64 * K,
@@ -41,26 +41,14 @@ def backup(ident, begun, state, disk, export):
          "clients": 2, "bytes-read": 3 * M, "bytes-released": 0, "scratch-used": 64 * K}]}
 
 
-class Cli(Folder):
+class Cli(FakeDaemon):
     """A fake daemon and a varve that talks to it."""
 
-    def __init__(self, replies=None, **kw):
-        super().__init__()
-        self.daemon = FakeVarved(self("c.sock"), replies, **kw)
-
-    def __enter__(self):
-        self.daemon.__enter__()
-        return self
-
-    def __exit__(self, *exc):
-        self.daemon.__exit__(*exc)
-        super().__exit__(*exc)
-
     def good(self, *args, **kw):
-        return good("--control", self("c.sock"), *args, **kw)
+        return good("--control", self.control, *args, **kw)
 
     def refused(self, *args, **kw):
-        return refused("--control", self("c.sock"), *args, **kw)
+        return refused("--control", self.control, *args, **kw)
 
     def last(self):
         return self.daemon.seen[-1]

@@ -7,8 +7,8 @@ import signal
 import sys
 import termios
 
-from fakevarved import FakeVarved
-from harness import K, M, VARVE, Folder, good, main, misused, refused, test
+from fakevarved import FakeDaemon, FakeVarved
+from harness import K, M, VARVE, good, main, misused, refused, test
 from terminal import ENTER, LEAVE, Terminal
 
 DISKS = [
@@ -36,19 +36,9 @@ SERVER = {"clients": [{"peer": "unix: pid 7", "since": 5.0, "export": "vda", "by
 REPLIES = {"query-disks": DISKS, "query-backups": BACKUPS, "query-jobs": JOBS, "query-nbd-server": SERVER}
 
 
-class Daemon(Folder):
+class Daemon(FakeDaemon):
     def __init__(self, replies=None, **kw):
-        super().__init__()
-        self.control = self("c.sock")
-        self.daemon = FakeVarved(self.control, REPLIES if replies is None else replies, **kw)
-
-    def __enter__(self):
-        self.daemon.__enter__()
-        return self
-
-    def __exit__(self, *exc):
-        self.daemon.__exit__(*exc)
-        super().__exit__(*exc)
+        super().__init__(REPLIES if replies is None else replies, **kw)
 
     def top(self, *args):
         return [VARVE, "--control", self.control, "top", *(args or ("--interval", "1000s"))]

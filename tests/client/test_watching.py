@@ -8,8 +8,8 @@ import re
 import subprocess
 import sys
 
-from fakevarved import FakeVarved
-from harness import K, M, VARVE, Folder, good, main, refused, test
+from fakevarved import FakeDaemon
+from harness import K, M, VARVE, good, main, refused, test
 from terminal import Terminal
 
 DISKS = [
@@ -25,19 +25,9 @@ EVENT = {"event": "BACKUP_BROKEN", "data": {"id": "b\x1b4", "reason": "no room",
          "timestamp": {"seconds": 1700000000, "microseconds": 0}}
 
 
-class Daemon(Folder):
+class Daemon(FakeDaemon):
     def __init__(self, replies=None, **kw):
-        super().__init__()
-        self.control = self("c.sock")
-        self.daemon = FakeVarved(self.control, REPLIES if replies is None else replies, **kw)
-
-    def __enter__(self):
-        self.daemon.__enter__()
-        return self
-
-    def __exit__(self, *exc):
-        self.daemon.__exit__(*exc)
-        super().__exit__(*exc)
+        super().__init__(REPLIES if replies is None else replies, **kw)
 
 
 @test

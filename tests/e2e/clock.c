@@ -9,30 +9,19 @@
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE
 #endif
+#include "tests/e2e/orders.h"
+
 #include <dlfcn.h>
-#include <fcntl.h>
 #include <stdint.h>
-#include <stdlib.h>
-#include <sys/mman.h>
 #include <time.h>
-#include <unistd.h>
 
 static const uint64_t *forward;
 static int (*next)(clockid_t clock, struct timespec *ts);
 
 __attribute__((constructor)) static void clock_init(void)
 {
-    const char *path = getenv("CLOCK_FILE");
-    int fd = path ? open(path, O_RDONLY | O_CLOEXEC) : -1;
-    void *p;
-
     next = (__typeof__(next))dlsym(RTLD_NEXT, "clock_gettime");
-    if (fd < 0)
-        return;
-    p = mmap(NULL, sizeof(*forward), PROT_READ, MAP_SHARED, fd, 0);
-    close(fd);
-    if (p != MAP_FAILED)
-        forward = p;
+    forward = orders_map("CLOCK_FILE", sizeof(*forward));
 }
 
 int clock_gettime(clockid_t clock, struct timespec *ts)

@@ -12,14 +12,14 @@
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE
 #endif
+#include "tests/e2e/orders.h"
+
 #include <dlfcn.h>
-#include <fcntl.h>
 #include <signal.h>
 #include <stdbool.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
-#include <sys/mman.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -39,16 +39,7 @@ static struct orders *orders;
 
 __attribute__((constructor)) static void die_init(void)
 {
-    const char *path = getenv("DIE_FILE");
-    int fd = path ? open(path, O_RDWR | O_CLOEXEC) : -1;
-    void *p;
-
-    if (fd < 0)
-        return;
-    p = mmap(NULL, sizeof(*orders), PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
-    close(fd);
-    if (p != MAP_FAILED)
-        orders = p;
+    orders = orders_map("DIE_FILE", sizeof(*orders));
 }
 
 static void die(void)

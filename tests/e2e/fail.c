@@ -13,6 +13,8 @@
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE
 #endif
+#include "tests/e2e/orders.h"
+
 #include <dlfcn.h>
 #include <errno.h>
 #include <fcntl.h>
@@ -22,7 +24,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -48,16 +49,7 @@ static struct orders *orders;
 
 __attribute__((constructor)) static void fail_init(void)
 {
-    const char *path = getenv("FAIL_FILE");
-    int fd = path ? open(path, O_RDWR | O_CLOEXEC) : -1;
-    void *p;
-
-    if (fd < 0)
-        return;
-    p = mmap(NULL, sizeof(*orders), PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
-    close(fd);
-    if (p != MAP_FAILED)
-        orders = p;
+    orders = orders_map("FAIL_FILE", sizeof(*orders));
 }
 
 static bool fails_path(enum fail_class class, const char *path)

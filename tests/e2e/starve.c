@@ -14,10 +14,11 @@
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE
 #endif
+#include "tests/e2e/orders.h"
+
 #include <dirent.h>
 #include <dlfcn.h>
 #include <errno.h>
-#include <fcntl.h>
 #include <stdarg.h>
 #include <stdbool.h>
 #include <stdint.h>
@@ -25,7 +26,6 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
-#include <unistd.h>
 
 struct orders {
     uint32_t nth, many, calls, hits;
@@ -44,16 +44,7 @@ static struct orders *orders;
 
 __attribute__((constructor)) static void starve_init(void)
 {
-    const char *path = getenv("STARVE_FILE");
-    int fd = path ? open(path, O_RDWR | O_CLOEXEC) : -1;
-    void *p;
-
-    if (fd < 0)
-        return;
-    p = mmap(NULL, sizeof(*orders), PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
-    close(fd);
-    if (p != MAP_FAILED)
-        orders = p;
+    orders = orders_map("STARVE_FILE", sizeof(*orders));
 }
 
 static bool is_ours(void *caller, Dl_info *at)
