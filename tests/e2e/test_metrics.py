@@ -402,12 +402,12 @@ def who_does_not_read_is_cut_off():
     with Stack() as s:
         many_disks(s)
         where = start(s, "--write-timeout", "500ms")
-        before = len(sockets_of(s.daemon.pid))
         size = len(rawhttp.get(where, "/metrics")[2])
+        before = sockets_of(s.daemon.pid)
         with rawhttp.connect(where, rcvbuf=4096) as reader:
             reader.sendall(ASK.encode())
             reader.recv(1, socket.MSG_PEEK)
-            wait_for("it has gone", lambda: len(sockets_of(s.daemon.pid)) <= before)
+            wait_for("it has gone", lambda: sockets_of(s.daemon.pid) <= before)
             assert 0 < len(rawhttp.everything(reader)) < size
 
 
