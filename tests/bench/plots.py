@@ -21,7 +21,7 @@ def bar(y, r):
 
 
 def page(folder, results):
-    shown = [r for r in results if "value" in r]
+    shown = [r for r in results if "value" in r and r["bound"]]
     height = len(shown) * (BAR + GAP) + 20
     middle = LEFT + (WIDTH - LEFT - 20) / 2
     svg = ('<svg xmlns="http://www.w3.org/2000/svg" width="%d" height="%d" font-family="sans-serif" font-size="11">'

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """What a guest's writes cost: tracked, preserved, and beside checkpoints."""
 import os
+import time
 
 from bench import pairs, ratio, value
 from peers import Bench, G, K, M, Noticing, fio, write_iops
@@ -147,6 +148,7 @@ class pause:
     against = "qemu-storage-daemon's transaction"
     bound = "<= 0.2"
     COUNT = 100  # of each turn: 1000 in ten rounds
+    WINDOW = 0.05  # s: the same for all, and for the machine alone between them
 
     @staticmethod
     def run(args):
@@ -156,7 +158,7 @@ class pause:
             s.start_daemon()
             s.wait_disk("vda", "live")
             qemu = s.qemu("pause", s.shm("q.img", size))
-            longest = ([], [])
+            longest, nothing = ([], []), ([], [])
             with s.qmp() as ours, qemu.qmp() as theirs:
                 def checkpoint(count):
                     ours.cmd("checkpoint-create", name="c%d" % count, disks=["vda"])
@@ -173,20 +175,29 @@ class pause:
                     if count >= 8:
                         theirs.cmd("block-dirty-bitmap-remove", node="file", name="b%d" % (count - 8))
 
+                def around(guest, act):
+                    """The slowest write of WINDOW seconds that begin with act()."""
+                    guest.window()
+                    ends = time.monotonic() + pause.WINDOW
+                    act()
+                    time.sleep(max(ends - time.monotonic(), 0))
+                    return guest.window()
+
                 for turn in range(args.rounds):
-                    for sock, export, act, into in ((disk.sock, "", checkpoint, longest[0]),
-                                                    (qemu.sock, "disk", transaction, longest[1])):
+                    for sock, export, act, into, idle in (
+                            (disk.sock, "", checkpoint, longest[0], nothing[0]),
+                            (qemu.sock, "disk", transaction, longest[1], nothing[1])):
                         with Noticing(sock, export, G) as guest:
                             for i in range(pause.COUNT):
-                                guest.window()
-                                act(turn * pause.COUNT + i)
-                                into.append(guest.window())
-        p99 = [sorted(v)[len(v) * 99 // 100] for v in longest]
+                                idle.append(around(guest, lambda: None))
+                                into.append(around(guest, lambda: act(turn * pause.COUNT + i)))
+        p99, idle = ([sorted(v)[len(v) * 99 // 100] for v in of] for of in (longest, nothing))
         own = value([p99[0]])
         own.update(own_bound="<= 1", unit="ms", all=longest[0])
         return [("", {"value": p99[0] / p99[1], "low": p99[0] / p99[1], "high": p99[0] / p99[1],
-                      "ours": p99[0], "theirs": p99[1]}), ("in ms", own)]
-
+                      "ours": p99[0], "theirs": p99[1]}), ("in ms", own),
+                ("in ms, with no checkpoint", dict(value([idle[0]]), own_bound="", unit="ms", all=nothing[0])),
+                ("in ms, QEMU with no transaction", dict(value([idle[1]]), own_bound="", unit="ms"))]
 
 ROWS = [tracked_random, tracked_sequential, preserving_random, preserving_beside_qemu, four_backups,
         scratch_bytes, pause]
