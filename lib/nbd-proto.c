@@ -4,41 +4,6 @@
 #include <errno.h>
 #include <string.h>
 
-/* --- numbers -------------------------------------------------------------------------------- */
-
-void varve_nbd_put16(uint8_t *p, uint16_t v)
-{
-    p[0] = (uint8_t)(v >> 8);
-    p[1] = (uint8_t)v;
-}
-
-void varve_nbd_put32(uint8_t *p, uint32_t v)
-{
-    varve_nbd_put16(p, (uint16_t)(v >> 16));
-    varve_nbd_put16(p + 2, (uint16_t)v);
-}
-
-void varve_nbd_put64(uint8_t *p, uint64_t v)
-{
-    varve_nbd_put32(p, (uint32_t)(v >> 32));
-    varve_nbd_put32(p + 4, (uint32_t)v);
-}
-
-uint16_t varve_nbd_get16(const uint8_t *p)
-{
-    return (uint16_t)(p[0] << 8 | p[1]);
-}
-
-uint32_t varve_nbd_get32(const uint8_t *p)
-{
-    return (uint32_t)varve_nbd_get16(p) << 16 | varve_nbd_get16(p + 2);
-}
-
-uint64_t varve_nbd_get64(const uint8_t *p)
-{
-    return (uint64_t)varve_nbd_get32(p) << 32 | varve_nbd_get32(p + 4);
-}
-
 uint32_t varve_nbd_error(int code)
 {
     switch (code) {

@@ -10,9 +10,11 @@
 
 #include "lib/err.h"
 
+#include <endian.h>
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <string.h>
 
 #define VARVE_NBD_MAGIC              0x4e42444d41474943ull /* "NBDMAGIC" */
 #define VARVE_NBD_OPTION_MAGIC       0x49484156454f5054ull /* "IHAVEOPT" */
@@ -134,12 +136,47 @@ enum varve_nbd_command_type {
 
 /* --- numbers -------------------------------------------------------------------------------- */
 
-void varve_nbd_put16(uint8_t *p, uint16_t v);
-void varve_nbd_put32(uint8_t *p, uint32_t v);
-void varve_nbd_put64(uint8_t *p, uint64_t v);
-uint16_t varve_nbd_get16(const uint8_t *p);
-uint32_t varve_nbd_get32(const uint8_t *p);
-uint64_t varve_nbd_get64(const uint8_t *p);
+static inline void varve_nbd_put16(uint8_t *p, uint16_t v)
+{
+    v = htobe16(v);
+    memcpy(p, &v, sizeof(v));
+}
+
+static inline void varve_nbd_put32(uint8_t *p, uint32_t v)
+{
+    v = htobe32(v);
+    memcpy(p, &v, sizeof(v));
+}
+
+static inline void varve_nbd_put64(uint8_t *p, uint64_t v)
+{
+    v = htobe64(v);
+    memcpy(p, &v, sizeof(v));
+}
+
+static inline uint16_t varve_nbd_get16(const uint8_t *p)
+{
+    uint16_t v;
+
+    memcpy(&v, p, sizeof(v));
+    return be16toh(v);
+}
+
+static inline uint32_t varve_nbd_get32(const uint8_t *p)
+{
+    uint32_t v;
+
+    memcpy(&v, p, sizeof(v));
+    return be32toh(v);
+}
+
+static inline uint64_t varve_nbd_get64(const uint8_t *p)
+{
+    uint64_t v;
+
+    memcpy(&v, p, sizeof(v));
+    return be64toh(v);
+}
 
 /* The protocol's number for an errno value (positive); what it does not know becomes EIO. */
 uint32_t varve_nbd_error(int code);

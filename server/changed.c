@@ -37,11 +37,21 @@ struct varve_block_runs *varve_block_runs_of(const struct varve_bitmap *map)
     return r;
 }
 
-/* Index of the first run that ends behind blk, or n. */
-static size_t runs_find(const struct varve_block_runs *r, uint64_t blk)
+/* Whether that is the first run that ends behind blk. */
+static bool runs_is_at(const struct varve_block_runs *r, size_t i, uint64_t blk)
+{
+    return i <= r->n && (i == 0 || r->runs[i - 1].to <= blk) && (i == r->n || r->runs[i].to > blk);
+}
+
+/* Index of the first run that ends behind blk, or n.  Whoever walks finds it near the one before.
+ */
+static size_t runs_find(const struct varve_block_runs *r, size_t near, uint64_t blk)
 {
     size_t low = 0, high = r->n;
 
+    for (size_t i = near; i < near + 2; i++)
+        if (runs_is_at(r, i, blk))
+            return i;
     while (low < high) {
         size_t mid = low + (high - low) / 2;
 
@@ -53,7 +63,7 @@ static size_t runs_find(const struct varve_block_runs *r, uint64_t blk)
     return low;
 }
 
-bool varve_changed_run(const struct varve_changed *c, uint64_t blk, uint64_t last, uint64_t *to)
+bool varve_changed_run(struct varve_changed *c, uint64_t blk, uint64_t last, uint64_t *to)
 {
     bool among = true;
 
@@ -62,9 +72,10 @@ bool varve_changed_run(const struct varve_changed *c, uint64_t blk, uint64_t las
         among = varve_bitmap_test(c->map, blk);
         *to = varve_bitmap_find_until(c->map, blk, last, !among);
     } else if (c->runs) {
-        size_t i = runs_find(c->runs, blk);
+        size_t i = runs_find(c->runs, c->at, blk);
         uint64_t end = last;
 
+        c->at = i;
         among = i < c->runs->n && c->runs->runs[i].from <= blk;
         if (i < c->runs->n)
             end = among ? c->runs->runs[i].to : c->runs->runs[i].from;

@@ -334,7 +334,7 @@ static void slot_begin(struct slot *s, uint64_t off, uint64_t len, bool zero)
 static bool next_dirty(struct varve_push_run *run)
 {
     const struct varve_geometry *g = &run->p->g;
-    const struct varve_changed *changed = &run->p->changed;
+    struct varve_changed *changed = &run->p->changed;
     uint64_t blk = run->cursor >> g->shift, from, to, end;
 
     if (!varve_changed_run(changed, blk, g->nblks, &end)) {

@@ -59,8 +59,8 @@ static int view_export_release(struct varve_export *e, uint64_t off, uint64_t le
 }
 
 /* Whether the block at off is dirty, and where in (off, end] that changes. */
-static bool dirty_run(const struct varve_geometry *g, const struct varve_changed *changed,
-                      uint64_t off, uint64_t end, uint64_t *run_end)
+static bool dirty_run(const struct varve_geometry *g, struct varve_changed *changed, uint64_t off,
+                      uint64_t end, uint64_t *run_end)
 {
     uint64_t last = ((end - 1) >> g->shift) + 1, to;
     bool dirty = varve_changed_run(changed, off >> g->shift, last, &to);
@@ -120,9 +120,9 @@ static int lost_status(struct varve_view_export *x, uint64_t off, uint64_t len,
     return (int)n;
 }
 
-static int changes_status(struct varve_view_export *x, const struct varve_changed *changed,
-                          unsigned ctx, uint64_t off, uint64_t len, struct varve_extent *out,
-                          size_t max, struct varve_err *err)
+static int changes_status(struct varve_view_export *x, struct varve_changed *changed, unsigned ctx,
+                          uint64_t off, uint64_t len, struct varve_extent *out, size_t max,
+                          struct varve_err *err)
 {
     uint64_t end = off + len, dirty_end = off;
     bool dirty = false;
