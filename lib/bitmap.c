@@ -100,7 +100,8 @@ uint64_t varve_bitmap_count(const struct varve_bitmap *m)
     uint64_t n = 0;
 
     for (size_t i = 0; i < varve_bitmap_nwords(m); i++)
-        n += (unsigned)__builtin_popcountll(m->words[i]);
+        if (m->words[i]) /* maps are mostly empty, and counting is not free */
+            n += (unsigned)__builtin_popcountll(m->words[i]);
     return n;
 }
 
@@ -110,6 +111,8 @@ uint64_t varve_bitmap_or_words(struct varve_bitmap *into, size_t word, const uin
     uint64_t set = 0;
 
     for (size_t i = 0; i < n; i++) {
+        if (!from[i]) /* memory that nothing was put into stays unused */
+            continue;
         set += (unsigned)__builtin_popcountll(from[i] & ~into->words[word + i]);
         into->words[word + i] |= from[i];
     }
@@ -134,7 +137,8 @@ uint64_t varve_bitmap_or_words_cut(struct varve_bitmap *into, size_t word, const
 void varve_bitmap_or(struct varve_bitmap *into, const struct varve_bitmap *from)
 {
     for (size_t i = 0; i < varve_bitmap_nwords(into); i++)
-        into->words[i] |= from->words[i];
+        if (from->words[i])
+            into->words[i] |= from->words[i];
 }
 
 void varve_bitmap_round(struct varve_bitmap *m, uint64_t unit)

@@ -11,7 +11,7 @@
 #include <string.h>
 
 /* Bits of a live map are read this many bytes at a time. */
-#define MAP_CHUNK 4096u
+#define MAP_CHUNK 65536u
 
 static void files_unref(struct varve_source *s, struct epoch_files *f)
 {
@@ -370,8 +370,8 @@ int varve_source_or_live(struct varve_source *s, uint64_t number, struct varve_b
         if (got != (ssize_t)(n * 8))
             r = varve_err_set(err, EIO, "the live map of epoch %" PRIu64 " has been cut short",
                               number);
-        for (size_t i = 0; r == 0 && i < n; i++)
-            into->words[at + i] |= words[i];
+        if (r == 0)
+            varve_bitmap_or_words(into, at, words, n);
     }
     varve_source_table_unref(s, t);
     return r;
