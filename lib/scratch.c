@@ -9,34 +9,47 @@
 
 #define EXTENTS_MAX 500u
 
-int varve_scratch_empty(struct varve_world *w, int fd, uint64_t bytes)
+/* Where the first data lies, about `bytes` of it and no more than so many extents, holes between
+ * them included.  1: there may be more behind it; 0: there is not; -errno. */
+static int scratch_first(struct varve_world *w, int fd, uint64_t bytes, uint64_t *from,
+                         uint64_t *to)
 {
-    uint64_t off = 0;
-    int r;
-
-    /* Who finds it empty finds what the caller has said of it before. */
-    atomic_thread_fence(memory_order_seq_cst);
+    *from = *to = 0;
     for (unsigned i = 0; i < EXTENTS_MAX && bytes > 0; i++) {
-        int64_t data = w->seek_data(w, fd, off), hole;
+        int64_t data = w->seek_data(w, fd, *to), hole;
         uint64_t len;
 
         if (data == -ENXIO)
             return 0;
         if (data < 0)
-            return w->truncate(w, fd, 0); /* then at once */
+            return (int)data;
         hole = w->seek_hole(w, fd, (uint64_t)data);
         len = hole > data ? (uint64_t)(hole - data) : bytes;
         if (len > bytes)
             len = bytes;
-        r = w->punch(w, fd, (uint64_t)data, len);
-        if (r == -EOPNOTSUPP || r == -ENOSYS)
-            return w->truncate(w, fd, 0);
-        if (r < 0)
-            return r;
+        if (i == 0)
+            *from = (uint64_t)data;
+        *to = (uint64_t)data + len;
         bytes -= len;
-        off = (uint64_t)data + len;
     }
     return 1;
+}
+
+int varve_scratch_empty(struct varve_world *w, int fd, uint64_t bytes)
+{
+    uint64_t from, to;
+    int more, r = 0;
+
+    /* Who finds it empty finds what the caller has said of it before. */
+    atomic_thread_fence(memory_order_seq_cst);
+    more = scratch_first(w, fd, bytes, &from, &to);
+    if (more < 0)
+        return w->truncate(w, fd, 0); /* then at once */
+    if (to > from)
+        r = w->punch(w, fd, from, to - from);
+    if (r == -EOPNOTSUPP || r == -ENOSYS)
+        return w->truncate(w, fd, 0);
+    return r < 0 ? r : more;
 }
 
 bool varve_scratch_bury(struct varve_world *w, const struct varve_paths *p, uint64_t epoch)
