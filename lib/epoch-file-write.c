@@ -16,6 +16,8 @@
  */
 #include "lib/epoch-file-internal.h"
 
+#include "lib/bulk.h"
+
 #include <endian.h>
 #include <errno.h>
 #include <fcntl.h>
@@ -172,6 +174,7 @@ static int bits_write(struct varve_world *w, int fd, const char *path,
     size_t step = step_bytes(g);
     uint64_t bytes = varve_map_bytes(g);
     uint8_t *now = malloc(2 * step), *was;
+    struct varve_bulk bulk = {.bytes = 0};
     int rc = 0;
 
     if (!now)
@@ -197,6 +200,7 @@ static int bits_write(struct varve_world *w, int fd, const char *path,
         rc = step_write(w, fd, now, was, whole, VARVE_EPOCH_BITS_OFF + at);
         if (rc < 0)
             varve_err_sys(err, -rc, "cannot write %s", path);
+        varve_bulk_worked(&bulk, len);
     }
     free(now);
     return rc;
@@ -250,10 +254,12 @@ static int bits_and_mark_write(struct varve_world *w, int fd, const char *path,
 static void zero_steps_punch(struct varve_world *w, int fd, const struct varve_geometry *g,
                              const struct varve_bitmap *zero_steps)
 {
+    uint64_t most = VARVE_BULK_PIECE > step_bytes(g) ? VARVE_BULK_PIECE / step_bytes(g) : 1;
     uint64_t from = varve_bitmap_find(zero_steps, 0, true);
+    struct varve_bulk bulk = {.bytes = 0};
 
     while (from < zero_steps->nbits) {
-        uint64_t to = varve_bitmap_find(zero_steps, from, false);
+        uint64_t to = varve_bitmap_find_until(zero_steps, from, from + most, false);
         uint64_t off = VARVE_EPOCH_BITS_OFF + from * step_bytes(g);
         uint64_t end = VARVE_EPOCH_BITS_OFF + to * step_bytes(g);
 
@@ -261,6 +267,7 @@ static void zero_steps_punch(struct varve_world *w, int fd, const struct varve_g
             end = varve_epoch_file_bytes(g);
         if (w->punch(w, fd, off, end - off) < 0)
             return;
+        varve_bulk_worked(&bulk, end - off);
         from = varve_bitmap_find(zero_steps, to, true);
     }
 }

@@ -6,6 +6,8 @@ lib_libvarve_la_SOURCES = \
 	%D%/block.h \
 	%D%/blocks-file.c \
 	%D%/blocks-file.h \
+	%D%/bulk.c \
+	%D%/bulk.h \
 	%D%/catalogue-json-job.c \
 	%D%/catalogue-json-set.c \
 	%D%/catalogue-json.c \

@@ -5,6 +5,8 @@
  */
 #include "lib/view-internal.h"
 
+#include "lib/bulk.h"
+
 #include <errno.h>
 #include <inttypes.h>
 #include <stdlib.h>
@@ -359,6 +361,7 @@ int varve_source_or_live(struct varve_source *s, uint64_t number, struct varve_b
     struct epoch_files *f = varve_source_find(t, number);
     size_t nwords = varve_bitmap_nwords(into);
     uint64_t words[MAP_CHUNK / 8];
+    struct varve_bulk bulk = {.bytes = 0};
     int r = 0;
 
     if (!f)
@@ -372,6 +375,7 @@ int varve_source_or_live(struct varve_source *s, uint64_t number, struct varve_b
                               number);
         if (r == 0)
             varve_bitmap_or_words(into, at, words, n);
+        varve_bulk_worked(&bulk, n * 8);
     }
     varve_source_table_unref(s, t);
     return r;

@@ -6,6 +6,7 @@
  */
 #include "lib/world.h"
 
+#include "lib/bulk.h"
 #include "lib/parse.h"
 #include "lib/quiet-io.h"
 
@@ -141,20 +142,25 @@ static int posix_fill(struct varve_world *w, int fd, uint64_t off, uint64_t len)
     return rc;
 }
 
+/* On tmpfs the kernel clears each page. */
 static int posix_allocate(struct varve_world *w, int fd, uint64_t off, uint64_t len)
 {
-    int rc;
+    struct varve_bulk bulk = {.bytes = 0};
 
-    if (len == 0)
-        return 0;
     if (!range_fits_off_t(off, len))
         return -EFBIG;
-    do
-        rc = fallocate(fd, 0, (off_t)off, (off_t)len);
-    while (rc < 0 && errno == EINTR);
-    if (rc == 0)
-        return 0;
-    return errno == EOPNOTSUPP ? posix_fill(w, fd, off, len) : -errno;
+    while (len > 0) {
+        uint64_t piece = len < VARVE_BULK_PIECE ? len : VARVE_BULK_PIECE;
+
+        if (fallocate(fd, 0, (off_t)off, (off_t)piece) == 0) {
+            off += piece;
+            len -= piece;
+            varve_bulk_worked(&bulk, piece);
+        } else if (errno != EINTR) {
+            return errno == EOPNOTSUPP ? posix_fill(w, fd, off, len) : -errno;
+        }
+    }
+    return 0;
 }
 
 static int posix_truncate(UNUSED struct varve_world *w, int fd, uint64_t len)
@@ -340,7 +346,19 @@ static int posix_map(UNUSED struct varve_world *w, int fd, size_t len, void **ad
 
 static int posix_unmap(UNUSED struct varve_world *w, void *addr, size_t len)
 {
-    return munmap(addr, len) < 0 ? -errno : 0;
+    struct varve_bulk bulk = {.bytes = 0};
+
+    /* Also because a guest's first touch of another page waits for it. */
+    while (len > 0) {
+        size_t piece = len < VARVE_BULK_PIECE ? len : VARVE_BULK_PIECE;
+
+        if (munmap(addr, piece) < 0)
+            return -errno;
+        addr = (char *)addr + piece;
+        len -= piece;
+        varve_bulk_worked(&bulk, piece);
+    }
+    return 0;
 }
 
 static int posix_lock(UNUSED struct varve_world *w, int fd, bool exclusive)

@@ -135,6 +135,12 @@ check_PROGRAMS += %D%/unit/test-blocks-file
 %C%_unit_test_blocks_file_LDADD = %D%/lib/libtest.la lib/libvarve.la $(CMOCKA_LIBS)
 TESTS += %D%/unit/test-blocks-file
 
+check_PROGRAMS += %D%/unit/test-bulk
+%C%_unit_test_bulk_SOURCES = %D%/unit/test-bulk.c
+%C%_unit_test_bulk_CFLAGS = $(AM_CFLAGS) $(CMOCKA_CFLAGS)
+%C%_unit_test_bulk_LDADD = lib/libvarve.la $(CMOCKA_LIBS)
+TESTS += %D%/unit/test-bulk
+
 check_PROGRAMS += %D%/unit/test-checkpoint-file
 %C%_unit_test_checkpoint_file_SOURCES = %D%/unit/test-checkpoint-file.c
 %C%_unit_test_checkpoint_file_CFLAGS = $(AM_CFLAGS) $(CMOCKA_CFLAGS)
