@@ -6,6 +6,8 @@
  */
 #include "lib/tracker-internal.h"
 
+#include "lib/bitmap.h"
+#include "lib/bulk.h"
 #include "lib/epoch-file.h"
 #include "lib/scratch.h"
 
@@ -16,6 +18,9 @@
 #include <string.h>
 
 #define RUNTIME_FILE_MODE 0600
+
+/* Less of a file is not given back. */
+#define MAP_PAGE ((uint64_t)4096)
 
 static struct varve_tracked_epoch *epoch_alloc(struct varve_tracker *t, uint64_t number)
 {
@@ -285,6 +290,27 @@ void varve_tracked_epoch_disarm(struct varve_tracker *t, struct varve_tracked_ep
         t->w->truncate(t->w, e->scratch_fd, 0);
 }
 
+/* Of a map that nobody changes any more, and whose file is to go.  What is empty reads the same
+ * when its memory is gone; else whoever closes the file last, maybe the daemon, frees all of it at
+ * a stretch. */
+static void epoch_give_back(struct varve_tracker *t, int fd, _Atomic uint64_t *map)
+{
+    const uint64_t page = MAP_PAGE * 8, piece = VARVE_BULK_PIECE * 8;
+    uint64_t nbits = map && fd >= 0 ? varve_map_bytes(&t->id.geometry) * 8 : 0, at = 0;
+    struct varve_bulk bulk = {.bytes = 0};
+
+    while (at < nbits) {
+        uint64_t end = nbits - at < piece ? nbits : at + piece;
+        uint64_t found = varve_abits_find(map, at, end, true);
+        uint64_t to = found == end ? end : found / page * page;
+
+        if (to > at)
+            t->w->punch(t->w, fd, at / 8, (to - at) / 8);
+        varve_bulk_worked(&bulk, (to - at) / 8);
+        at = found == end ? end : to + page;
+    }
+}
+
 void varve_tracked_epoch_drop(struct varve_tracker *t, struct varve_tracked_epoch *e)
 {
     uint64_t number = e->number;
@@ -294,6 +320,8 @@ void varve_tracked_epoch_drop(struct varve_tracker *t, struct varve_tracked_epoc
     epoch_uncount(t, e); /* of writers that were on their way when it was disarmed */
     atomic_store(&slot->flags, 0);
     atomic_store(&slot->number, 0);
+    epoch_give_back(t, e->live_fd, e->bits);
+    epoch_give_back(t, e->lost_fd, e->lost);
     varve_tracked_epoch_free(t, e);
     varve_tracked_epoch_unlink(t, number);
 }

@@ -166,6 +166,12 @@ check_PROGRAMS += %D%/unit/test-gate
 TESTS += %D%/unit/test-gate
 THREAD_TESTS += %D%/unit/test-gate
 
+check_PROGRAMS += %D%/unit/test-map-memory
+%C%_unit_test_map_memory_SOURCES = %D%/unit/test-map-memory.c
+%C%_unit_test_map_memory_CFLAGS = $(AM_CFLAGS) $(CMOCKA_CFLAGS)
+%C%_unit_test_map_memory_LDADD = %D%/lib/libtest.la lib/libvarve.la $(CMOCKA_LIBS)
+TESTS += %D%/unit/test-map-memory
+
 check_PROGRAMS += %D%/unit/test-tracker
 %C%_unit_test_tracker_SOURCES = %D%/unit/test-tracker.c
 %C%_unit_test_tracker_CFLAGS = $(AM_CFLAGS) $(CMOCKA_CFLAGS)
