@@ -117,6 +117,7 @@ class preserving_beside_qemu:
                     return write_iops(q.uri, *SCATTERED)
                 finally:
                     q.stop()
+                    os.unlink(scratch)  # each side leaves its memory to the next
 
             with Warm():
                 p.iops(), qemu()
