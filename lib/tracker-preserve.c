@@ -38,8 +38,13 @@ static int preserve_store(struct varve_tracker *t, struct varve_tracked_epoch *e
     }
     *stored += len;
     atomic_fetch_add_explicit(&e->slot->scratch_bytes, len, memory_order_relaxed);
-    atomic_fetch_add_explicit(&t->ctl->preserved_bytes, len, memory_order_relaxed);
     return 0;
+}
+
+/* Of what stays: the sum never becomes less. */
+static void preserve_sum(struct varve_tracker *t, uint64_t stored)
+{
+    atomic_fetch_add_explicit(&t->ctl->preserved_bytes, stored, memory_order_relaxed);
 }
 
 /* Bytes of [off, end) that the file holds as data. */
@@ -117,7 +122,7 @@ static int preserve_clone(struct varve_tracker *t, struct varve_tracked_epoch *e
     stored = data_bytes(t, e->scratch_fd, off, end);
     varve_tracker_give_room(t, end - off - stored);
     atomic_fetch_add_explicit(&e->slot->scratch_bytes, stored, memory_order_relaxed);
-    atomic_fetch_add_explicit(&t->ctl->preserved_bytes, stored, memory_order_relaxed);
+    preserve_sum(t, stored);
     return 0;
 }
 
@@ -143,13 +148,6 @@ static bool is_full(int r)
     return r == -ENOSPC || r == -EDQUOT;
 }
 
-/* Of a block that is begun again later. */
-static void preserve_undo(struct varve_tracker *t, struct varve_tracked_epoch *e, uint64_t stored)
-{
-    varve_tracker_uncount(t, e, stored);
-    atomic_fetch_sub_explicit(&t->ctl->preserved_bytes, stored, memory_order_relaxed);
-}
-
 /* Up to which block; see varve_tracker_preserve(). */
 static uint64_t preserve_run(struct varve_tracker *t, struct varve_tracked_epoch *e, uint64_t from,
                              uint64_t to, bool cheap_copy)
@@ -161,18 +159,19 @@ static uint64_t preserve_run(struct varve_tracker *t, struct varve_tracked_epoch
         return to;
     for (uint64_t off = start; off < end;) {
         uint64_t stop = end - off < COPY_BUFFER ? end : off + COPY_BUFFER;
-        int r;
+        int r = preserve_chunk(t, e, off, stop, &stored);
 
-        if (off % varve_block_size(g) == 0)
-            stored = 0; /* chunks are whole blocks, or parts of one */
-        r = preserve_chunk(t, e, off, stop, &stored);
         if (is_full(r) && varve_tracker_may_wait(t)) {
-            preserve_undo(t, e, stored);
+            varve_tracker_uncount(t, e, stored); /* the block is begun again later */
             return off >> g->shift;
         }
         if (r < 0)
             preserve_failed(t, e, off >> g->shift, ((stop - 1) >> g->shift) + 1);
         off = stop;
+        if (off % varve_block_size(g) == 0 || off == end) { /* chunks are blocks, or parts of one */
+            preserve_sum(t, stored);
+            stored = 0;
+        }
     }
     return to;
 }
