@@ -49,6 +49,9 @@ int varve_scratch_empty(struct varve_world *w, int fd, uint64_t bytes)
         r = w->punch(w, fd, from, to - from);
     if (r == -EOPNOTSUPP || r == -ENOSYS)
         return w->truncate(w, fd, 0);
+    /* Where a file system does not tell what is a hole, the next step would find the same again. */
+    if (r == 0 && more > 0 && w->seek_data(w, fd, from) == (int64_t)from)
+        return w->truncate(w, fd, 0);
     return r < 0 ? r : more;
 }
 

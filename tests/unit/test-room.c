@@ -36,6 +36,7 @@ static _Atomic uint64_t clock_ns;
 static _Atomic uint64_t fs_total, fs_free;
 static _Atomic uint64_t bad_ino; /* of a file that could not be written back */
 static uint64_t punched_most, punched_sum;
+static unsigned npunched;
 static int (*sound_punch)(struct varve_world *w, int fd, uint64_t off, uint64_t len);
 
 static uint64_t the_clock(struct varve_world *w)
@@ -67,6 +68,7 @@ static int the_punch(struct varve_world *w, int fd, uint64_t off, uint64_t len)
     if (len > punched_most)
         punched_most = len;
     punched_sum += len;
+    npunched++;
     return sound_punch(w, fd, off, len);
 }
 
@@ -118,7 +120,7 @@ static void init(uint64_t size, uint64_t block_size)
     clock_ns = 1;
     fs_total = fs_free = UINT64_C(1) << 40;
     bad_ino = 0;
-    punched_most = punched_sum = 0;
+    punched_most = punched_sum = npunched = 0;
     sound_punch = c.machine.punch;
     c.machine.punch = the_punch;
     c.machine.monotonic_ns = the_clock;
@@ -658,6 +660,57 @@ static void scratch_of_before_a_host_crash_goes_in_steps(void **state)
     reap_in_steps(step_of_daemon, 3);
 }
 
+/* Each in one piece, and none with more than some hundred extents. */
+static void scattered_preimages_go_in_few_steps(void **state)
+{
+    unsigned steps = 0;
+
+    (void)state;
+    core_fini(&c);
+    init(BIG, BLOCK);
+    begin();
+    for (uint64_t blk = 1; blk < BIG / BLOCK; blk += 2) /* 19,200 of them, 75 MiB */
+        write_block(blk, 'a');
+    assert_int_equal(varve_tracker_end_view(c.t, 5, &why), 0);
+    while (step_of_server() == 1)
+        assert_true(npunched <= ++steps);
+    assert_true(npunched >= BIG / BLOCK / 2 / 500 && npunched < 60);
+    assert_true(punched_sum < BIG && punched_most < 1000 * BLOCK);
+    assert_int_equal(on_disk(v.boundary, "dead"), UINT64_MAX);
+}
+
+/* As the kernel does it for file systems that do not tell holes: all is data. */
+static int64_t all_is_data(struct varve_world *w, int fd, uint64_t off)
+{
+    struct stat st;
+
+    (void)w;
+    assert_int_equal(fstat(fd, &st), 0);
+    return off < (uint64_t)st.st_size ? (int64_t)off : -ENXIO;
+}
+
+static int64_t all_is_data_until_the_end(struct varve_world *w, int fd, uint64_t off)
+{
+    struct stat st;
+
+    (void)w;
+    assert_int_equal(fstat(fd, &st), 0);
+    return off < (uint64_t)st.st_size ? st.st_size : -ENXIO;
+}
+
+static void scratch_goes_where_the_file_system_does_not_tell_holes(void **state)
+{
+    (void)state;
+    core_fini(&c);
+    init(BIG, BLOCK);
+    c.machine.seek_data = all_is_data;
+    c.machine.seek_hole = all_is_data_until_the_end;
+    begin();
+    core_fill(&c, 0, BIG, 'a');
+    assert_int_equal(varve_tracker_end_view(c.t, 5, &why), 0);
+    reap_in_steps(step_of_server, 1);
+}
+
 static void what_gave_way_goes_in_steps_while_its_backup_is_still_there(void **state)
 {
     (void)state;
@@ -743,6 +796,8 @@ int main(void)
         ROOM_TEST(a_big_scratch_goes_in_steps_when_its_view_has_ended),
         ROOM_TEST(what_a_server_left_of_a_big_scratch_its_successor_frees),
         ROOM_TEST(scratch_of_before_a_host_crash_goes_in_steps),
+        ROOM_TEST(scattered_preimages_go_in_few_steps),
+        ROOM_TEST(scratch_goes_where_the_file_system_does_not_tell_holes),
         ROOM_TEST(what_gave_way_goes_in_steps_while_its_backup_is_still_there),
         ROOM_TEST(what_a_broken_backup_has_kept_goes_in_steps_while_it_is_still_there),
         ROOM_TEST(a_broken_backup_stays_freed_after_a_kill_on_the_way),
