@@ -385,16 +385,44 @@ void varve_catalogue_remove_extra(struct varve_cat_backup_disk *d, struct varve_
     memmove(e, e + 1, (size_t)(d->extras + d->nextras - e) * sizeof(*e));
 }
 
+/* Whether a backup taken later than b has ended well for b's disk k. */
+static bool is_outdone(const struct varve_catalogue *c, const struct varve_cat_backup *b, size_t k)
+{
+    const uint8_t *uuid = b->disks[k].uuid;
+
+    for (const struct varve_cat_backup *o = c->backups + c->nbackups; o-- > c->backups;) {
+        if (o->state != VARVE_BACKUP_COMPLETED || o->time_ns < b->time_ns ||
+            (o->time_ns == b->time_ns && o <= b))
+            continue;
+        /* Most have the same disks in the same order. */
+        if (k < o->ndisks && memcmp(o->disks[k].uuid, uuid, 16) == 0)
+            return true;
+        for (size_t i = 0; i < o->ndisks; i++)
+            if (memcmp(o->disks[i].uuid, uuid, 16) == 0)
+                return true;
+    }
+    return false;
+}
+
+/* It is the newest that ended well of a disk that there is. */
+static bool is_a_newest(const struct varve_catalogue *c, const struct varve_cat_backup *b)
+{
+    for (size_t k = 0; b->state == VARVE_BACKUP_COMPLETED && k < b->ndisks; k++)
+        if (!is_outdone(c, b, k) && varve_catalogue_disk(c, b->disks[k].uuid))
+            return true;
+    return false;
+}
+
 void varve_catalogue_trim(struct varve_catalogue *c)
 {
-    for (;;) {
+    while (c->nbackups > VARVE_CATALOGUE_ENDED_MAX) {
         struct varve_cat_backup *oldest = NULL;
         size_t ended = 0;
 
         for (size_t i = 0; i < c->nbackups; i++) {
             struct varve_cat_backup *b = &c->backups[i];
 
-            if (varve_cat_backup_open(b))
+            if (varve_cat_backup_open(b) || is_a_newest(c, b))
                 continue;
             ended++;
             if (!oldest || b->ended_ns < oldest->ended_ns)

@@ -24,7 +24,7 @@
  * an older version would free.  Catalogues of all older formats are read. */
 #define VARVE_CATALOGUE_FORMAT 4u
 
-/* Ended backups that are kept for queries. */
+/* Ended backups that are kept for queries, beside the newest of each disk that ended well. */
 #define VARVE_CATALOGUE_ENDED_MAX 100u
 /* The same of jobs. */
 #define VARVE_CATALOGUE_JOBS_MAX 100u
@@ -267,7 +267,8 @@ struct varve_cat_extra *varve_catalogue_add_extra(struct varve_cat_backup_disk *
 void varve_catalogue_remove_extra(struct varve_cat_backup_disk *d, struct varve_cat_extra *e);
 /* All of its disks. */
 void varve_catalogue_remove_extras(struct varve_cat_backup *b);
-/* Forgets those of the ended backups beyond VARVE_CATALOGUE_ENDED_MAX that ended first. */
+/* Forgets those of the ended backups beyond VARVE_CATALOGUE_ENDED_MAX that ended first; not the
+ * newest of a known disk that ended well. */
 void varve_catalogue_trim(struct varve_catalogue *c);
 /* A zeroed job of that id and type.  NULL: no memory. */
 struct varve_cat_job *varve_catalogue_add_job(struct varve_catalogue *c, const char *id,

@@ -426,6 +426,49 @@ static void the_last_hundred_ended_backups_stay(void **state)
     varve_catalogue_free(c);
 }
 
+static void add_ended(struct varve_catalogue *c, unsigned number, unsigned disk, bool good)
+{
+    struct varve_cat_backup *b;
+    char id[VARVE_NAME_MAX];
+
+    snprintf(id, sizeof(id), "b%u", number);
+    b = varve_catalogue_add_backup(c, id, 1);
+    b->state = good ? VARVE_BACKUP_COMPLETED : VARVE_BACKUP_FAILED;
+    b->time_ns = number;
+    b->ended_ns = number + 1;
+    b->disks[0].uuid[0] = (uint8_t)disk;
+}
+
+/* That is what one asks for: when was this disk backed up last? */
+static void the_newest_backup_of_a_disk_that_ended_well_stays(void **state)
+{
+    struct varve_catalogue *c = varve_catalogue_new();
+    uint8_t uuid[16] = {0};
+
+    (void)state;
+    for (uuid[0] = 0; uuid[0] < 200; uuid[0]++) { /* 200 to 204 are forgotten ones */
+        assert_non_null(varve_catalogue_add_disk(c, uuid, "vda"));
+        add_ended(c, uuid[0], uuid[0], true);
+    }
+    for (unsigned i = 200; i < 205; i++)
+        add_ended(c, i, i, true);
+    for (unsigned i = 205; i < 405; i++)
+        add_ended(c, i, i % 2, i == 221); /* of 0 and 1: all but one fail */
+    varve_catalogue_trim(c);
+    assert_int_equal(c->nbackups, 200 + VARVE_CATALOGUE_ENDED_MAX);
+    assert_non_null(varve_catalogue_backup(c, "b0"));
+    assert_null(varve_catalogue_backup(c, "b1"));
+    assert_non_null(varve_catalogue_backup(c, "b2"));
+    assert_non_null(varve_catalogue_backup(c, "b199"));
+    assert_null(varve_catalogue_backup(c, "b200"));
+    assert_non_null(varve_catalogue_backup(c, "b221"));
+    assert_null(varve_catalogue_backup(c, "b304"));
+    assert_non_null(varve_catalogue_backup(c, "b305"));
+    varve_catalogue_trim(c);
+    assert_int_equal(c->nbackups, 200 + VARVE_CATALOGUE_ENDED_MAX);
+    varve_catalogue_free(c);
+}
+
 #define WITH_EXTRA(extra)                                                                          \
     "{\"next-backup\":1,\"disks\":[],\"backups\":[{\"id\":\"b\",\"state\":\"running\",\"time\":1," \
     "\"ended\":0,\"ttl\":0,\"disks\":[{\"uuid\":\"aa010000000000000000000000000000\",\"disk\":" \
@@ -609,6 +652,7 @@ int main(void)
         TEST(an_old_catalogue_is_read),
         TEST(checkpoints_keep_the_order_of_epochs),
         TEST(the_last_hundred_ended_backups_stay),
+        TEST(the_newest_backup_of_a_disk_that_ended_well_stays),
         TEST(what_dump_does_not_make_is_refused),
         TEST(one_of_before_there_were_throttles_is_read),
         TEST(a_cut_text_is_refused),
