@@ -250,7 +250,45 @@ static json_t *state_describe(struct varve_disk *disk, const struct state *s)
     return o;
 }
 
-json_t *varve_bitmaps_describe(struct varve_disk *disk)
+/* NULL: nobody could look for want of memory, which says nothing of the bitmaps. */
+static json_t *states_describe(struct varve_disk *disk, const struct state *states, size_t n,
+                               struct varve_err *err)
+{
+    json_t *list = json_array();
+
+    for (size_t i = 0; i < n; i++) {
+        if (states[i].rc == -ENOMEM) {
+            *err = states[i].err;
+            json_decref(list);
+            return NULL;
+        }
+        json_array_append_new(list, state_describe(disk, &states[i]));
+    }
+    return list;
+}
+
+static void states_of(struct varve_disk *disk, const struct varve_cat_disk *cd,
+                      struct state *states, struct state **order, struct varve_bitmap *recent,
+                      struct varve_bitmap *map)
+{
+    int tries = 0;
+
+    for (size_t i = 0; i < cd->nbitmaps; i++) {
+        const struct varve_change_set *set = &cd->bitmaps[i].set;
+
+        order[i] = &states[i];
+        states[i] = (struct state){.b = &cd->bitmaps[i]};
+        if (varve_change_set_records(set))
+            states[i].begins = set->spans[set->nspans - 1].first;
+    }
+    qsort(order, cd->nbitmaps, sizeof(*order), begins_cmp);
+    while (!states_ask(disk, order, cd->nbitmaps, recent, map) && ++tries < NOW_TRIES)
+        ;
+    if (tries == NOW_TRIES)
+        states_fail(disk, states, cd->nbitmaps, EAGAIN, "its epochs keep changing");
+}
+
+json_t *varve_bitmaps_describe(struct varve_disk *disk, struct varve_err *err)
 {
     const struct varve_cat_disk *cd =
         varve_catalogue_disk(disk->daemon->catalogue, disk->identity.uuid);
@@ -259,28 +297,15 @@ json_t *varve_bitmaps_describe(struct varve_disk *disk)
     struct varve_bitmap *map = varve_bitmap_new(n ? disk->identity.geometry.nblks : 0);
     struct state *states = calloc(n + 1, sizeof(*states));
     struct state **order = calloc(n + 1, sizeof(struct state *));
-    json_t *list = json_array();
-    int tries = 0;
+    json_t *list = NULL;
 
-    for (size_t i = 0; states && order && i < n; i++) {
-        const struct varve_change_set *set = &cd->bitmaps[i].set;
-
-        order[i] = &states[i];
-        states[i] = (struct state){.b = &cd->bitmaps[i]};
-        if (varve_change_set_records(set))
-            states[i].begins = set->spans[set->nspans - 1].first;
+    if (recent && map && states && order) {
+        if (n > 0)
+            states_of(disk, cd, states, order, recent, map);
+        list = states_describe(disk, states, n, err);
+    } else {
+        varve_err_set(err, ENOMEM, "Disk '%s': no memory for its bitmaps", disk->name);
     }
-    if (states && (!order || !recent || !map)) {
-        states_fail(disk, states, n, ENOMEM, "no memory for a map");
-    } else if (states && n > 0) {
-        qsort(order, n, sizeof(*order), begins_cmp);
-        while (!states_ask(disk, order, n, recent, map) && ++tries < NOW_TRIES)
-            ;
-        if (tries == NOW_TRIES)
-            states_fail(disk, states, n, EAGAIN, "its epochs keep changing");
-    }
-    for (size_t i = 0; states && i < n; i++)
-        json_array_append_new(list, state_describe(disk, &states[i]));
     free(order);
     free(states);
     free(map);

@@ -41,7 +41,7 @@ int varve_bitmap_check_set(struct varve_disk *disk, const struct varve_change_se
                            struct varve_err *err);
 
 /* QEMU's BlockDirtyInfo of all bitmaps of the disk: each with its blocks now, rounded to its
- * granularity, with what the live epoch has, if it records. */
-json_t *varve_bitmaps_describe(struct varve_disk *disk);
+ * granularity, with what the live epoch has, if it records.  NULL: there was no memory. */
+json_t *varve_bitmaps_describe(struct varve_disk *disk, struct varve_err *err);
 
 #endif

@@ -72,7 +72,11 @@ static json_t *query(struct varve_daemon *d, json_t *args, bool blocks, struct v
 
         if (disk->gone || !disk->known)
             continue;
-        bitmaps = varve_bitmaps_describe(disk);
+        bitmaps = varve_bitmaps_describe(disk, err);
+        if (!bitmaps) {
+            json_decref(list);
+            return NULL;
+        }
         node = node_describe(disk, bitmaps);
         if (blocks && node) /* "dirty-bitmaps" stood beside "inserted" before QEMU 6 */
             node =

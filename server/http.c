@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 #include "server/http-internal.h"
 
+#include "lib/json.h"
 #include "server/log.h"
 
 #include <errno.h>
@@ -83,11 +84,17 @@ static void http_make(struct varve_job *job, bool stopping)
 {
     struct varve_http *h = (struct varve_http *)((char *)job - offsetof(struct varve_http, job));
 
+    unsigned refused = varve_json_refused();
+
     h->answer = (struct varve_http_answer){.status = 200};
     if (stopping)
         h->answer.status = 503;
     else
         h->page->make(h->daemon, h->page, h->query, &h->answer);
+    if (varve_json_refused() != refused) { /* it lacks something */
+        free(h->answer.text);
+        h->answer = (struct varve_http_answer){.status = 500};
+    }
     varve_mailbox_post(h->mailbox, &h->letter);
 }
 

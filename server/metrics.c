@@ -99,29 +99,39 @@ static void metric_states(FILE *f, const json_t *disks)
     }
 }
 
-static uint64_t inconsistent_bitmaps(struct varve_daemon *d, struct varve_disk *disk)
+/* -ENOMEM, -EMFILE, -ENFILE: nobody could look, which says nothing of the bitmaps. */
+static int inconsistent_bitmaps(struct varve_daemon *d, struct varve_disk *disk, uint64_t *n,
+                                struct varve_err *err)
 {
     const struct varve_cat_disk *cd = varve_catalogue_disk(d->catalogue, disk->identity.uuid);
-    uint64_t n = 0;
 
+    *n = 0;
     for (size_t i = 0; cd && i < cd->nbitmaps; i++) {
-        struct varve_err why = VARVE_ERR_INIT;
+        int rc = varve_bitmap_check_content(disk, &cd->bitmaps[i], err);
 
-        n += varve_bitmap_check_content(disk, &cd->bitmaps[i], &why) < 0;
+        if (rc == -ENOMEM || rc == -EMFILE || rc == -ENFILE)
+            return rc;
+        *n += rc < 0;
+        *err = (struct varve_err)VARVE_ERR_INIT;
     }
-    return n;
+    return 0;
 }
 
 /* What no query tells in numbers. */
-static void metric_inside(FILE *f, struct varve_daemon *d)
+static int metric_inside(FILE *f, struct varve_daemon *d, struct varve_err *err)
 {
     struct varve_ctl_head head;
     struct varve_disk *disk;
+    uint64_t n;
 
     metric_about(f, "bitmaps_inconsistent", "gauge", "Bitmaps that cannot be used.");
     for (disk = d->disks; disk; disk = disk->next) {
+        int rc = !disk->gone && disk->known ? inconsistent_bitmaps(d, disk, &n, err) : 0;
+
+        if (rc < 0)
+            return rc;
         if (!disk->gone && disk->known)
-            metric(f, "bitmaps_inconsistent", "disk", disk->name, inconsistent_bitmaps(d, disk));
+            metric(f, "bitmaps_inconsistent", "disk", disk->name, n);
     }
     metric_about(f, "preserved_bytes_total", "counter",
                  "Copied for backups before the guest overwrote them.");
@@ -130,27 +140,30 @@ static void metric_inside(FILE *f, struct varve_daemon *d)
             varve_ctl_read_head(d->w, disk->ctl_fd, &head, NULL) == 0)
             metric(f, "preserved_bytes_total", "disk", disk->name, head.preserved_bytes);
     }
+    return 0;
 }
 
 /* --- backups ------------------------------------------------------------------------------ */
 
-/* When the newest backup of the disk was taken that ended well; 0: none that is remembered. */
-static uint64_t last_success(const json_t *backups, const char *name)
+/* When the newest backup of each disk was taken that ended well: seconds by disks' names. */
+static json_t *last_successes(const json_t *backups)
 {
+    json_t *last = json_object();
     const json_t *backup, *disk;
-    uint64_t last = 0;
     size_t i, k;
 
     json_array_foreach(backups, i, backup)
     {
-        uint64_t time = (uint64_t)json_number_value(json_object_get(backup, "time"));
+        json_int_t time = (json_int_t)json_number_value(json_object_get(backup, "time"));
 
-        if (strcmp(get_string(backup, "state"), "completed") != 0 || time <= last)
+        if (strcmp(get_string(backup, "state"), "completed") != 0)
             continue;
         json_array_foreach(json_object_get(backup, "disks"), k, disk)
         {
-            if (strcmp(get_string(disk, "disk"), name) == 0)
-                last = time;
+            const char *name = get_string(disk, "disk");
+
+            if (time > json_integer_value(json_object_get(last, name)))
+                json_object_set_new(last, name, json_integer(time));
         }
     }
     return last;
@@ -159,6 +172,7 @@ static uint64_t last_success(const json_t *backups, const char *name)
 static void metric_backups(FILE *f, const json_t *disks, const json_t *backups)
 {
     static const char *const states[] = {"running", "degraded", "broken"};
+    json_t *last = last_successes(backups);
     uint64_t count[3] = {0};
     const json_t *o;
     size_t i;
@@ -167,7 +181,8 @@ static void metric_backups(FILE *f, const json_t *disks, const json_t *backups)
                  "Instant of the newest backup that ended well, 0 if none is remembered.");
     json_array_foreach(disks, i, o)
         metric(f, "last_success_timestamp_seconds", "disk", get_string(o, "name"),
-               last_success(backups, get_string(o, "name")));
+               (uint64_t)json_integer_value(json_object_get(last, get_string(o, "name"))));
+    json_decref(last);
     json_array_foreach(backups, i, o)
     {
         for (size_t s = 0; s < 3; s++)
@@ -209,9 +224,11 @@ static void metric_server(FILE *f, const json_t *server)
 
 /* --- all of it ---------------------------------------------------------------------------- */
 
-static void metrics_write(FILE *f, struct varve_daemon *d, const json_t *disks,
-                          const json_t *backups, const json_t *server)
+static int metrics_write(FILE *f, struct varve_daemon *d, const json_t *disks,
+                         const json_t *backups, const json_t *server, struct varve_err *err)
 {
+    int rc;
+
     metric_states(f, disks);
     metric_of_disks(f, disks, "disk_size_bytes", "Size of the disk.", NULL, "size");
     metric_of_disks(f, disks, "disk_dirty_bytes", "Written since the last boundary.", NULL,
@@ -222,10 +239,11 @@ static void metrics_write(FILE *f, struct varve_daemon *d, const json_t *disks,
     metric_of_disks(f, disks, "scratch_used_bytes", "What preimages take.", "scratch", "used");
     metric_of_disks(f, disks, "scratch_max_bytes", "What they may take, where it is limited.",
                     "scratch", "max");
-    metric_inside(f, d);
+    rc = metric_inside(f, d, err);
     metric_backups(f, disks, backups);
     metric_pauses(f, &d->pauses);
     metric_server(f, server);
+    return rc;
 }
 
 int varve_metrics_text(struct varve_daemon *d, char **out, size_t *len, struct varve_err *err)
@@ -238,11 +256,11 @@ int varve_metrics_text(struct varve_daemon *d, char **out, size_t *len, struct v
     int rc = 0;
 
     if (f) {
-        metrics_write(f, d, disks, backups, server);
-        if (fclose(f) != 0) {
-            free(*out);
+        rc = metrics_write(f, d, disks, backups, server, err);
+        if (fclose(f) != 0)
             rc = varve_err_set(err, ENOMEM, "no memory for metrics");
-        }
+        if (rc < 0)
+            free(*out);
     } else {
         rc = err->code ? -err->code : varve_err_set(err, ENOMEM, "no memory for metrics");
     }

@@ -7,10 +7,14 @@ POINTS (default 40; LONG=1: all) is how many requests of each scenario are refus
 several in a row.  The seed is printed; VARVE_POINT=N takes the Nth one only.
 """
 import contextlib
+import itertools
+import json
 import os
 
 import backups
 import nbdclient
+import prometheus
+import rawhttp
 from bitmaps import PREFIX
 from harness import K, M, wait_for
 from qmpclient import QMPError
@@ -320,6 +324,66 @@ def varved_that_starts_without_memory_says_so_or_comes_with_all_it_had():
 @test
 def a_plugin_that_starts_without_memory_says_so_or_serves():
     start("nbdkit", Life.serve, lambda life: life.disk.process)
+
+
+# --- pages ----------------------------------------------------------------------------------------------
+
+
+def shape(value):
+    """What stands in a JSON value, without how much of it."""
+    if isinstance(value, dict):
+        return {k: shape(v) for k, v in value.items()}
+    return [shape(v) for v in value] if isinstance(value, list) else isinstance(value, (int, float)) or value
+
+
+def shape_of_page(path, body):
+    if path.startswith("/api"):
+        return shape(json.loads(body))
+    got = prometheus.samples(body.decode())
+    return list(got), [v for k, v in got.items() if "last_success" in k or "inconsistent" in k]
+
+
+def page(where, path):
+    """Its shape; None: it was refused, or the connection was closed, or it tells of what there was no memory for."""
+    with rawhttp.connect(where) as c:
+        try:
+            c.sendall((rawhttp.GET % (path, "x")).encode())
+        except BrokenPipeError:
+            pass
+        got = rawhttp.everything(c)
+    if not got:
+        return None
+    status, _, body = rawhttp.parse(got)
+    assert status in (200, 500, 503), (status, body)
+    return shape_of_page(path, body) if status == 200 and b"memory" not in body else None
+
+
+@test
+def a_page_without_memory_is_whole_or_none():
+    random, refused = rng("pages"), 0
+    with Starving() as s:
+        m, w = (os.path.join(s.socks, n) for n in "mw")
+        s.start_daemon("--metrics", "unix:" + m, "--web", "unix:" + w)
+        s.start("vda", M)
+        s.start("vdb", M)
+        with s.qmp() as q:
+            q.cmd("block-dirty-bitmap-add", node="vda", name="bits")
+            backups.end(q, backups.begin(q, ["vda", "vdb"], checkpoint="c")[0])
+            backups.begin(q, ["vda"])
+        for where, path in [(m, "/metrics")] + [(w, "/api/" + p) for p in (
+                "disks", "checkpoints?disk=vda", "backups", "block", "nbd-server", "version",
+                "changes?disk=vda&since=c")]:
+            whole, points = page(where, path), Points(random)
+            for nth in itertools.chain((NEVER,), points):
+                for many in (1, 30):
+                    with s.orders["varved"].starving(nth, many) as orders:
+                        got = page(where, path)
+                    what = "%s, request %d (%d in a row), of %s" % (path, nth, many, orders.where())
+                    assert got == whole or got is None and orders.hits(), (what, got)
+                    points.seen(orders.calls())
+                    refused += got is None
+            assert page(where, path) == whole
+    assert refused > 0
 
 
 if __name__ == "__main__":
