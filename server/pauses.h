@@ -8,7 +8,7 @@
 
 #include <stdint.h>
 
-#define VARVE_PAUSES_BOUNDS 11u
+#define VARVE_PAUSES_BOUNDS 13u
 
 /* Upper bounds, ascending, each with its text in seconds. */
 struct varve_pauses_bound {

@@ -132,7 +132,12 @@ def each_boundary_that_held_writers_is_in_the_histogram():
         assert pauses(where) == before + 5
         s.command("checkpoint-create", name="y", disks=["vdb", "vda"])
         assert pauses(where) == before + 6
-        assert scraped(where)["varve_freeze_pause_seconds_sum"] > 0
+        got, name = scraped(where), "varve_freeze_pause_seconds"
+        assert got[name + "_sum"] > 0
+        bounds = [float(k.split('"')[1]) for k in got if k.startswith(name + "_bucket")]
+        assert {0.0001, 0.0003, 0.001, 0.1, 2, float("inf")} <= set(bounds), bounds
+        for b in bounds:  # what a bound says is what counts there
+            assert got[name + '_bucket{le="%s"}' % ("+Inf" if b == float("inf") else "%g" % b)] <= 6
 
 
 @test
