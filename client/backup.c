@@ -192,6 +192,7 @@ static void begin_add_uris(struct varve_control *c, json_t *backup)
 
 static void begin_print(const json_t *backup)
 {
+    static const char *const told[] = {"disk", "export", "context", "uri"};
     const json_t *disk;
     size_t i;
 
@@ -201,10 +202,11 @@ static void begin_print(const json_t *backup)
         uint64_t dirty = varve_get_number(disk, "dirty-bytes");
         char buf[VARVE_OUT_SIZE_LEN];
 
-        printf("disk     %s\n", varve_get_string(disk, "disk"));
-        printf("export   %s\n", varve_get_string(disk, "export"));
-        printf("context  %s\n", varve_get_string(disk, "context"));
-        printf("uri      %s\n", varve_get_string(disk, "uri"));
+        for (size_t k = 0; k < sizeof(told) / sizeof(told[0]); k++) {
+            printf("%-9s", told[k]);
+            varve_out_text(stdout, varve_get_string(disk, told[k]));
+            putchar('\n');
+        }
         printf("dirty    %s (%" PRIu64 " bytes)\n", varve_out_size(buf, dirty), dirty);
     }
 }
@@ -227,8 +229,11 @@ static int backup_begin(const struct varve_cli *cli, const struct varve_args *ar
     if (rc == 0) {
         const char *thaw = json_string_value(json_object_get(backup, "thaw-error"));
 
-        if (thaw) /* the backup is good, the guest may not be */
-            fprintf(stderr, "varve: THE THAW FAILED, what was frozen may still be: %s\n", thaw);
+        if (thaw) { /* the backup is good, the guest may not be */
+            fputs("varve: THE THAW FAILED, what was frozen may still be: ", stderr);
+            varve_out_text(stderr, thaw);
+            fputs("\n", stderr);
+        }
         begin_add_uris(c, backup);
         if (cli->json)
             varve_out_json(backup);

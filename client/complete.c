@@ -11,6 +11,7 @@
 #include "client/control.h"
 #include "client/out.h"
 #include "lib/parse.h"
+#include "lib/text.h"
 
 #include <signal.h>
 #include <stdio.h>
@@ -45,9 +46,8 @@ static void propose(const char *word, const char *about, const char *typed)
 {
     if (strncmp(word, typed, strlen(typed)) != 0)
         return;
-    for (const char *p = word; *p; p++)
-        if ((unsigned char)*p < ' ' || *p == 0x7f)
-            return;
+    if (!varve_text_is_harmless(word))
+        return;
     printf("%s\t%.*s\n", word, (int)strcspn(about, "\n"), about);
 }
 

@@ -6,6 +6,7 @@
 
 #include "client/cli.h"
 #include "include/varve.h"
+#include "lib/text.h"
 
 #include <errno.h>
 #include <getopt.h>
@@ -170,6 +171,7 @@ static int parse_options(int argc, char **argv, const struct varve_option *own, 
 
 static int complain(int rc, const struct varve_verb *v, struct varve_err *err)
 {
+    varve_text_harmless(err->msg);
     if (rc != VARVE_CLI_USAGE) {
         fprintf(stderr, "varve: %s\n", err->msg);
         return 1;

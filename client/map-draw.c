@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 #include "client/map-draw.h"
 #include "client/out.h"
+#include "lib/text.h"
 
 #include <errno.h>
 #include <inttypes.h>
@@ -80,7 +81,7 @@ bool varve_picture_legend(const struct varve_picture *p, enum varve_map_class wh
     if (what == VARVE_MAP_MARKED || what == VARVE_MAP_EARLIER)
         snprintf(out + len, VARVE_LEGEND_LEN - (size_t)len, " in %" PRIu64 " extent%s", sum->runs,
                  sum->runs == 1 ? "" : "s");
-    varve_out_harmless(out);
+    varve_text_harmless(out);
     return true;
 }
 

@@ -8,6 +8,7 @@
 #include "client/out.h"
 #include "client/uri.h"
 #include "include/varve.h"
+#include "lib/text.h"
 
 #include <errno.h>
 #include <inttypes.h>
@@ -342,7 +343,7 @@ static int make_names(const struct map *m, char *names[3], struct varve_err *err
         rc = asprintf(&names[2], "until %s", until);
     if (rc < 0)
         return varve_err_set(err, ENOMEM, "no memory");
-    varve_out_harmless(names[0]);
+    varve_text_harmless(names[0]);
     return 0;
 }
 

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 #include "client/out.h"
+#include "lib/text.h"
 
 #include <inttypes.h>
 #include <stdio.h>
@@ -74,13 +75,6 @@ bool varve_out_colour(int fd)
            strcmp(term, "dumb") != 0;
 }
 
-void varve_out_harmless(char *text)
-{
-    for (char *p = text; *p; p++)
-        if ((unsigned char)*p < ' ' || *p == 0x7f)
-            *p = '?';
-}
-
 static void *must(void *p)
 {
     if (!p) {
@@ -106,7 +100,7 @@ void varve_table_add(struct varve_table *t, const char *text)
         t->cells = must(realloc(t->cells, t->cap * sizeof(*t->cells)));
     }
     cell = must(strdup(text && text[0] ? text : "-"));
-    varve_out_harmless(cell);
+    varve_text_harmless(cell);
     t->cells[t->count++] = cell;
 }
 
@@ -133,6 +127,15 @@ void varve_table_number(struct varve_table *t, const json_t *number)
     if (json_is_integer(number))
         snprintf(buf, sizeof(buf), "%" JSON_INTEGER_FORMAT, json_integer_value(number));
     varve_table_add_right(t, buf);
+}
+
+void varve_out_text(FILE *f, const char *text)
+{
+    char *copy = must(strdup(text));
+
+    varve_text_harmless(copy);
+    fputs(copy, f);
+    free(copy);
 }
 
 /* Columns that a text takes on the screen. */

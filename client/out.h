@@ -39,8 +39,8 @@ int varve_out_columns(int fd);
 /* True: people see colours here and want them. */
 bool varve_out_colour(int fd);
 
-/* Names are free; in place, so that none drives the terminal. */
-void varve_out_harmless(char *text);
+/* Names are free: this writes one so that it does not drive the terminal. */
+void varve_out_text(FILE *f, const char *text);
 
 /* What is well is green, what somebody should look at yellow, what needs somebody red: the sequence
  * for a state such as "live", "live, degraded" or "failed: …"; "" for the rest. */

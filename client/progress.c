@@ -38,7 +38,7 @@ void varve_progress_draw(struct varve_progress *p, uint64_t done, uint64_t total
         return;
     p->drawn_ms = now;
     spent_ms = now - p->begun_ms + 1;
-    part = total ? (double)done / (double)total : 1;
+    part = done < total ? (double)done / (double)total : 1; /* both are told by others */
     memset(bar, '.', BAR_WIDTH);
     memset(bar, '#', (size_t)(part * BAR_WIDTH));
     bar[BAR_WIDTH] = '\0';

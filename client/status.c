@@ -83,11 +83,18 @@ static void status_server(const json_t *server)
     free(listeners);
 }
 
+static void status_line(const char *label, const char *text)
+{
+    printf("%-13s", label);
+    varve_out_text(stdout, text);
+    putchar('\n');
+}
+
 static void status_names(const json_t *disk, const char *label, const char *key)
 {
     char *names = varve_get_names(disk, key);
 
-    printf("%-13s%s\n", label, names);
+    status_line(label, names);
     free(names);
 }
 
@@ -99,10 +106,11 @@ static void status_one(const json_t *disk)
     char buf[VARVE_OUT_SIZE_LEN], state[VARVE_DISK_STATE_LEN];
     uint64_t size = varve_get_number(disk, "size");
 
-    printf("%-13s%s\n", "disk", varve_get_string(disk, "name"));
-    printf("%-13s%s%s%s\n", "state", varve_disk_state(disk, state), reason ? ": " : "",
-           reason ? reason : "");
-    printf("%-13s%s\n", "image", varve_get_string(disk, "image"));
+    status_line("disk", varve_get_string(disk, "name"));
+    printf("%-13s%s%s", "state", varve_disk_state(disk, state), reason ? ": " : "");
+    varve_out_text(stdout, reason ? reason : "");
+    putchar('\n');
+    status_line("image", varve_get_string(disk, "image"));
     printf("%-13s%s (%" PRIu64 " bytes)\n", "size", varve_out_size(buf, size), size);
     printf("%-13s%s\n", "block", varve_out_size(buf, varve_get_number(disk, "granularity")));
     printf("%-13s%" PRIu64 " (%" PRIu64 " kept)\n", "epoch", varve_get_number(disk, "epoch"),

@@ -14,6 +14,7 @@
 #include "client/out.h"
 #include "client/screen.h"
 #include "lib/parse.h"
+#include "lib/text.h"
 
 #include <errno.h>
 #include <stdio.h>
@@ -153,7 +154,7 @@ static int top_away(struct top *top, struct varve_err *err)
     varve_top_look_fini(&top->now);
     if (top->json)
         return 0;
-    varve_out_harmless(err->msg);
+    varve_text_harmless(err->msg);
     if (asprintf(&picture, "%s  %s; trying again\n", varve_out_time(when, (int64_t)time(NULL)),
                  err->msg) < 0)
         picture = NULL;

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 #include "client/trouble.h"
 #include "client/out.h"
+#include "lib/text.h"
 
 #include <string.h>
 
@@ -11,7 +12,7 @@ static void put_line(FILE *f, bool colour, const char *what, const char *name, c
     char text[512];
 
     snprintf(text, sizeof(text), "%s %s: %s", what, name, reason);
-    varve_out_harmless(text);
+    varve_text_harmless(text);
     fprintf(f, "%s%s%s\n", paint, text, paint[0] ? "\033[0m" : "");
 }
 

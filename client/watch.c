@@ -6,6 +6,7 @@
 #include "client/control.h"
 #include "client/out.h"
 #include "lib/json.h"
+#include "lib/text.h"
 
 #include <errno.h>
 #include <stdio.h>
@@ -75,9 +76,12 @@ static void watch_data(const json_t *data, bool colour)
         const char *paint = text && colour && state ? varve_out_state_colour(text) : "";
 
         if (text)
-            varve_out_harmless(text);
-        if (text)
-            printf(" %s=%s%s%s", key, paint, text, paint[0] ? "\033[0m" : "");
+            varve_text_harmless(text);
+        if (text) {
+            putchar(' ');
+            varve_out_text(stdout, key);
+            printf("=%s%s%s", paint, text, paint[0] ? "\033[0m" : "");
+        }
         free(text);
     }
 }
@@ -107,9 +111,12 @@ static void watch_print(const struct varve_cli *cli, const json_t *message)
     if (cli->json) {
         json_dumpf(message, stdout, 0);
     } else {
-        printf("%s %s%s%s%*s",
-               varve_out_time(when, (int64_t)varve_get_number(timestamp, "seconds")), paint, event,
-               paint[0] ? "\033[0m" : "", EVENT_WIDTH - (int)strlen(event), "");
+        int room = EVENT_WIDTH - (int)strlen(event);
+
+        printf("%s %s", varve_out_time(when, (int64_t)varve_get_number(timestamp, "seconds")),
+               paint);
+        varve_out_text(stdout, event);
+        printf("%s%*s", paint[0] ? "\033[0m" : "", room > 0 ? room : 0, "");
         watch_data(json_object_get(message, "data"), colour);
     }
     putchar('\n');

@@ -69,6 +69,8 @@ lib_libvarve_la_SOURCES = \
 	%D%/slot-file.c \
 	%D%/slot-file.h \
 	%D%/source.c \
+	%D%/text.c \
+	%D%/text.h \
 	%D%/timeline-bridge.c \
 	%D%/timeline.c \
 	%D%/timeline.h \

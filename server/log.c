@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 #include "server/log.h"
 
+#include "lib/text.h"
 #include "server/journal.h"
 
 #include <stdarg.h>
@@ -53,11 +54,8 @@ log_line(const struct varve_log_about *about, const char *fmt, va_list ap)
 
     memcpy(line, prefix, sizeof(prefix));
     vsnprintf(line + head, sizeof(line) - head - 1, fmt, ap);
+    varve_text_harmless(line);
     len = strlen(line);
-    for (size_t i = 0; i < len; i++) {
-        if ((unsigned char)line[i] < ' ' || line[i] == 0x7f)
-            line[i] = '?';
-    }
     if (log_to_journal(about, line + head))
         return;
     line[len++] = '\n';

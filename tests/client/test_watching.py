@@ -8,7 +8,7 @@ import re
 import subprocess
 import sys
 
-from fakevarved import FakeDaemon
+from fakevarved import Error, FakeDaemon
 from harness import K, M, VARVE, good, main, refused, test
 from terminal import Terminal
 
@@ -90,6 +90,49 @@ def states_are_in_colour_on_a_terminal_alone():
         assert "\x1b" not in plain
         assert re.sub("\x1b\\[[0-9]*m", "", seen).replace("\r", "") == plain
         assert "\x1b" not in on_a_terminal(d.control, "status", NO_COLOR="1")
+
+
+# CSI as one character, the end of a line, and letters that have such bytes in them.
+EVIL = "e\u009b31m\x1b[31m\n\x7f\u2588\u011b"
+MILD = "e?31m?[31m??\u2588\u011b"
+
+
+@test
+def no_name_drives_the_terminal():
+    evil = [{**DISKS[0], "name": EVIL, "reason": EVIL, "image": EVIL, "bitmaps": [EVIL], "checkpoints": [EVIL],
+             "backups": []}]
+    begun = {"id": "b", "disks": [{"disk": "vda", "export": "x", "context": EVIL, "dirty-bytes": 0}], "thaw-error": EVIL}
+    event = {**EVENT, "event": EVIL * 3, "data": {EVIL: EVIL, "n": [EVIL]}}
+    with Daemon({**REPLIES, "query-disks": evil, "backup-begin": begun, "backup-end": Error(EVIL)},
+                after=json.dumps(event).encode() + b"\r\n") as d:
+        for command, times in ((["status"], 4), (["status", "x"], 5), (["backup", "begin", "vda"], 2),
+                               (["backup", "end", "b"], 1)):
+            r = subprocess.run([VARVE, "--control", d.control, *command], capture_output=True, text=True, check=False,
+                               timeout=60, env={**os.environ, "LC_ALL": "C.UTF-8"})
+            said = r.stdout + r.stderr
+            assert said.count(MILD) == times, said
+            assert not re.search("[\x00-\x09\x0b-\x1f\x7f-\x9f]", said), said
+        p = subprocess.Popen([VARVE, "--control", d.control, "watch"], stdout=subprocess.PIPE, text=True)
+        line = p.stdout.readline()
+        p.terminate()
+        p.wait(60)
+        p.stdout.close()
+        assert line.endswith(" %s %s=%s n=%s\n" % (MILD * 3, MILD, MILD, MILD)), line
+
+
+@test
+def progress_that_is_told_as_more_than_all_stays_in_its_bar():
+    job = {"id": "j", "type": "push", "status": "running", "disk": "vda", "time": 1.5,
+           "current-progress": 1000 * M, "total-progress": M}
+    asked = []
+
+    def jobs(_):
+        asked.append(1)
+        return [dict(job, status="concluded")] if len(asked) > 3 else [job]
+    with Daemon({"query-jobs": jobs, "backup-push": {"id": "j"}}) as d:
+        with Terminal([VARVE, "--control", d.control, "push", "vda", "/x"], columns=200) as t:
+            assert t.end() == 0, t.out
+            assert b"[" + b"#" * 30 + b"] 100%" in t.out, t.out
 
 
 if __name__ == "__main__":
