@@ -253,12 +253,13 @@ bool varve_http_host_is_ours(const char *host, const char *const *names)
 {
     bool bracket = host[0] == '[';
     size_t len = bracket ? strcspn(host, "]") : strcspn(host, ":");
+    const char *port = host + len + bracket;
     char name[256];
     struct in6_addr addr;
 
-    if (bracket && host[len] != ']')
+    if ((bracket && host[len] != ']') || len - bracket >= sizeof(name))
         return false;
-    if (len - bracket >= sizeof(name) || (host[len + bracket] && host[len + bracket] != ':'))
+    if (port[0] && (port[0] != ':' || port[1 + strspn(port + 1, "0123456789")]))
         return false;
     memcpy(name, host + bracket, len - bracket);
     name[len - bracket] = '\0';

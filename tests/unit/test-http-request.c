@@ -147,9 +147,9 @@ static void queries_are_decoded(void **state)
 static void names_of_others_are_not_ours(void **state)
 {
     static const char *const names[] = {"host.example", "", NULL};
-    static const char *const ours[] = {"127.0.0.1",    "127.0.0.1:80",  "192.0.2.1",
-                                       "[::1]",        "[fe80::1]:8",   "localhost",
-                                       "LocalHost:80", "Host.example:1"};
+    static const char *const ours[] = {"127.0.0.1",    "127.0.0.1:80",   "192.0.2.1",
+                                       "[::1]",        "[fe80::1]:8",    "localhost",
+                                       "LocalHost:80", "Host.example:1", "localhost:"};
     static const char *const others[] = {"evil.example",
                                          "host.example.evil",
                                          "localhost.evil",
@@ -161,7 +161,11 @@ static void names_of_others_are_not_ours(void **state)
                                          "1.2.3",
                                          "[127.0.0.1]",
                                          "",
-                                         ":80"};
+                                         ":80",
+                                         "localhost:80:80",
+                                         "[::1]:http",
+                                         "localhost:80@evil.example",
+                                         "127.0.0.1:80.evil.example"};
 
     (void)state;
     for (size_t i = 0; i < sizeof(ours) / sizeof(ours[0]); i++) {
