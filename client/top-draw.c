@@ -114,7 +114,8 @@ static void put_disks(const struct top_page *p)
     size_t i;
 
     if (json_array_size(disks) == 0) {
-        fprintf(p->f, "\nno disks: serve one with 'nbdkit varve IMAGE'\n");
+        if (json_is_array(disks))
+            fprintf(p->f, "\nno disks: serve one with 'nbdkit varve IMAGE'\n");
         return;
     }
     fputs("\n", p->f);
@@ -274,6 +275,23 @@ static void put_clients(const struct top_page *p)
     varve_table_write(&t, p->f, p->colour);
 }
 
+/* --- what was not told ---------------------------------------------------------------------- */
+
+static void put_refusals(const struct top_page *p)
+{
+    static const char *const parts[VARVE_TOP_PARTS] = {"disks", "backups", "jobs", "clients"};
+
+    for (int i = 0; i < VARVE_TOP_PARTS; i++) {
+        const json_t *error = json_object_get(p->now->parts[i], "error");
+
+        if (!error)
+            continue;
+        fprintf(p->f, "\n%s: the daemon refused: ", parts[i]);
+        varve_out_text(p->f, varve_get_string(error, "desc"));
+        fputs("\n", p->f);
+    }
+}
+
 /* --- all of it ------------------------------------------------------------------------------ */
 
 static const char *counted(char out[48], size_t n, const char *one, const char *more)
@@ -310,6 +328,7 @@ char *varve_top_draw(const struct varve_top_look *now, const struct varve_top_lo
     if (!p.f)
         return NULL;
     put_head(&p);
+    put_refusals(&p);
     put_disks(&p);
     put_backups(&p);
     put_jobs(&p);

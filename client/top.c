@@ -90,9 +90,11 @@ static int top_hear(struct top *top, struct varve_err *err)
         if (json_is_integer(id) && json_integer_value(id) >= 0 &&
             json_integer_value(id) < VARVE_TOP_PARTS) {
             json_t **part = &top->coming.parts[json_integer_value(id)];
+            json_t *error = json_object_get(message, "error");
 
             json_decref(*part);
-            *part = json_incref(json_object_get(message, "return"));
+            *part = error ? json_pack("{s:O}", "error", error)
+                          : json_incref(json_object_get(message, "return"));
             top->asked--;
         }
         json_decref(message);

@@ -20,7 +20,7 @@ enum varve_top_part {
 };
 
 struct varve_top_look {
-    json_t *parts[VARVE_TOP_PARTS]; /* NULL: not told */
+    json_t *parts[VARVE_TOP_PARTS]; /* NULL: not told; {"error": …}: refused */
     int64_t time;                   /* seconds since 1970; 0: there was no such look */
     int64_t at_ms;                  /* on a clock that nobody sets */
 };

@@ -7,7 +7,7 @@ import signal
 import sys
 import termios
 
-from fakevarved import FakeDaemon, FakeVarved
+from fakevarved import Error, FakeDaemon, FakeVarved
 from harness import K, M, VARVE, good, main, misused, refused, test
 from terminal import ENTER, LEAVE, Terminal
 
@@ -139,6 +139,18 @@ def answers_that_lack_anything_are_drawn():
             assert "\x1b" not in told and "\x07" not in told, told
             if replies.get("query-disks") == [odd, 7, None]:
                 assert "o?[31m?x" in told and "r?]0;x??y" in told, told
+
+
+@test
+def what_the_daemon_refuses_to_tell_is_not_told_as_nothing():
+    desc = "no memory for \x1ban answer"
+    with Daemon({**REPLIES, "query-disks": Error(desc), "query-jobs": Error("later")}) as d:
+        told = good(*d.top("--count", "2", "--interval", "100ms")[1:])
+        assert told.count("\ndisks: the daemon refused: no memory for ?an answer\n") == 2, told
+        assert told.count("\njobs: the daemon refused: later\n") == 2 and "no disks" not in told, told
+        assert set(rows(told, "BACKUP")) == {"b2", "b3"}
+        look = json.loads(good("--json", *d.top("--count", "1")[1:]))
+        assert look["disks"] == {"error": {"class": "GenericError", "desc": desc}} and look["backups"] == BACKUPS
 
 
 @test
