@@ -52,9 +52,14 @@ int varve_whole_file_read(struct varve_world *w, const char *path, size_t max, c
 static int write_durably(struct varve_world *w, const char *path, const void *buf, size_t len,
                          struct varve_err *err)
 {
-    int fd = w->open(w, path, O_WRONLY | O_CREAT | O_TRUNC, 0644);
+    const int flags = O_WRONLY | O_CREAT | O_EXCL; /* nobody's link is followed */
+    int fd = w->open(w, path, flags, 0644);
     int rc;
 
+    if (fd == -EEXIST) { /* of who died here */
+        w->unlink(w, path);
+        fd = w->open(w, path, flags, 0644);
+    }
     if (fd < 0)
         return varve_err_sys(err, -fd, "cannot create %s", path);
     rc = w->pwrite(w, fd, buf, len, 0);

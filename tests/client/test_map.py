@@ -218,8 +218,13 @@ def svg_replaces_files_only_and_leaves_nothing_beside_them():
         for name in ("fifo", "link", "."):
             refused("map", d.uri(), "--svg", d(name), says="not a file")
         refused("map", d.uri(), "--svg", d("none/x.svg"), says="none/x.svg")
+        with open(d("victim"), "w") as f:
+            f.write("mine")
+        os.symlink(d("victim"), d("x.svg.tmp"))  # somebody else's, in /tmp
         good("map", d.uri(), "--svg", d("x.svg"))
-        assert sorted(os.listdir(d.path)) == ["fifo", "link", "sock", "x.svg"], os.listdir(d.path)
+        assert sorted(os.listdir(d.path)) == ["fifo", "link", "sock", "victim", "x.svg"], os.listdir(d.path)
+        with open(d("victim")) as f:
+            assert f.read() == "mine"
 
 
 main()
