@@ -90,6 +90,46 @@ static void or_is_the_union(void **state)
     free(b);
 }
 
+/* Words are ORed in pieces, of maps that are as long or longer; what was set newly is counted. */
+static void words_are_ored_counted_and_cut(void **state)
+{
+    uint64_t seed = 20261128, from[8];
+
+    (void)state;
+    for (unsigned round = 0; round < 2000; round++) {
+        struct varve_bitmap *m = varve_bitmap_new(1 + round % 300);
+        size_t nwords = varve_bitmap_nwords(m), word, n;
+        bool cut = round & 1, was[320], want;
+        uint64_t newly = 0, count = 0, got;
+
+        for (unsigned i = 0; i < 8; i++) {
+            seed = seed * 6364136223846793005u + 1442695040888963407u;
+            from[i] = seed >> 62 ? seed ^ seed << 29 : 0; /* many are empty */
+        }
+        for (unsigned i = 0; i < m->nbits; i += 1 + (seed >> 40) % 9)
+            varve_bitmap_set(m, i, i + 1);
+        for (unsigned i = 0; i < m->nbits; i++)
+            was[i] = varve_bitmap_test(m, i);
+        word = (seed >> 20) % (nwords + (cut ? 2 : 0));
+        n = cut ? (seed >> 10) % 8 : (seed >> 10) % (nwords - word + 1);
+        if (!cut && word + n == nwords && m->nbits % 64) /* bits from nbits on are 0 */
+            from[n ? n - 1 : 0] &= (UINT64_C(1) << m->nbits % 64) - 1;
+        got = cut ? varve_bitmap_or_words_cut(m, word, from, n)
+                  : varve_bitmap_or_words(m, word, from, n);
+        for (unsigned i = 0; i < nwords * 64; i++) {
+            want = i >= word * 64 && i < (word + n) * 64 && i < m->nbits &&
+                   from[i / 64 - word] >> i % 64 & 1;
+            newly += want && !was[i];
+            want = want || (i < m->nbits && was[i]);
+            count += want;
+            assert_int_equal(m->words[i / 64] >> i % 64 & 1, want);
+        }
+        assert_int_equal(got, newly);
+        assert_int_equal(varve_bitmap_count(m), count);
+        free(m);
+    }
+}
+
 #define RACERS    4u
 #define RACE_BITS 65536u
 
@@ -161,6 +201,7 @@ int main(void)
         cmocka_unit_test(find_never_leaves_its_range),
         cmocka_unit_test(bits_behind_the_end_stay_clear),
         cmocka_unit_test(or_is_the_union),
+        cmocka_unit_test(words_are_ored_counted_and_cut),
         cmocka_unit_test(no_bit_is_lost_when_writers_share_words),
     };
 
