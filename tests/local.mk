@@ -315,6 +315,12 @@ check_PROGRAMS += %D%/unit/test-tracker-death
 %C%_unit_test_tracker_death_LDADD = %D%/lib/libtest.la lib/libvarve.la $(CMOCKA_LIBS)
 TESTS += %D%/unit/test-tracker-death
 
+check_PROGRAMS += %D%/unit/test-text
+%C%_unit_test_text_SOURCES = %D%/unit/test-text.c
+%C%_unit_test_text_CFLAGS = $(AM_CFLAGS) $(CMOCKA_CFLAGS)
+%C%_unit_test_text_LDADD = lib/libvarve.la $(CMOCKA_LIBS)
+TESTS += %D%/unit/test-text
+
 check_PROGRAMS += %D%/unit/test-threads
 %C%_unit_test_threads_SOURCES = %D%/unit/test-threads.c
 %C%_unit_test_threads_CFLAGS = $(AM_CFLAGS) $(CMOCKA_CFLAGS)

@@ -106,7 +106,7 @@ def a_daemon_that_cannot_be_asked_costs_nothing():
     for nonsense in ([1, {"name": 3}, {"checkpoints": 4}], {"a": "b"}, "x"):
         with Daemon(nonsense) as d:
             proposed("checkpoint", "delete", "", control=d.control)
-    with Daemon([{"name": "a\tb"}, {"name": "c\x1b[31m"}, {"name": "good"}]) as d:
+    with Daemon([{"name": "a\tb"}, {"name": "c\x1b[31m"}, {"name": "d\u009b31m"}, {"name": "good"}]) as d:
         assert proposed("status", "", control=d.control, VARVE_COMPLETION_TIME="100s") == ["good"]
 
 
