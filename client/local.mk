@@ -59,5 +59,5 @@ bin_PROGRAMS += %D%/varve
 # Where the shells look: below our own prefix, whatever theirs is.
 bashcompdir = $(datadir)/bash-completion/completions
 zshcompdir = $(datadir)/zsh/site-functions
-dist_bashcomp_DATA = %D%/completion/varve
-dist_zshcomp_DATA = %D%/completion/_varve
+dist_bashcomp_DATA = %D%/completion/varve %D%/completion/varved
+dist_zshcomp_DATA = %D%/completion/_varve %D%/completion/_varved

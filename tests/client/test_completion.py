@@ -10,6 +10,7 @@ import sys
 from fakevarved import FakeDaemon
 from harness import VARVE, good, main, test
 
+VARVED = os.path.join(os.path.dirname(VARVE), "../server/varved")
 COMPLETION = os.path.abspath(os.path.join(os.path.dirname(__file__), "../../client/completion"))
 DISKS = [
     {"name": "vda", "state": "live", "checkpoints": ["monday", "tuesday"],
@@ -17,11 +18,11 @@ DISKS = [
     {"name": "vdb", "state": "offline", "checkpoints": ["sunday"], "bitmaps": ["a:b"], "backups": []},
 ]
 
-# Stands in for varve: completes with the real one, and writes down what else it is told to do.
+# Stands in for a program: completes with the real one, and writes down what else it is told to do.
 WRAPPER = """#!/usr/bin/env python3
 import json, os, sys
-if sys.argv[1:2] == ["complete"]:
-    os.execv(%r, ["varve"] + sys.argv[1:])
+if sys.argv[1:2] in (["complete"], ["--help"]):
+    os.execv(%r, sys.argv)
 with open(%r, "w") as f:
     json.dump(sys.argv[1:], f)
 os.rename(%r, %r)
@@ -111,12 +112,14 @@ def a_daemon_that_cannot_be_asked_costs_nothing():
 
 
 def typed(command, ready, keys):
-    """Types keys at a shell on a terminal once it is ready; the arguments that varve then got."""
+    """Types keys at a shell on a terminal once it is ready; the arguments that the program then got."""
     with Daemon() as d:
-        told, wrapper = d("told"), d.write("varve", b"")
-        with open(wrapper, "w", encoding="utf-8") as f:
-            f.write(WRAPPER % (VARVE, told + ".new", told + ".new", told))
-        os.chmod(wrapper, 0o755)
+        told = d("told")
+        for name, real in (("varve", VARVE), ("varved", VARVED)):
+            wrapper = d.write(name, b"")
+            with open(wrapper, "w", encoding="utf-8") as f:
+                f.write(WRAPPER % (real, told + ".new", told + ".new", told))
+            os.chmod(wrapper, 0o755)
         os.mkdir(d("sub"))
         d.write("sub/nightly.ckpt", b"")
         pid, fd = pty.fork()
@@ -145,7 +148,8 @@ def typed(command, ready, keys):
 
 def bash(keys):
     return typed(["bash", "--norc", "--noprofile", "-i"],
-                 "bind 'set bell-style none'; . %s/varve; PS1='REA''DY> '\n" % COMPLETION, keys)
+                 "bind 'set bell-style none'; . %s/varve; . %s/varved; PS1='REA''DY> '\n"
+                 % (COMPLETION, COMPLETION), keys)
 
 
 def zsh(keys):
@@ -164,12 +168,14 @@ for_both = [
     ("varve bitmap remove vdb a:\t", ["bitmap", "remove", "vdb", "a:b"]),
     ("varve checkpoint import x vda su\tni\t", ["checkpoint", "import", "x", "vda",
                                               "sub/nightly.ckpt"]),
+    ("varved --acc\tsub/ni\t--list-\t", ["--access", "sub/nightly.ckpt", "--list-bases"]),
+    ("varved --metr\tunix:/x --vers\t", ["--metrics", "unix:/x", "--version"]),
 ]
 
 
 @test
 def bash_completes():
-    for keys, arguments in for_both:
+    for keys, arguments in for_both + [("varved --tls r\t--tls-psk x", ["--tls", "require", "--tls-psk", "x"])]:
         told = bash(keys)
         assert told == arguments, (keys, told)
 
