@@ -18,7 +18,8 @@ build="gcc libc6-dev make autoconf automake libtool pkg-config perl xz-utils
 test="python3 python3-libnbd libnbd-bin qemu-utils gnutls-bin e2fsprogs fuse3 libfuse3-dev
     procps util-linux fio virtnbdbackup zsh systemd libseccomp2 jq"
 ci="clang llvm git debhelper"
-packages="debhelper dpkg-dev lintian fakeroot"
+# python3: runs the tests, those of a package build too.
+packages="build-essential debhelper lintian fakeroot python3"
 # qemu-system-common: qemu-storage-daemon
 bench="fio qemu-system-common gnutls-bin libnbd-bin"
 # What make interop runs beside test's clients: a guest, its kernel's NBD client, and a browser for the
