@@ -46,6 +46,7 @@ EXTRA_DIST += \
 	debian/varve-dev.install \
 	debian/varve-doc.doc-base \
 	debian/varve-doc.install \
-	debian/varve.install
+	debian/varve.install \
+	debian/varve.prerm
 # A tarball has the made one, for rpmbuild -ta.
 EXTRA_DIST += %D%/varve.spec

@@ -286,16 +286,24 @@ def the_debian_packages_restart_the_daemon_and_never_a_disk_or_a_socket():
         scripts, calls = Scripts(s), []
         packages = re.findall("^Package: (.*)$", open(os.path.join(tree, "debian/control"), encoding="utf-8").read(),
                               re.MULTILINE)
-        # In dpkg's order: the old package's prerm and the new one's preinst, then the files, then the others.
-        for name, args in (("prerm", ("upgrade", "0.2")), ("preinst", ("upgrade", "0.1", "0.2")),
-                           ("postrm", ("upgrade", "0.2")), ("postinst", ("configure", "0.1"))):
+
+        def script(name, *args):
             for package in packages:
-                for path in (package + "." + name + ".debhelper", ".debhelper/generated/%s/%s.service" % (package, name)):
+                for path in (package + "." + name, package + "." + name + ".debhelper",
+                             ".debhelper/generated/%s/%s.service" % (package, name)):
                     path = os.path.join(tree, "debian", path)
                     if os.path.exists(path):
                         with open(path, encoding="utf-8") as f:
-                            calls += scripts.calls(f.read(), *args)
+                            calls.extend(scripts.calls(f.read(), *args))
+        # In dpkg's order: the old package's prerm and the new one's preinst, then the files, then the others.
+        for name, args in (("prerm", ("upgrade", "0.2")), ("preinst", ("upgrade", "0.1", "0.2")),
+                           ("postrm", ("upgrade", "0.2")), ("postinst", ("configure", "0.1"))):
+            script(name, *args)
         assert_disks_are_left_alone(calls, "deb-systemd-invoke restart varved.service")
+        calls.clear()
+        script("prerm", "remove")  # sockets first: they would start the daemon again
+        assert calls == ["deb-systemd-invoke stop varved.socket varve-metrics.socket varve-web.socket",
+                         "deb-systemd-invoke stop varved.service"], calls
 
 
 @test
