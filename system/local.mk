@@ -2,12 +2,13 @@
 systemunitdir = $(prefix)/lib/systemd/system
 systemusersdir = $(prefix)/lib/sysusers.d
 systemtmpfilesdir = $(prefix)/lib/tmpfiles.d
+needrestartdir = $(sysconfdir)/needrestart/conf.d
 
 made_units = %D%/varved.service %D%/varve@.service
 dist_systemunit_DATA = %D%/varved.socket %D%/varve@.socket %D%/varve-metrics.socket %D%/varve-web.socket
 dist_pkgdata_DATA = %D%/alerts.yml %D%/grafana.json
 nodist_systemunit_DATA = $(made_units)
-EXTRA_DIST += %D%/varved.service.in %D%/varve@.service.in %D%/sysusers.conf %D%/tmpfiles.conf
+EXTRA_DIST += %D%/varved.service.in %D%/varve@.service.in %D%/needrestart.conf %D%/sysusers.conf %D%/tmpfiles.conf
 CLEANFILES += $(made_units)
 
 substitute = $(AM_V_GEN)$(MKDIR_P) $(@D) && sed \
@@ -21,8 +22,11 @@ install-data-local:
 	$(MKDIR_P) '$(DESTDIR)$(systemusersdir)' '$(DESTDIR)$(systemtmpfilesdir)'
 	$(INSTALL_DATA) $(srcdir)/%D%/sysusers.conf '$(DESTDIR)$(systemusersdir)/varve.conf'
 	$(INSTALL_DATA) $(srcdir)/%D%/tmpfiles.conf '$(DESTDIR)$(systemtmpfilesdir)/varve.conf'
+	$(MKDIR_P) '$(DESTDIR)$(needrestartdir)' '$(DESTDIR)$(sysconfdir)/varve/disks'
+	$(INSTALL_DATA) $(srcdir)/%D%/needrestart.conf '$(DESTDIR)$(needrestartdir)/varve.conf'
 uninstall-local:
-	rm -f '$(DESTDIR)$(systemusersdir)/varve.conf' '$(DESTDIR)$(systemtmpfilesdir)/varve.conf'
+	rm -f '$(DESTDIR)$(systemusersdir)/varve.conf' '$(DESTDIR)$(systemtmpfilesdir)/varve.conf' \
+		'$(DESTDIR)$(needrestartdir)/varve.conf'
 
 # For those who write plugins' neighbours and clients of the control socket.
 pkgconfigdir = $(libdir)/pkgconfig

@@ -321,6 +321,19 @@ def the_rpms_restart_the_daemon_and_never_a_disk_or_a_socket():
 
 
 @test
+def needrestart_leaves_disks_to_their_operator():
+    """Beside its own rules, as they stand in its configuration."""
+    said = run(["perl", "-e", """
+        our %nrconf = (override_rc => {qr(^dbus) => 0});
+        open(my $f, "<", $ARGV[0]) or die; local $/; eval <$f>; die $@ if $@;
+        for my $unit ("varve\\@vda.service", "varved.service", "dbus.service") {
+            print "$unit ", (grep { $unit =~ /$_/ and !$nrconf{override_rc}{$_} } keys %{$nrconf{override_rc}}), "\n"
+        }""", os.path.join(TOP, "system/needrestart.conf")]).stdout.splitlines()
+    left = [line.split()[0] for line in said if len(line.split()) > 1]
+    assert left == ["varve@vda.service", "dbus.service"], said
+
+
+@test
 def no_unit_takes_a_disk_with_it_when_the_daemon_ends():
     for name, other in (("varve@.service", "varved"), ("varve@.socket", "varved"), ("varved.service", "varve@"),
                         ("varved.socket", "varve@")):
