@@ -8,7 +8,7 @@ pages = \
 	%D%/varve-security.7 \
 	%D%/varved.8
 EXTRA_DIST += %D%/to-html.pl $(addsuffix .pod,$(basename $(pages)))
-dist_doc_DATA = README.md %D%/architecture.md %D%/clients.md %D%/nbd-conformance.md %D%/proofs.md %D%/recipes.md %D%/varve.svg
+dist_doc_DATA = README.md NEWS.md %D%/architecture.md %D%/clients.md %D%/nbd-conformance.md %D%/proofs.md %D%/recipes.md %D%/varve.svg
 if HAVE_POD2MAN
 html_pages = $(addsuffix .html,$(basename $(pages)))
 nodist_man_MANS = $(pages)
