@@ -250,14 +250,19 @@ static json_t *state_describe(struct varve_disk *disk, const struct state *s)
     return o;
 }
 
-/* NULL: nobody could look for want of memory, which says nothing of the bitmaps. */
+bool varve_bitmap_nobody_looked(int rc)
+{
+    return rc == -ENOMEM || rc == -EMFILE || rc == -ENFILE;
+}
+
+/* NULL: nobody could look at one of them. */
 static json_t *states_describe(struct varve_disk *disk, const struct state *states, size_t n,
                                struct varve_err *err)
 {
     json_t *list = json_array();
 
     for (size_t i = 0; i < n; i++) {
-        if (states[i].rc == -ENOMEM) {
+        if (varve_bitmap_nobody_looked(states[i].rc)) {
             *err = states[i].err;
             json_decref(list);
             return NULL;

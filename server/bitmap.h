@@ -40,8 +40,12 @@ int varve_bitmap_check_content(struct varve_disk *disk, const struct varve_cat_b
 int varve_bitmap_check_set(struct varve_disk *disk, const struct varve_change_set *set,
                            struct varve_err *err);
 
+/* Whether that code says that nobody could look for want of memory or descriptors: it tells nothing
+ * of a bitmap. */
+bool varve_bitmap_nobody_looked(int rc);
+
 /* QEMU's BlockDirtyInfo of all bitmaps of the disk: each with its blocks now, rounded to its
- * granularity, with what the live epoch has, if it records.  NULL: there was no memory. */
+ * granularity, with what the live epoch has, if it records.  NULL: nobody could look. */
 json_t *varve_bitmaps_describe(struct varve_disk *disk, struct varve_err *err);
 
 #endif

@@ -244,7 +244,7 @@ static void conn_refuse(struct varve_http_conn *conn, unsigned status)
         text = "HTTP/1.0 and 1.1 are spoken.\n";
         break;
     case 500:
-        text = "There is no memory for the answer.\n";
+        text = "varved has not memory or file descriptors enough for the answer.\n";
         break;
     default:
         text = "This is no HTTP request, or one with a body.\n";

@@ -99,7 +99,7 @@ static void metric_states(FILE *f, const json_t *disks)
     }
 }
 
-/* -ENOMEM, -EMFILE, -ENFILE: nobody could look, which says nothing of the bitmaps. */
+/* Fails where nobody could look. */
 static int inconsistent_bitmaps(struct varve_daemon *d, struct varve_disk *disk, uint64_t *n,
                                 struct varve_err *err)
 {
@@ -109,7 +109,7 @@ static int inconsistent_bitmaps(struct varve_daemon *d, struct varve_disk *disk,
     for (size_t i = 0; cd && i < cd->nbitmaps; i++) {
         int rc = varve_bitmap_check_content(disk, &cd->bitmaps[i], err);
 
-        if (rc == -ENOMEM || rc == -EMFILE || rc == -ENFILE)
+        if (varve_bitmap_nobody_looked(rc))
             return rc;
         *n += rc < 0;
         *err = (struct varve_err)VARVE_ERR_INIT;

@@ -12,6 +12,7 @@ import time
 
 import backups
 import nbdclient
+import rawhttp
 from harness import M, VARVED, Stack, run, wait_for
 from qmpclient import QMPError
 from releases import BLOCK, GRAIN, SIZE, content, disk_content
@@ -136,6 +137,25 @@ def a_daemon_without_descriptors_goes_on_with_what_is_open_and_says_why_it_does_
             backups.end(q, ident)
             q.cmd("checkpoint-create", name="c2", disks=["vda"])
             heals(s, q, disk, "c1", full)
+
+
+@test
+def a_bitmap_that_nobody_can_look_at_is_not_told_as_inconsistent():
+    """Who asks would drop it, and begin a full backup; and an alert rings."""
+    with Stack() as s:
+        metrics = os.path.join(s.socks, "m")
+        s.start_daemon("--metrics", "unix:" + metrics)
+        s.start("vda", M)
+        with s.qmp() as q:
+            q.cmd("block-dirty-bitmap-add", node="vda", name="bits")
+            q.cmd("checkpoint-create", name="c", disks=["vda"])
+            with short_of_files(s.daemon):
+                for name in ("query-block", "query-named-block-nodes", "query-metrics"):
+                    refused(q, name, {})
+            with short_of_files(s.daemon, 1):  # which the connection takes
+                assert rawhttp.get(metrics, "/metrics")[0] == 500
+            assert not q.cmd("query-block")[0]["dirty-bitmaps"][0]["inconsistent"]
+            assert rawhttp.get(metrics, "/metrics")[0] == 200
 
 
 @test
