@@ -60,8 +60,8 @@ class PowerLoop(Loop):
                 self.open.append(pending[1])
             if pending and pending[0] == "end":
                 b, success = pending[1]
-                if state[b.id] in ("running", "degraded", "broken"):
-                    self.pending = None
+                if state[b.id] != "completed" and (success or state[b.id] != "failed"):
+                    self.pending = None  # it was not; a start may have found that it has failed
             for b in list(self.open):
                 if pending and pending[0] == "end" and b is pending[1][0] and self.pending:
                     continue

@@ -161,6 +161,8 @@ def lost_power(incremental):
                 case.begin()
                 fs.tell("sync")
                 for _ in range(random.randrange(1, 4)):
+                    if not incremental and os.path.exists(case.file):
+                        break  # it was killed when all had been done
                     view = random.choice(case.views)
                     nth, after = random.choice((0, random.randrange(1, 50))), random.random() < 0.5
                     pieces = random.randrange(1, 18)
