@@ -99,13 +99,12 @@ static void metric_states(FILE *f, const json_t *disks)
     }
 }
 
-/* Fails where nobody could look. */
+/* Adds them to *n.  Fails where nobody could look. */
 static int inconsistent_bitmaps(struct varve_daemon *d, struct varve_disk *disk, uint64_t *n,
                                 struct varve_err *err)
 {
     const struct varve_cat_disk *cd = varve_catalogue_disk(d->catalogue, disk->identity.uuid);
 
-    *n = 0;
     for (size_t i = 0; cd && i < cd->nbitmaps; i++) {
         int rc = varve_bitmap_check_content(disk, &cd->bitmaps[i], err);
 
@@ -122,16 +121,18 @@ static int metric_inside(FILE *f, struct varve_daemon *d, struct varve_err *err)
 {
     struct varve_ctl_head head;
     struct varve_disk *disk;
-    uint64_t n;
 
     metric_about(f, "bitmaps_inconsistent", "gauge", "Bitmaps that cannot be used.");
     for (disk = d->disks; disk; disk = disk->next) {
-        int rc = !disk->gone && disk->known ? inconsistent_bitmaps(d, disk, &n, err) : 0;
+        uint64_t n = 0;
+        int rc;
 
+        if (disk->gone || !disk->known)
+            continue;
+        rc = inconsistent_bitmaps(d, disk, &n, err);
         if (rc < 0)
             return rc;
-        if (!disk->gone && disk->known)
-            metric(f, "bitmaps_inconsistent", "disk", disk->name, n);
+        metric(f, "bitmaps_inconsistent", "disk", disk->name, n);
     }
     metric_about(f, "preserved_bytes_total", "counter",
                  "Copied for backups before the guest overwrote them.");
